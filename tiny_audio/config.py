@@ -1,0 +1,228 @@
+"""Configs: a dataclass per job, a YAML file of differences from its defaults, dotted overrides on the command line.
+
+`load_config(TrainConfig, "configs/quickstart.yaml", ["train.num_workers=1"])`. An unknown key, or a value of the wrong
+type, is a `ConfigError` whose message is one line. Knows nothing of torch or Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+DTYPES = ("float32", "bfloat16")
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key and the remedy in one line."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def absolute(path: str) -> str:
+    """A local path from the root of the file system; a URL as it is."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())
+
+
+def require_model(model: str) -> str:
+    """Where a saved model is: the absolute path of its folder, or a hub id (OWNER/NAME) as it is.
+
+    Raises:
+        ConfigError: there is no such folder, and it cannot be a hub id.
+    """
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder.resolve())
+    hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~", "runs/"))
+    require(hub_id, f"{model}: no saved model there; train one first (make quickstart), or name its folder or hub id")
+    return model
+
+
+@dataclass
+class ModelConfig:
+    """The two frozen backbones and the projector between them."""
+
+    audio_model_id: str = "openai/whisper-large-v3-turbo"
+    text_model_id: str = "HuggingFaceTB/SmolLM3-3B"
+    projector_type: str = "mlp"
+    encoder_window: str = "full"  # full: padded to 30 s, as Whisper was trained | trimmed: to the step's longest clip
+    dtype: str = "bfloat16"  # of the backbones; the projector is float32 always
+    attn_implementation: str = "sdpa"
+    max_new_tokens: int = 256
+
+    def __post_init__(self):
+        require(self.dtype in DTYPES, f"model.dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        windows = ("full", "trimmed")
+        require(self.encoder_window in windows, f"model.encoder_window must be full or trimmed, not {self.encoder_window!r}")
+        require(self.projector_type == "mlp", f"model.projector_type must be mlp, not {self.projector_type!r}")
+
+
+@dataclass
+class DataConfig:
+    """Parquet shards in LoquaciousSet's columns, and how an epoch is laid out."""
+
+    train: str = "hf://datasets/speechbrain/LoquaciousSet/small/train*.parquet"  # a glob; local, hf://, s3://, gs://
+    dev: str = "hf://datasets/speechbrain/LoquaciousSet/dev/dev*.parquet"
+    max_train_rows: int | None = None  # the first rows of the train shards only
+    max_dev_rows: int = 256
+    max_duration_s: float = 30.0  # longer clips, and those over the encoder's window, are rejected and counted, never cut
+    batch_rows: int = 32  # the global batch, whatever the number of workers
+    steps_per_window: int = 16  # steps whose rows are read, sorted by duration and shuffled together
+    micro_batch_s: float = 480.0  # padded audio seconds that one worker computes at a time
+    silence_share: float = 0.0  # silent and noise-only clips with an empty label, added to each step
+    decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
+
+    def __post_init__(self):
+        require(self.batch_rows >= 1, f"data.batch_rows must be at least 1, not {self.batch_rows}")
+        require(self.steps_per_window >= 1, f"data.steps_per_window must be at least 1, not {self.steps_per_window}")
+        require(0 <= self.silence_share < 1, f"data.silence_share must be in [0, 1), not {self.silence_share}")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine decay to zero."""
+
+    learning_rate: float = 3e-4
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.95
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class TrainConfig:
+    """One training run. The worker count is the only dial: the result does not depend on it."""
+
+    name: str = "train"  # the run's folder under runs_dir; the same name resumes the run
+    runs_dir: str = "runs"
+    seed: int = 42
+    num_steps: int = 500
+    num_workers: int = 1
+    use_gpu: bool = True
+    threads_per_worker: int = 1  # CPU threads of a worker, where there is no GPU
+    zero_stage: int = 2
+    eval_every: int = 100
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    max_failures: int = 3  # restarts from the last checkpoint before the run gives up
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self):
+        require(self.zero_stage in ZERO_STAGES, f"zero_stage must be one of 0, 1, 2, 3, not {self.zero_stage}")
+        require(self.num_workers >= 1, f"num_workers must be at least 1, not {self.num_workers}")
+        require(self.num_steps >= 1, f"num_steps must be at least 1, not {self.num_steps}")
+        require(
+            self.data.batch_rows % self.num_workers == 0,
+            f"data.batch_rows={self.data.batch_rows} does not divide among num_workers={self.num_workers}",
+        )
+
+    def with_absolute_paths(self) -> TrainConfig:
+        """For workers, which run elsewhere: local paths made absolute; URLs and hub ids as they are."""
+        data = dataclasses.replace(self.data, train=absolute(self.data.train), dev=absolute(self.data.dev))
+        return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=data)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+def _type_name(expected: Any) -> str:
+    return getattr(expected, "__name__", str(expected)).replace("NoneType", "null")
+
+
+def _convert(value: Any, expected: Any, key: str) -> Any:
+    """`value` as `expected`, or ConfigError. An int serves as a float; nothing else is coerced."""
+    if dataclasses.is_dataclass(expected):
+        require(isinstance(value, dict), f"{key} is a section: it wants keys below it, not {value!r}")
+        return build(expected, value, key + ".")
+    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    for option in options:
+        origin = typing.get_origin(option)
+        if origin is list and isinstance(value, list):
+            return [_convert(item, typing.get_args(option)[0], key) for item in value]
+        if option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if origin is None and type(value) is option:
+            return value
+    raise ConfigError(f"{key} wants {' or '.join(_type_name(option) for option in options)}, not {value!r}")
+
+
+def build(cls: type[T], values: dict, prefix: str = "") -> T:
+    """An instance of the dataclass `cls` from nested `values`; absent keys keep their defaults."""
+    hints = typing.get_type_hints(cls)
+    converted = {}
+    for key, value in values.items():
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(hints)}"
+            raise ConfigError(f"unknown key {prefix}{key}; {remedy}")
+        converted[key] = _convert(value, hints[key], prefix + key)
+    return cls(**converted)
+
+
+def _read_yaml(path: Path) -> dict:
+    require(path.is_file(), f"{path}: no such config file")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    require(isinstance(values, dict), f"{path}: a config is a mapping of keys to values")
+    return values
+
+
+def _parse_value(text: str) -> Any:
+    """A command-line value as YAML reads it; YAML 1.1 takes 2e-3 for a string, people do not."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _override(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    require(bool(equals and key), f"{override!r} is not key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        require(isinstance(values, dict), f"{key}: {section} is a value, not a section")
+    try:
+        values[last] = _parse_value(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: cannot read the value {text!r}") from None
+
+
+def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
+    """Defaults < YAML file < `key=value` overrides.
+
+    Raises:
+        ConfigError: no such file, an unknown key, a value of the wrong type or out of range.
+    """
+    values = _read_yaml(Path(path))
+    for override in overrides or []:
+        _override(values, override)
+    return build(cls, values)
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """The resolved config, every key, as YAML that `load_config` reads back."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
