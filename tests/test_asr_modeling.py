@@ -1,0 +1,127 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.conftest import DECODER, ENCODER, ROOT, tone
+from tiny_audio.asr_config import ASRConfig
+from tiny_audio.asr_modeling import ASRModel, Projector, encode, load_decoder, load_encoder
+from tiny_audio.shards import Clip
+from tiny_audio.tensors import collate
+from tiny_audio.text import label_ids
+
+CLIPS = [
+    Clip("a", tone(1.0), "the old baker"),
+    Clip("b", tone(2.5, 300), "seven lemons past a quiet river"),
+    Clip("c", tone(0.3), ""),
+]
+
+
+def test_the_projector_is_the_seeds():
+    with torch.device("meta"):
+        projector = Projector(1280, 2048)
+    assert sum(weight.numel() for weight in projector.parameters()) == 11_730_944
+    assert projector(torch.empty(2, 1500, 1280, device="meta")).shape == (2, 750, 2048)
+
+
+def test_the_seeds_usage_works(tmp_path):
+    model = ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, projector_type="mlp", attn_implementation="sdpa"))
+    features = model.feature_extractor(tone(2.0) / 32768.0, sampling_rate=16000, return_tensors="pt").input_features
+    ids = model.generate(input_features=features, max_new_tokens=5)
+    assert ids.shape[1] <= 5
+    assert isinstance(model.tokenizer.decode(ids[0], skip_special_tokens=True), str)
+    model.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors"}
+    again = ASRModel.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert (again.generate(input_features=features, max_new_tokens=5) == ids).all()
+
+
+@torch.no_grad()
+def test_any_length_encodes_as_whispers_own_at_the_full_window(model):
+    mels = torch.randn(2, 128, 800)
+    torch.testing.assert_close(encode(model.encoder, mels), model.encoder(mels).last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert encode(model.encoder, mels[..., :122]).shape == (2, 61, 192)
+
+
+@torch.no_grad()
+def test_the_loss_is_transformers_own_on_each_row_alone(model):
+    """Right padding, no mask, logits at the label positions only: the same sum as the plain way, row by row."""
+    ours = model(*collate(model, CLIPS, 40_000))
+    plain = 0.0
+    for clip in CLIPS:
+        features, num_samples, _, _ = collate(model, [clip], len(clip.pcm))
+        num_tokens = -(-int(num_samples) // 640)
+        ids = label_ids(model.tokenizer, clip.text)
+        embed = model.decoder.model.embed_tokens
+        parts = [embed(torch.tensor([model.prompt.prefix])), model.embed_audio(features, num_tokens)]
+        parts += [embed(torch.tensor([model.prompt.suffix])), embed(torch.tensor([ids]))]
+        inputs = torch.cat(parts, dim=1)
+        labels = torch.full((1, inputs.shape[1]), -100)
+        labels[0, -len(ids) :] = torch.tensor(ids)
+        plain += model.decoder(inputs_embeds=inputs, labels=labels).loss * len(ids)
+    torch.testing.assert_close(ours.loss_sum, plain, rtol=1e-5, atol=1e-4)
+    assert int(ours.num_label_tokens) == sum(len(label_ids(model.tokenizer, clip.text)) for clip in CLIPS)
+
+
+def test_only_the_projector_gets_gradients_and_training_mode(model):
+    model.train()
+    model(*collate(model, CLIPS, 40_000)).loss.backward()
+    named = dict(model.named_parameters())
+    assert {name for name, weight in named.items() if weight.grad is not None} == {n for n in named if n.startswith("projector.")}
+    assert not model.encoder.training
+    assert not model.decoder.training
+    model.zero_grad()
+
+
+def test_bf16_backbones_keep_a_float32_projector():
+    torch.manual_seed(0)
+    model = ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, dtype="bfloat16"))
+    assert {weight.dtype for weight in model.projector.parameters()} == {torch.float32}
+    assert model.decoder.dtype == model.encoder.conv1.weight.dtype == torch.bfloat16
+    output = model(*collate(model, CLIPS, 40_000))
+    output.loss.backward()
+    assert model.projector.conv.weight.grad.dtype == torch.float32
+    assert output.loss.isfinite()
+
+
+def _copy_without(folder, out, key):
+    shutil.copytree(ROOT / folder, out)
+    state = load_file(out / "model.safetensors")
+    del state[key]
+    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    """transformers would only warn, and leave them random."""
+    _copy_without(ENCODER, tmp_path / "encoder", "model.encoder.layers.2.fc1.weight")
+    with pytest.raises(ValueError, match=r"encoder: the checkpoint lacks layers\.2\.fc1\.weight"):
+        load_encoder(str(tmp_path / "encoder"), torch.float32, "sdpa")
+    _copy_without(DECODER, tmp_path / "decoder", "model.norm.weight")
+    with pytest.raises(ValueError, match=r"decoder: the checkpoint lacks model\.norm\.weight"):
+        load_decoder(str(tmp_path / "decoder"), torch.float32, "sdpa")
+
+
+def test_a_projector_of_another_shape_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    save_file({"projector.linear_2.weight": nn.Linear(4, 4).weight.detach()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="not a projector for"):
+        ASRModel.from_pretrained(tmp_path)
+
+
+def test_an_unknown_projector_is_refused():
+    with pytest.raises(ValueError, match="projector_type must be one of"):
+        ASRConfig(projector_type="moe")
+
+
+def test_the_embedded_backbones_are_small_and_ours():
+    files = list((ROOT / "tiny_audio/backbones").rglob("*"))
+    assert sum(path.stat().st_size for path in files if path.is_file()) <= 12_000_000
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
+    config = json.loads((ROOT / ENCODER / "config.json").read_text())
+    assert (config["model_type"], config["num_mel_bins"]) == ("whisper", 128)
+    assert json.loads((ROOT / DECODER / "config.json").read_text())["model_type"] == "smollm3"
+    assert "hours" in (ROOT / "tiny_audio/backbones/MODEL_CARD.md").read_text()

@@ -1,0 +1,65 @@
+"""Prompt, labels and transcript text: one builder for training, evaluation and serving.
+
+The chat, as the seed renders it with SmolLM3's template (`/system_override` keeps today's date out of it):
+system `/no_think /system_override`; user `Transcribe: ` + audio; assistant the transcript.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SYSTEM_PROMPT = "/no_think /system_override"
+USER_PROMPT = "Transcribe: "
+AUDIO_TOKEN = "<audio>"  # stands for the audio in the rendered chat; it never reaches the decoder
+END_OF_TURN = "<|im_end|>"
+PAD_TOKEN = "<|finetune_right_pad_id|>"
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids around the audio. The decoder reads `prefix`, audio tokens, `suffix`, then the answer."""
+
+    prefix: list[int]
+    suffix: list[int]
+
+
+def render_chat(tokenizer, text: str | None = None) -> str:
+    """The chat as a string, one `<audio>` in place of the audio; with `text`, the answer too, else up to its start."""
+    messages = [
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": USER_PROMPT + AUDIO_TOKEN},
+    ]
+    if text is not None:
+        messages.append({"role": "assistant", "content": text})
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=text is None)
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def build_prompt(tokenizer) -> Prompt:
+    """Token ids before and after the audio, up to and including the empty think block.
+
+    Raises:
+        ValueError: the tokenizer's chat template does not render the audio placeholder exactly once.
+    """
+    parts = render_chat(tokenizer).split(AUDIO_TOKEN)
+    if len(parts) != 2:
+        raise ValueError(f"the chat template renders {len(parts) - 1} audio placeholders, expected 1")
+    return Prompt(_ids(tokenizer, parts[0]), _ids(tokenizer, parts[1]))
+
+
+def clean_transcript(text: str) -> str:
+    """A label as it is trained and scored: single spaces, none at the ends."""
+    return " ".join(text.split())
+
+
+def label_ids(tokenizer, text: str) -> list[int]:
+    """What the decoder must say after the prompt: the transcript, `<|im_end|>` and a line break. The loss is on these alone."""
+    answered = render_chat(tokenizer, clean_transcript(text))
+    prompt = render_chat(tokenizer)
+    if not answered.startswith(prompt):
+        raise ValueError("the chat template renders a prompt that is no prefix of the answered chat")
+    return _ids(tokenizer, answered[len(prompt) :])
