@@ -1,0 +1,75 @@
+"""The command line that every job shares: `python -m ray_jobs.VERB CONFIG key=value ...`.
+
+Exit codes: 0 done; 1 the job failed; 2 the command, the config or an input path is wrong, and nothing was started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from tiny_audio.config import ConfigError, load_config
+
+T = TypeVar("T")
+SPARE_CPUS = 2
+
+
+def _keys(cls: type, prefix: str = "") -> list[str]:
+    """One line a key: its dotted name and default."""
+    lines = []
+    for item in dataclasses.fields(cls):
+        default = item.default_factory() if item.default is dataclasses.MISSING else item.default
+        if dataclasses.is_dataclass(default):
+            lines += _keys(type(default), f"{prefix}{item.name}.")
+        else:
+            lines.append(f"  {prefix}{item.name}={default}")
+    return lines
+
+
+def run_command(description: str, config_class: type[T], job: Callable[[T], None]) -> None:
+    """Parses the command line into a config and runs `job` with it. Does not return: exits with the job's code."""
+    verb = job.__module__ if job.__module__ != "__main__" else sys.modules["__main__"].__spec__.name
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {verb}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="keys and their defaults:\n" + "\n".join(_keys(config_class)),
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="YAML of differences from the defaults, such as ray_jobs/configs/quickstart.yaml"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a key, such as num_workers=2 or data.batch_rows=64"
+    )
+    arguments = parser.parse_args()
+    try:
+        job(load_config(config_class, arguments.config, arguments.overrides))
+    except (ConfigError, FileNotFoundError) as error:
+        sys.exit(_say(parser.prog, error))
+
+
+def start_ray() -> None:
+    """Joins the cluster that RAY_ADDRESS names, as it does for a submitted job, or starts one on this machine.
+
+    There, CPUs are counted generously: training workers hold theirs while they wait for the decode tasks to come.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core has to say reaches us as exceptions
+    import ray
+
+    from tiny_audio.stream import quiet_ray_data
+
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="WARNING")
+    else:
+        num_cpus = (os.cpu_count() or 1) + SPARE_CPUS
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    quiet_ray_data()
+
+
+def _say(program: str, error: Exception) -> int:
+    print(f"{program}: {error}", file=sys.stderr)
+    return 2

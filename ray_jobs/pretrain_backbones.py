@@ -1,0 +1,43 @@
+"""Makes the embedded backbones in `tiny_audio/backbones`: a Whisper encoder and a SmolLM3 decoder of 2 M parameters each.
+
+From nothing but the synthesiser and the sentences that this repository makes: minutes on one GPU; on a CPU (device=cpu)
+it runs too, for most of a day. The two parts know nothing of each other. Needs the extra [data].
+
+  python -m ray_jobs.pretrain_backbones ray_jobs/configs/backbones.yaml output_dir=/tmp/backbones
+"""
+
+import json
+from multiprocessing import get_context
+from pathlib import Path
+
+from ray_jobs.command import run_command
+from tiny_audio.pretrain import PretrainConfig
+
+
+def _pretrain_part(config: PretrainConfig, part: str) -> None:
+    import torch
+
+    from tiny_audio.pretrain_decoder import pretrain_decoder
+    from tiny_audio.pretrain_encoder import pretrain_encoder
+
+    torch.set_float32_matmul_precision("high")
+    facts = {"encoder": pretrain_encoder, "decoder": pretrain_decoder}[part](config)
+    facts["device"] = torch.cuda.get_device_name() if config.device == "cuda" else "CPU"
+    print(f"{part}: {json.dumps(facts)}", flush=True)
+    (Path(config.output_dir) / part / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def run(config: PretrainConfig) -> None:
+    """Both parts side by side, in processes of their own."""
+    context = get_context("spawn")
+    processes = [context.Process(target=_pretrain_part, args=(config, part)) for part in ("encoder", "decoder")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_command(__doc__, PretrainConfig, run)

@@ -1,0 +1,40 @@
+"""What both pre-trainings of the embedded backbones share: their config, learning-rate schedule and file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+WINDOW_S = 8  # the embedded encoder's; Whisper's is 30
+
+
+@dataclass
+class PretrainConfig:
+    """Sizes and lengths of the pre-training; the defaults made the folder in the repository."""
+
+    output_dir: str = "tiny_audio/backbones"
+    seed: int = 0
+    device: str = "cuda"
+    num_processes: int = 12  # that synthesise and write text
+    num_utterances: int = 130_000
+    encoder_steps: int = 8_500
+    encoder_batch: int = 192
+    decoder_steps: int = 10_000
+    decoder_batch: int = 384
+    learning_rate: float = 1.5e-3
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, num_steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    """A short warm-up to the optimizer's own rate, then down (Smith and Topin 2017)."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], num_steps, pct_start=0.06)
+
+
+def save_backbone(folder: Path, model_config, state: dict[str, torch.Tensor]) -> None:
+    """Writes config.json and float16 weights, as a hub folder has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model_config.dtype = "float16"
+    model_config.save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

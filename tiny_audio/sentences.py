@@ -1,0 +1,316 @@
+"""Text of the made data: a seeded grammar over `lexicon.yaml` that says short, plain English sentences.
+
+Reads the lexicon, writes strings: lower case, no punctuation, 3 to 12 words, as LoquaciousSet's labels are. It is
+used to make the embedded backbones and the quickstart's shards, never by the library, training or serving.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+LEXICON_PATH = Path(__file__).with_name("lexicon.yaml")
+VOWELS = "aeiou"
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz"  # all that a sentence is written in
+NEVER_HELD_OUT = ("numbers", "days", "months", "adverbs", "materials", "abstract")
+PREPOSITIONS = [
+    "in",
+    "near",
+    "behind",
+    "beside",
+    "under",
+    "above",
+    "inside",
+    "outside",
+    "across",
+    "toward",
+    "past",
+    "around",
+    "beyond",
+]
+TIMES = [
+    "every morning",
+    "last night",
+    "this evening",
+    "at noon",
+    "before breakfast",
+    "after dinner",
+    "all day long",
+    "during the storm",
+    "before the rain",
+    "on the weekend",
+    "until midnight",
+    "after the show",
+    "at dawn",
+    "next summer",
+    "last winter",
+]
+
+
+@dataclass(frozen=True)
+class Noun:
+    one: str
+    many: str
+
+
+@dataclass(frozen=True)
+class Verb:
+    base: str
+    third: str
+    past: str
+    ing: str
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Word classes by name; every entry is a `str`, a `Noun` or a `Verb`."""
+
+    classes: dict[str, tuple]
+
+    def forms(self) -> set[str]:
+        """Every word form of every class."""
+        found: set[str] = set()
+        for entries in self.classes.values():
+            for entry in entries:
+                found.update([entry] if isinstance(entry, str) else vars(entry).values())
+        return found
+
+
+def plural(noun: str) -> str:
+    """Regular English plural."""
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return noun + "es"
+    if noun.endswith("y") and noun[-2] not in VOWELS:
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun in ("potato", "tomato", "mango") else "s")
+
+
+def _doubles(verb: str) -> bool:
+    """Whether a one-syllable verb doubles its last letter: stop, stopped."""
+    return (
+        len(verb) >= 3
+        and verb[-1] not in "aeiouwxy"
+        and verb[-2] in VOWELS
+        and verb[-3] not in VOWELS
+        and sum(c in VOWELS for c in verb) == 1
+    )
+
+
+def _suffixed(verb: str, suffix: str) -> str:
+    if verb.endswith("ie") and suffix == "ing":
+        return verb[:-2] + "ying"
+    if verb.endswith("e"):
+        return verb[:-1] + suffix
+    if verb.endswith("y") and verb[-2] not in VOWELS and suffix == "ed":
+        return verb[:-1] + "ied"
+    return verb + (verb[-1] if _doubles(verb) else "") + suffix
+
+
+def conjugate(entry: str) -> Verb:
+    """`base` or `base:past` -> the four forms that the grammar uses."""
+    base, _, past = entry.partition(":")
+    return Verb(base, plural(base), past or _suffixed(base, "ed"), _suffixed(base, "ing"))
+
+
+def _noun(entry: str) -> Noun:
+    one, _, many = entry.partition(":")
+    return Noun(one, many or plural(one))
+
+
+@lru_cache(maxsize=1)
+def _raw_lexicon() -> dict[str, list[str]]:
+    return {name: words.split() for name, words in yaml.safe_load(LEXICON_PATH.read_text()).items()}
+
+
+def blocked_words() -> set[str]:
+    """Words that no generated or transcribed check text may hold."""
+    return set(_raw_lexicon()["blocked"])
+
+
+@lru_cache(maxsize=2)
+def load_lexicon(held_out: bool = False) -> Lexicon:
+    """The lexicon without the held-out words, or (`held_out=True`) only they, where a class has some."""
+    raw = _raw_lexicon()
+    aside = set(raw["held_out"])
+    classes: dict[str, tuple] = {}
+    for name, words in raw.items():
+        if name in ("held_out", "blocked"):
+            continue
+        words = list(dict.fromkeys(words))
+        if name not in NEVER_HELD_OUT:
+            words = [word for word in words if (word.partition(":")[0] in aside) == held_out]
+        if name in ("actions", "motions"):
+            classes[name] = tuple(conjugate(word) for word in words)
+        elif name in ("people", "animals", "objects", "places", "foods"):
+            classes[name] = tuple(_noun(word) for word in words)
+        else:
+            classes[name] = tuple(word.replace("-", " ") for word in words)
+    return Lexicon(classes)
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in VOWELS and not word.startswith(("use", "uni")) else "a"
+
+
+class Grammar:
+    """Says random sentences. `novel` in [0, 1] is the chance that a content word comes from the held-out words."""
+
+    def __init__(self, rng: random.Random, novel: float = 0.0):
+        self.rng = rng
+        self.novel = novel
+        self.known, self.held_out = load_lexicon(), load_lexicon(held_out=True)
+        self.known_forms = sorted(form for form in self.known.forms() if form.isalpha() and len(form) > 3)
+        self.real_forms = self.known.forms() | self.held_out.forms()
+        self.rules = (
+            [self.person_does] * 5
+            + [self.moves] * 3
+            + [self.describes] * 2
+            + [self.there_are] * 2
+            + [self.asks] * 2
+            + [self.orders] * 2
+            + [self.plans, self.weather_of_things, self.thinks, self.buys, self.both, self.salad, self.made_of]
+        )
+
+    def word(self, name: str):
+        held_out = self.held_out.classes[name]
+        pool = held_out if held_out and self.rng.random() < self.novel else self.known.classes[name]
+        return self.rng.choice(pool)
+
+    def chance(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def one(self, *names: str) -> str:
+        noun = self.word(self.rng.choice(names)).one
+        adjective = self.word("adjectives") + " " if self.chance(0.4) else ""
+        determiner = self.rng.choice(["the", "the", "the", "my", "this", "her", "his", "a"])
+        if determiner == "a":
+            determiner = _article(adjective or noun)
+        return f"{determiner} {adjective}{noun}"
+
+    def many(self, *names: str) -> str:
+        noun = self.word(self.rng.choice(names)).many
+        adjective = self.word("adjectives") + " " if self.chance(0.4) else ""
+        return f"{self.rng.choice([self.word('numbers'), 'some', 'these', 'all the', 'our'])} {adjective}{noun}"
+
+    def who(self) -> str:
+        return self.rng.choice([self.one("people"), self.word("names"), self.word("names"), "we", "they", "she", "he"])
+
+    def thing(self) -> str:
+        return self.one("objects", "foods") if self.chance(0.7) else self.many("objects", "foods")
+
+    def where(self) -> str:
+        return f"{self.rng.choice(PREPOSITIONS)} the {self.word('places').one}"
+
+    def when(self) -> str:
+        return self.rng.choice(
+            [f"on {self.word('days')}", f"in {self.word('months')}", self.rng.choice(TIMES), self.word("adverbs")]
+        )
+
+    def person_does(self) -> str:
+        tail = self.rng.choice(["", self.where(), self.when(), f"with {self.thing()}"])
+        return f"{self.who()} {self.word('actions').past} {self.thing()} {tail}"
+
+    def moves(self) -> str:
+        return f"{self.one('people', 'animals')} {self.word('motions').past} {self.rng.choice([self.where(), self.when()])}"
+
+    def describes(self) -> str:
+        link = self.rng.choice(["and", "but"])
+        subject = self.one("people", "animals", "objects", "places")
+        return f"{subject} {self.rng.choice(['is', 'was', 'looks'])} {self.word('adjectives')} {link} {self.word('adjectives')}"
+
+    def there_are(self) -> str:
+        place = self.where()
+        return self.rng.choice(
+            [
+                f"there are {self.many('objects', 'animals', 'people')} {place}",
+                f"there is {self.one('objects', 'foods', 'animals')} {place}",
+            ]
+        )
+
+    def asks(self) -> str:
+        return self.rng.choice(
+            [
+                f"where did {self.who()} {self.word('actions').base} {self.thing()}",
+                f"can you {self.word('actions').base} {self.thing()} {self.when()}",
+                f"why is {self.one('people', 'animals', 'places')} so {self.word('adjectives')}",
+                f"who will {self.word('actions').base} {self.thing()} for {self.word('names')}",
+            ]
+        )
+
+    def orders(self) -> str:
+        start = self.rng.choice(["please", "do not", "you must", "never"])
+        return f"{start} {self.word('actions').base} {self.thing()} {self.rng.choice([self.where(), self.when()])}"
+
+    def plans(self) -> str:
+        who, does = self.word("names"), self.word("actions").base
+        return f"on {self.word('days')} {who} will {does} {self.thing()} {self.rng.choice(['', self.where()])}"
+
+    def weather_of_things(self) -> str:
+        return f"the {self.word('abstract')} of the {self.word('people').one} was {self.word('adjectives')}"
+
+    def thinks(self) -> str:
+        return f"{self.word('names')} {self.rng.choice(['thinks', 'knows', 'says', 'hopes'])} that {self.describes()}"
+
+    def buys(self) -> str:
+        foods = f"{self.word('numbers')} {self.word('foods').many}"
+        return f"{self.who()} bought {foods} and {self.one('objects')} in {self.word('months')}"
+
+    def both(self) -> str:
+        return f"{self.word('names')} and {self.word('names')} were {self.word('motions').ing} {self.where()}"
+
+    def made_of(self) -> str:
+        thing = f"the {self.word('materials')} {self.word('objects').one}"
+        return f"{thing} {self.rng.choice(['is', 'was'])} {self.word('adjectives')} {self.when()}"
+
+    def salad(self) -> str:
+        """Words in no order: keeps a decoder listening, where a sentence could be guessed."""
+        names = list(self.known.classes)
+        words = []
+        for _ in range(self.rng.randint(3, 7)):
+            entry = self.word(self.rng.choice(names))
+            words.append(entry if isinstance(entry, str) else self.rng.choice(list(vars(entry).values())))
+        return " ".join(words)
+
+    def invented(self) -> str:
+        """The start of one known word and the end of another: no word, but one that can be said and spelled."""
+        while True:
+            head, tail = self.rng.choice(self.known_forms), self.rng.choice(self.known_forms)
+            word = head[: self.rng.randint(2, 5)] + tail[-self.rng.randint(2, 5) :]
+            if word not in self.real_forms and not any(blocked in word for blocked in blocked_words()):
+                return word
+
+    def with_invented(self, text: str, share: float) -> str:
+        """`text` with that share of its longer words replaced by invented ones."""
+        return " ".join(self.invented() if len(word) > 3 and self.chance(share) else word for word in text.split())
+
+    def sentence(self, min_words: int = 3, max_words: int = 12) -> str:
+        """One sentence of `min_words` to `max_words` words."""
+        while True:
+            text = " ".join(self.rng.choice(self.rules)().split())
+            if min_words <= len(text.split()) <= max_words and not set(text.split()) & blocked_words():
+                return text
+
+
+def unique_sentences(count: int, seed: int, exclude: frozenset[str] | set[str] = frozenset()) -> list[str]:
+    """`count` different sentences of known words, none of them in `exclude`."""
+    grammar, found = Grammar(random.Random(seed)), {}
+    while len(found) < count:
+        text = grammar.sentence()
+        if text not in exclude:
+            found[text] = None
+    return list(found)
+
+
+def novel_sentences(count: int, seed: int) -> list[str]:
+    """`count` different sentences of 8 to 12 words, each with exactly one word held out of all training."""
+    grammar, found = Grammar(random.Random(seed), novel=0.12), {}
+    held_out = grammar.held_out.forms() - grammar.known.forms()
+    while len(found) < count:
+        text = grammar.sentence(min_words=8)
+        if sum(word in held_out for word in text.split()) == 1:
+            found[text] = None
+    return list(found)
