@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from tests.conftest import tone
+from tiny_audio.batch import num_micro_batches, window_batches
+from tiny_audio.plan import Window
+from tiny_audio.shards import Clip, Reject
+
+WINDOW = Window(epoch=0, index=2, first_step=6, num_steps=3, slices=())
+CLIPS = [Clip(f"c{i}", tone(0.2 + 0.1 * ((i * 7) % 23)), "text") for i in range(23)]
+
+
+def batches(num_workers, **options):
+    options = {"micro_batch_s": 8.0, "window_s": 8.0, "silence_share": 0.1, **options}
+    return window_batches(WINDOW, CLIPS, [Reject("bad", "empty", "f")], seed=0, num_workers=num_workers, **options)
+
+
+def steps(found):
+    """step -> sorted ids and padding, over all workers"""
+    return {
+        step: (sorted(c.id for b in found if b.step == step for c in b.clips), {b.longest for b in found if b.step == step})
+        for step in (6, 7, 8)
+    }
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 5])
+def test_what_a_step_trains_does_not_depend_on_the_number_of_workers(num_workers):
+    assert steps(batches(num_workers)) == steps(batches(1))
+
+
+def test_every_clip_is_trained_once_with_a_share_of_silence():
+    ids = [clip.id for batch in batches(2) for clip in batch.clips]
+    assert sorted(i for i in ids if i.startswith("c")) == sorted(clip.id for clip in CLIPS)
+    silent = [clip for batch in batches(2) for clip in batch.clips if clip.id.startswith("silence")]
+    assert len(silent) == 2
+    assert {clip.text for clip in silent} == {""}
+
+
+def test_a_step_has_clips_of_like_duration():
+    spans = [np.ptp([len(c.pcm) for b in batches(1, silence_share=0.0) if b.step == step for c in b.clips]) for step in (6, 7, 8)]
+    assert max(spans) < np.ptp([len(clip.pcm) for clip in CLIPS]) / 2
+
+
+def test_all_workers_compute_the_same_number_of_parts_within_the_budget():
+    assert num_micro_batches(num_rows=9, num_workers=2, padded_s=8.0, micro_batch_s=16.0) == 3
+    for step in (6, 7, 8):
+        assert len({batch.num_micro_batches for batch in batches(2) if batch.step == step}) == 1
+
+
+def test_rejects_travel_with_the_first_batch_alone():
+    assert [len(batch.rejects) for batch in batches(2)] == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_window_of_rejects_still_has_its_steps():
+    found = window_batches(WINDOW, [], [], seed=0, num_workers=2, micro_batch_s=8.0, window_s=None)
+    assert [batch.step for batch in found] == [6, 6, 7, 7, 8, 8]
+    assert not any(batch.clips for batch in found)

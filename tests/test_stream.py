@@ -1,0 +1,76 @@
+import pytest
+
+from tests.conftest import encode_audio, tone, write_shard
+from tiny_audio.plan import list_shards, plan_pass, plan_windows, read_footers
+from tiny_audio.stream import StreamSettings, WorkerStream, clip_dataset, ingest_config, train_dataset
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def settings(num_workers, start_step=0, num_steps=7):
+    return StreamSettings(0, num_workers, start_step, num_steps, 8.0, 16.0, 8.0, 0.0)
+
+
+def split(shards, num_workers, start_step=0, num_steps=7):
+    """The workers' shares, as Ray Train makes them."""
+    groups = read_footers(list_shards(f"{shards}/train/*.parquet"))
+    windows = plan_windows(groups, 0, 4, 2, num_steps, start_step)
+    datasets = {"train": train_dataset(windows, settings(num_workers, start_step, num_steps))}
+    shares = ingest_config(None).configure(datasets, num_workers, None, None)
+    return [WorkerStream(share["train"], rank, start_step) for rank, share in enumerate(shares)]
+
+
+def read(streams, num_steps):
+    """step -> ids, over all workers, which must be read side by side"""
+    found = {}
+    for _ in range(num_steps):
+        for stream in streams:
+            batch = next(stream)
+            found.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
+    return {step: sorted(ids) for step, ids in found.items()}
+
+
+def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(shards):
+    one = read(split(shards, 1), 7)
+    assert list(one) == list(range(7))
+    assert read(split(shards, 2), 7) == one
+    resumed = read(split(shards, 2, start_step=3), 4)
+    assert resumed == {step: one[step] for step in range(3, 7)}
+
+
+def test_every_good_row_of_an_epoch_comes_once_and_every_bad_one_is_counted(shards):
+    stream = split(shards, 1)[0]
+    batches = [next(stream) for _ in range(7)]  # 26 rows in steps of 4
+    ids = [clip.id for batch in batches for clip in batch.clips]
+    rejects = {reject.id: reject.reason for batch in batches for reject in batch.rejects}
+    assert rejects == {"row-005": "empty", "row-020": "truncated"}
+    assert sorted([*ids, *rejects]) == [f"row-{i:03d}" for i in range(26)]
+
+
+def test_a_stream_out_of_step_is_never_trained_through(shards):
+    stream = split(shards, 1, start_step=2)[0]
+    stream.next_step = 0
+    with pytest.raises(RuntimeError, match="got the batch of step 2, rank 0; wants 0"):
+        next(stream)
+    with pytest.raises(RuntimeError, match=r"the data ended before step|got the batch of step"):
+        read(split(shards, 1), 8)
+
+
+def test_clips_keep_their_samples(tmp_path):
+    clip = tone(0.7)
+    write_shard(
+        tmp_path / "one.parquet", [("good", encode_audio(clip, "wav"), "a  b "), ("bad", b"x" * 50, "c"), ("mute", b"", "")]
+    )
+    rows = clip_dataset(plan_pass(read_footers([str(tmp_path / "one.parquet")])), 8.0).take_all()
+    assert [(row["id"], row["reason"], row["text"]) for row in rows] == [
+        ("good", "", "a b"),
+        ("bad", "not_audio", ""),
+        ("mute", "no_label", ""),
+    ]
+    assert rows[0]["pcm"] == clip.tobytes()
+
+
+def test_decode_is_kept_to_its_nodes():
+    options = ingest_config("decode")._resolve_execution_options("train")
+    assert options.label_selector == {"ray-subcluster": "decode"}
+    assert options.preserve_order

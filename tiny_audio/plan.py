@@ -1,0 +1,148 @@
+"""Which rows train in which order: a function of (footers, seed, step) alone. Runs on the driver; reads no audio.
+
+An epoch shuffles the row groups of all shards, joins their rows end to end and cuts the line into windows of whole
+steps. A window is the unit of reading: its rows are decoded, shuffled and grouped by duration together. Since the plan
+depends neither on the number of workers nor on what ran before, a step number is all that a checkpoint must keep of
+the position in the data: `plan_windows` starts there, having read nothing of what came earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tiny_audio.config import ConfigError, require
+
+COLUMNS = ("ID", "wav", "text")  # of LoquaciousSet; `duration`, `spk_id` and `sex` may be absent
+FOOTER_THREADS = 16
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a Parquet file."""
+
+    path: str
+    index: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class RowSlice:
+    """Rows [start, stop) of a row group."""
+
+    path: str
+    row_group: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """`num_steps` steps from global step `first_step` on, all of one epoch, and the rows that they train."""
+
+    epoch: int
+    index: int
+    first_step: int
+    num_steps: int
+    slices: tuple[RowSlice, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(part.stop - part.start for part in self.slices)
+
+
+def list_shards(pattern: str) -> list[str]:
+    """Files of a glob, sorted; local or any fsspec URL (hf://, s3://, gs://).
+
+    Raises:
+        ConfigError: nothing matches.
+    """
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    found = sorted(filesystem.glob(path)) if any(c in path for c in "*?[") else [path] * filesystem.isfile(path)
+    require(bool(found), f"{pattern}: no such Parquet shards; `make quickstart` makes some, or point the key at yours")
+    return [filesystem.unstrip_protocol(name) if "://" in pattern else name for name in found]
+
+
+def _read_footer(path: str) -> list[RowGroup]:
+    try:
+        with fsspec.open(path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in COLUMNS if name not in parquet.schema_arrow.names]
+            require(not missing, f"{path}: lacks the column {missing and missing[0]}; LoquaciousSet's are {', '.join(COLUMNS)}")
+            footer = parquet.metadata
+            return [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{path}: not a Parquet file, or a truncated one ({error})") from None
+
+
+def read_footers(paths: list[str], max_rows: int | None = None) -> list[RowGroup]:
+    """Row groups of the shards in order, as far as the first `max_rows` rows reach.
+
+    Raises:
+        ConfigError: a file is no Parquet, or lacks a column.
+    """
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        groups = [group for footer in pool.map(_read_footer, paths) for group in footer if group.num_rows]
+    if max_rows is None:
+        return groups
+    kept, left = [], max_rows
+    for group in groups:
+        if left > 0:
+            kept.append(RowGroup(group.path, group.index, min(group.num_rows, left)))
+            left -= group.num_rows
+    return kept
+
+
+def steps_per_epoch(groups: list[RowGroup], batch_rows: int) -> int:
+    """The last step of an epoch takes what rows are left."""
+    return -(-sum(group.num_rows for group in groups) // batch_rows)
+
+
+def _slices(groups: list[RowGroup], ends: np.ndarray, start: int, stop: int) -> tuple[RowSlice, ...]:
+    """Rows [start, stop) of the line that `groups` form; `ends` are the groups' ends on it."""
+    found = []
+    position = start
+    for i in range(int(np.searchsorted(ends, start, side="right")), len(groups)):
+        first = int(ends[i]) - groups[i].num_rows
+        end = min(stop, int(ends[i]))
+        found.append(RowSlice(groups[i].path, groups[i].index, position - first, end - first))
+        position = end
+        if position == stop:
+            break
+    return tuple(found)
+
+
+def plan_windows(
+    groups: list[RowGroup], seed: int, batch_rows: int, steps_per_window: int, num_steps: int, start_step: int = 0
+) -> Iterator[Window]:
+    """Windows that hold the steps from `start_step` to `num_steps`, over as many epochs as that takes.
+
+    The first window may begin before `start_step`: its earlier steps are for the reader to leave out.
+    """
+    require(bool(groups), "the training shards hold no rows")
+    per_epoch = steps_per_epoch(groups, batch_rows)
+    num_rows = sum(group.num_rows for group in groups)
+    for epoch in range(start_step // per_epoch, -(-num_steps // per_epoch)):
+        order = np.random.default_rng((seed, epoch)).permutation(len(groups))
+        shuffled = [groups[i] for i in order]
+        ends = np.cumsum([group.num_rows for group in shuffled])
+        skipped = max(0, start_step - epoch * per_epoch) // steps_per_window
+        for index in range(skipped, -(-per_epoch // steps_per_window)):
+            step = index * steps_per_window
+            if epoch * per_epoch + step >= num_steps:
+                return
+            stop_step = min(step + steps_per_window, per_epoch)
+            rows = _slices(shuffled, ends, step * batch_rows, min(stop_step * batch_rows, num_rows))
+            yield Window(epoch, index, epoch * per_epoch + step, stop_step - step, rows)
+
+
+def plan_pass(groups: list[RowGroup]) -> Iterator[RowSlice]:
+    """Every row group once, in order: for evaluation."""
+    for group in groups:
+        yield RowSlice(group.path, group.index, 0, group.num_rows)

@@ -1,0 +1,249 @@
+"""The Ray Data graph, and the only file that builds one: shards -> decode -> batches, on CPU nodes, streamed to workers.
+
+A row of the training stream is one worker's share of one step, ready-made, in a block of its own: Ray Train's split
+hands the blocks out in turn, so worker r of n gets rows r, r + n, ... `WorkerStream` checks that it is so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, ExecutionOptions
+from ray.train import DataConfig as IngestConfig
+
+from tiny_audio.batch import WorkerBatch, window_batches
+from tiny_audio.plan import RowSlice, Window
+from tiny_audio.shards import Clip, Reject, decode_file, decode_slices
+
+SUBCLUSTER = "ray-subcluster"  # the node label by which Ray Data counts a group of nodes as its own
+PREFETCH_BATCHES = 2
+FILES_A_TASK = 64
+END = -1  # step of the rows after the last one; see train_dataset
+
+
+def quiet_ray_data() -> None:
+    """Leaves progress to the jobs, which show their own; Ray Data's errors still show."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What a decode task needs to know."""
+
+    seed: int
+    num_workers: int
+    start_step: int
+    num_steps: int
+    max_duration_s: float
+    micro_batch_s: float
+    window_s: float | None
+    silence_share: float
+
+
+def _to_table(batch: WorkerBatch) -> pa.Table:
+    """One row. All PCM of the share lies in one binary: a ragged column would be slow to move."""
+    row = dataclasses.asdict(dataclasses.replace(batch, clips=[], rejects=[]))
+    row["clips"] = [{"id": c.id, "text": c.text, "num_samples": len(c.pcm)} for c in batch.clips]
+    row["rejects"] = [dataclasses.asdict(reject) for reject in batch.rejects]
+    pcm = np.concatenate([clip.pcm for clip in batch.clips]) if batch.clips else np.zeros(0, np.int16)
+    return pa.table({"step": [batch.step], "header": [json.dumps(row)], "pcm": pa.array([pcm.tobytes()], pa.large_binary())})
+
+
+def _from_row(row: dict) -> WorkerBatch:
+    header = json.loads(row["header"])
+    pcm = np.frombuffer(row["pcm"], np.int16)
+    ends = np.cumsum([clip["num_samples"] for clip in header["clips"]], dtype=int)
+    clips = [
+        Clip(clip["id"], pcm[end - clip["num_samples"] : end], clip["text"])
+        for clip, end in zip(header["clips"], ends, strict=True)
+    ]
+    rejects = [Reject(**reject) for reject in header["rejects"]]
+    return WorkerBatch(**{**header, "clips": clips, "rejects": rejects})
+
+
+def _to_window(row: dict) -> Window:
+    plan = json.loads(row["window"])
+    return Window(**{**plan, "slices": tuple(RowSlice(**part) for part in plan["slices"])})
+
+
+def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Table]:
+    """The task on a CPU node: one planned window in, a one-row table per step and worker out."""
+    for row in table.to_pylist():
+        if row["window"] == "":
+            for rank in range(settings.num_workers):
+                yield _to_table(WorkerBatch(END, END, rank, 0, 0, 0, []))
+            continue
+        window = _to_window(row)
+        clips, rejects = decode_slices(window.slices, settings.max_duration_s)
+        batches = window_batches(
+            window,
+            clips,
+            rejects,
+            seed=settings.seed,
+            num_workers=settings.num_workers,
+            micro_batch_s=settings.micro_batch_s,
+            window_s=settings.window_s,
+            silence_share=settings.silence_share,
+        )
+        for batch in batches:
+            if settings.start_step <= batch.step < settings.num_steps:
+                yield _to_table(batch)
+
+
+def train_dataset(windows: Iterable[Window], settings: StreamSettings) -> ray.data.Dataset:
+    """The stream of training batches, in the order of the steps. Lazy: nothing is read before a worker asks.
+
+    At a stream's end Ray's equal split deals out what is left in runs, not in turns; so rows that nobody reads follow.
+    """
+    plans = [{"window": json.dumps(dataclasses.asdict(window))} for window in windows]
+    plans += [{"window": ""}] * 2
+    dataset = ray.data.from_items(plans, override_num_blocks=len(plans)).map_batches(
+        _decode_window, batch_size=1, batch_format="pyarrow", fn_kwargs={"settings": settings}
+    )
+    dataset.context.target_max_block_size = 1  # byte: a row is a block, as soon as it is made
+    return dataset
+
+
+def ingest_config(decode_label: str | None) -> IngestConfig:
+    """Train's split: in order, and decoded only on nodes labelled `ray-subcluster=decode_label`, where that is given."""
+    options = ExecutionOptions(preserve_order=True)
+    if decode_label:
+        options.label_selector = {SUBCLUSTER: decode_label}
+    return IngestConfig(execution_options={"train": options}, enable_shard_locality=False)
+
+
+class WorkerStream:
+    """A worker's batches in the order of the steps, from its share of the dataset."""
+
+    def __init__(self, shard: ray.data.DataIterator, rank: int, start_step: int):
+        self.rank, self.next_step = rank, start_step
+        self.rows = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES))
+
+    def __next__(self) -> WorkerBatch:
+        """The batch of the next step.
+
+        Raises:
+            RuntimeError: the stream is out of step, or has ended: a defect, never to be trained through.
+        """
+        try:
+            batch = _from_row(next(self.rows).to_pylist()[0])
+        except StopIteration:
+            raise RuntimeError(f"the data ended before step {self.next_step}") from None
+        if (batch.step, batch.rank) != (self.next_step, self.rank):
+            raise RuntimeError(f"rank {self.rank} got the batch of step {batch.step}, rank {batch.rank}; wants {self.next_step}")
+        self.next_step += 1
+        return batch
+
+
+CLIP_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "text", "speaker", "path", "reason")]
+    + [("num_samples", pa.int64()), ("pcm", pa.large_binary())]
+)
+
+
+def _clip_row(decoded: Clip | Reject) -> dict:
+    if isinstance(decoded, Reject):
+        row = {"id": decoded.id, "text": "", "speaker": "", "path": decoded.path, "reason": decoded.reason}
+        return {**row, "num_samples": 0, "pcm": b""}
+    row = {"id": decoded.id, "text": decoded.text, "speaker": decoded.speaker, "path": "", "reason": ""}
+    return {**row, "num_samples": len(decoded.pcm), "pcm": decoded.pcm.tobytes()}
+
+
+def _decode_slice(table: pa.Table, max_duration_s: float) -> pa.Table:
+    slices = [RowSlice(**row) for row in table.to_pylist()]
+    clips, rejects = decode_slices(slices, max_duration_s)
+    return pa.Table.from_pylist([_clip_row(decoded) for decoded in [*clips, *rejects]], schema=CLIP_SCHEMA)
+
+
+def clip_dataset(slices: Iterable[RowSlice], max_duration_s: float) -> ray.data.Dataset:
+    """Decoded clips, a row each, in order; a reject is a row with a `reason` and no PCM."""
+    parts = [dataclasses.asdict(part) for part in slices]
+    return ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+        _decode_slice, batch_size=None, batch_format="pyarrow", fn_kwargs={"max_duration_s": max_duration_s}
+    )
+
+
+def map_each(items: list[dict], function: Callable[[dict], dict]) -> Iterator[dict]:
+    """Runs `function` on every item, a task each; yields what they return as it comes."""
+    return ray.data.from_items(items, override_num_blocks=len(items)).map(function).iter_rows()
+
+
+def memory_dataset(clips: list[Clip]) -> ray.data.Dataset:
+    """Clips at hand, as `clip_dataset` has those of shards."""
+    return ray.data.from_arrow(pa.Table.from_pylist([_clip_row(clip) for clip in clips], schema=CLIP_SCHEMA))
+
+
+class TranscribeRows:
+    """An actor that holds a model and adds `hypothesis`, `num_tokens` and `complete` to decoded clips."""
+
+    def __init__(self, model: str, device: str, num_threads: int, untrained_seed: int | None):
+        import torch
+
+        from tiny_audio.asr_modeling import ASRModel, Projector
+        from tiny_audio.transcribe import Transcriber
+
+        torch.set_num_threads(num_threads)
+        loaded = ASRModel.from_pretrained(model)
+        if untrained_seed is not None:
+            torch.manual_seed(untrained_seed)
+            loaded.projector = Projector(loaded.encoder.config.d_model, loaded.decoder.config.hidden_size)
+        self.transcriber = Transcriber(loaded.to(device))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        usable = [row for row in rows if not row["reason"]]
+        heard = iter(self.transcriber([np.frombuffer(row["pcm"], np.int16) for row in usable]))
+        answers = [None if row["reason"] else next(heard) for row in rows]
+        table = table.drop_columns(["pcm"])
+        table = table.append_column("hypothesis", pa.array([a.text if a else "" for a in answers], pa.string()))
+        table = table.append_column("num_tokens", pa.array([a.num_tokens if a else 0 for a in answers], pa.int64()))
+        return table.append_column("complete", pa.array([bool(a and a.complete) for a in answers], pa.bool_()))
+
+
+@dataclass(frozen=True)
+class TranscribeSettings:
+    """The pool of actors that transcribe."""
+
+    model: str
+    num_actors: int = 1
+    use_gpu: bool = False
+    num_threads: int = 1
+    batch_rows: int = 64
+    untrained_seed: int | None = None  # a fresh projector of this seed in place of the trained one
+
+
+def transcribe_dataset(clips: ray.data.Dataset, settings: TranscribeSettings) -> ray.data.Dataset:
+    """Clips of `clip_dataset` or `file_dataset` -> the same rows without PCM, with what was heard in each."""
+    return clips.map_batches(
+        TranscribeRows,
+        batch_size=settings.batch_rows,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=settings.num_actors),
+        num_gpus=1 if settings.use_gpu else None,
+        fn_constructor_kwargs={
+            "model": settings.model,
+            "device": "cuda" if settings.use_gpu else "cpu",
+            "num_threads": settings.num_threads,
+            "untrained_seed": settings.untrained_seed,
+        },
+    )
+
+
+def _decode_files(table: pa.Table, max_duration_s: float) -> pa.Table:
+    decoded = [decode_file(path, max_duration_s) for path in table["path"].to_pylist()]
+    return pa.Table.from_pylist([_clip_row(clip) for clip in decoded], schema=CLIP_SCHEMA)
+
+
+def file_dataset(paths: list[str], max_duration_s: float) -> ray.data.Dataset:
+    """Audio files decoded, a row each, as `clip_dataset` has them; the id is the path."""
+    return ray.data.from_items([{"path": path} for path in paths]).map_batches(
+        _decode_files, batch_size=FILES_A_TASK, batch_format="pyarrow", fn_kwargs={"max_duration_s": max_duration_s}
+    )
