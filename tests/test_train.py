@@ -1,0 +1,153 @@
+"""The real path on a local Ray: shards, Ray Data, Ray Train, DeepSpeed, the embedded backbones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import DECODER, ENCODER
+from tiny_audio.asr_modeling import ASRModel
+from tiny_audio.checkpoint import latest_checkpoint, load_progress
+from tiny_audio.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from tiny_audio.metrics import progress_line, read_metrics
+from tiny_audio.train import train
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def config_of(shards, runs_dir, name, **changes) -> TrainConfig:
+    values = {
+        "num_steps": 4,
+        "num_workers": 1,
+        "use_gpu": False,
+        "zero_stage": 0,
+        "eval_every": 100,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "seed": 3,
+        "max_failures": 0,
+        "model": ModelConfig(audio_model_id=ENCODER, text_model_id=DECODER, dtype="float32", max_new_tokens=4),
+        "data": DataConfig(
+            train=f"{shards}/train/*.parquet",
+            dev=f"{shards}/dev/*.parquet",
+            max_duration_s=8.0,
+            batch_rows=6,
+            steps_per_window=2,
+            micro_batch_s=16.0,
+            silence_share=0.1,
+        ),
+        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=1, max_grad_norm=0.5),
+    }
+    return TrainConfig(name=name, runs_dir=str(runs_dir), **{**values, **changes})
+
+
+def losses(config) -> list[float]:
+    return [line["loss"] for line in read_metrics(config.run_dir) if "loss" in line]
+
+
+def scores(config) -> list[float]:
+    return [line["val_loss"] for line in read_metrics(config.run_dir) if "val_loss" in line]
+
+
+@pytest.fixture(scope="module")
+def plain(local_ray, shards, tmp_path_factory):
+    """The run that the others are held against: one worker, no ZeRO."""
+    config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain")
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize(("num_workers", "zero_stage"), [(1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)])
+def test_the_losses_are_the_same_on_any_workers_at_any_stage(plain, shards, tmp_path, num_workers, zero_stage):
+    config = config_of(shards, tmp_path, "other", num_workers=num_workers, zero_stage=zero_stage)
+    train(config)
+    assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
+    assert scores(config) == pytest.approx(scores(plain), rel=1e-5)
+    norms = [[line["grad_norm"] for line in read_metrics(c.run_dir) if "loss" in line] for c in (config, plain)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_a_run_leaves_its_model_its_config_and_its_counts(plain):
+    folder = plain.run_dir
+    assert len(losses(plain)) == 4
+    assert losses(plain)[-1] < losses(plain)[0]
+    training = json.loads((folder / "training.json").read_text())
+    assert training["step"] == 4
+    assert training["rejects"] == {"empty": 1, "truncated": 1}
+    assert 20 <= training["num_rows"] <= 28  # 26 rows and their silent clips, less two rejected
+    assert (folder / "config.yaml").is_file()
+    exported = load_file(folder / "model" / "model.safetensors")
+    checkpoint = load_file(latest_checkpoint(folder) / "projector.safetensors")
+    assert all(torch.equal(exported[f"projector.{name}"], weight) for name, weight in checkpoint.items())
+
+
+def test_no_backbone_weight_changes_and_the_optimizer_has_the_projector_alone(plain):
+    trained = ASRModel.from_pretrained(plain.run_dir / "model")
+    moments = load_file(latest_checkpoint(plain.run_dir) / "optimizer.safetensors")
+    names = {name for name, _ in trained.projector.named_parameters()}
+    assert set(moments) == {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in names}
+    assert sum(value.numel() for value in moments.values()) == 2 * sum(w.numel() for w in trained.projector.parameters())
+
+
+def test_the_engine_leaves_the_backbones_as_they_were(model, monkeypatch):
+    """In process: after real steps, every frozen weight is bit for bit what was loaded."""
+    import torch.distributed as dist
+
+    from tests.conftest import tone
+    from tiny_audio.shards import Clip
+    from tiny_audio.tensors import collate
+    from tiny_audio.zero import Engine
+
+    for name in ("RANK", "LOCAL_RANK"):  # as Ray Train sets them
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29871", rank=0, world_size=1)
+    try:
+        before = {name: weight.clone() for name, weight in model.named_parameters()}
+        engine = Engine(model, model.projector, OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), stage=2)
+        given = [weight for group in engine.adamw.param_groups for weight in group["params"]]
+        assert sum(weight.numel() for weight in given) >= sum(weight.numel() for weight in model.projector.parameters())
+        assert sum(weight.numel() for weight in given) < 1.01 * sum(weight.numel() for weight in model.projector.parameters())
+        for _ in range(2):
+            engine.backward(engine(*collate(model, [Clip("a", tone(1.0), "the old baker")], 16_000)).loss_sum, last=True)
+            engine.step(1e-2)
+        changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+        assert changed == {name for name in before if name.startswith("projector.")}
+        model.projector.load_state_dict({n.removeprefix("projector."): w for n, w in before.items() if n in changed})
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("num_workers", "zero_stage"), [(1, 0), (2, 3)])
+def test_a_run_resumes_from_its_last_checkpoint(plain, shards, tmp_path, num_workers, zero_stage):
+    """Half a run by one worker; the rest by the same command, also with more workers and another stage."""
+    shutil.copytree(plain.run_dir, tmp_path / "plain")
+    config = config_of(shards, tmp_path, "plain", num_workers=num_workers, zero_stage=zero_stage)
+    snapshot = config.run_dir / "checkpoints" / "checkpoint_manager_snapshot.json"
+    state = json.loads(snapshot.read_text())
+    state["latest_checkpoint_result"] = state["checkpoint_results"][0]
+    state["checkpoint_results"] = state["checkpoint_results"][:1]
+    state["checkpoint_report_indices"] = state["checkpoint_report_indices"][:1]
+    snapshot.write_text(json.dumps(state))
+    shutil.rmtree(config.run_dir / "checkpoints" / "step-00000004")
+    assert load_progress(latest_checkpoint(config.run_dir)).step == 2
+    lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
+    (config.run_dir / "metrics.jsonl").write_text("\n".join(line for line in lines if json.loads(line)["step"] <= 2) + "\n")
+    train(config)
+    assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
+    assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"empty": 1, "truncated": 1}
+
+
+def test_a_run_under_another_plan_is_refused(plain, shards):
+    changed = config_of(shards, plain.run_dir.parent, "plain", seed=4)
+    with pytest.raises(ConfigError, match="was started with seed=3, now it is 4"):
+        train(changed)
+
+
+def test_the_progress_line_says_what_matters():
+    line = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "audio_s_per_s": 33.3, "data_wait_share": 0.02}
+    said = progress_line(line, 40, 75)
+    for part in ("20", "50%", "loss 0.5000", "lr 1.0e-03", "33 s of audio/s", "2% waiting for data", "1:15 left"):
+        assert part in said

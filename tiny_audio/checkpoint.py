@@ -1,0 +1,87 @@
+"""What a run keeps: the trained weights, their moments and the position in the data. Nothing frozen, nothing sharded.
+
+A checkpoint folder holds `projector.safetensors`, `optimizer.safetensors` and `state.json`; at full size about 141 MB.
+Ray Train commits it and keeps the list of the committed ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tiny_audio.config import TrainConfig, require
+from tiny_audio.plan import RowGroup
+
+CHECKPOINTS = "checkpoints"  # Ray Train's folder in a run's
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of what is committed there
+WEIGHTS, MOMENTS, STATE = "projector.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class Progress:
+    """How far a run is. `step` steps are done: it is the position in the data too, see `plan.py`."""
+
+    step: int = 0
+    num_rows: int = 0
+    audio_s: float = 0.0
+    train_s: float = 0.0  # spent in steps, over all starts of the run
+    rejects: dict[str, int] = field(default_factory=dict)  # by reason
+    plan: dict[str, int] = field(default_factory=dict)  # see plan_identity
+
+
+def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, int]:
+    """What the order of the rows follows from. A run resumed under another identity would skip rows and repeat others."""
+    return {
+        "seed": config.seed,
+        "batch_rows": config.data.batch_rows,
+        "steps_per_window": config.data.steps_per_window,
+        "num_row_groups": len(groups),
+        "num_rows": sum(group.num_rows for group in groups),
+    }
+
+
+def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], progress: Progress) -> None:
+    """Writes a checkpoint into an empty folder."""
+    save_file(weights, folder / WEIGHTS)
+    save_file(moments, folder / MOMENTS)
+    (folder / STATE).write_text(json.dumps(dataclasses.asdict(progress), indent=1))
+
+
+def load_progress(folder: str | Path) -> Progress:
+    """The state of a checkpoint folder."""
+    return Progress(**json.loads((Path(folder) / STATE).read_text()))
+
+
+def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Progress]:
+    """Weights, moments and progress of a checkpoint folder."""
+    return load_file(Path(folder) / WEIGHTS), load_file(Path(folder) / MOMENTS), load_progress(folder)
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The last checkpoint that Ray Train committed for a run; None for a new run."""
+    snapshot = run_dir / CHECKPOINTS / SNAPSHOT
+    if not snapshot.is_file():
+        return None
+    latest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
+    return run_dir / CHECKPOINTS / latest["checkpoint_dir_name"] if latest else None
+
+
+def require_same_plan(run_dir: Path, identity: dict[str, int]) -> None:
+    """Refuses to go on with a run whose rows would now come in another order.
+
+    Raises:
+        ConfigError: naming the setting that changed.
+    """
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is None:
+        return
+    for key, value in load_progress(checkpoint).plan.items():
+        require(
+            identity[key] == value,
+            f"{run_dir}: was started with {key}={value}, now it is {identity[key]}; set it back, or give the run another name",
+        )

@@ -1,0 +1,84 @@
+"""What a run says while it goes: metrics.jsonl, a line per logged step, and the progress line that people watch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+METRICS_FILE = "metrics.jsonl"
+BAR_WIDTH = 20
+
+
+def append_metrics(run_dir: Path, values: dict) -> None:
+    """Adds a line to metrics.jsonl."""
+    with (run_dir / METRICS_FILE).open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(run_dir: Path) -> list[dict]:
+    """All lines of metrics.jsonl; a step that ran twice, after a restart, counts once, as it ran last."""
+    lines = [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
+    return list({(line["step"], "val_loss" in line): line for line in lines}.values())
+
+
+def format_duration(seconds: float) -> str:
+    """75 -> 1:15"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def progress_line(values: dict, num_steps: int, left_s: float) -> str:
+    """A line of metrics for people, with a bar."""
+    done = values["step"] / num_steps
+    bar = ("█" * int(done * BAR_WIDTH)).ljust(BAR_WIDTH, "░")
+    if "val_loss" in values:
+        return f"step {values['step']:>5}  validation loss {values['val_loss']:.3f}  WER {values['val_wer']:.1%}"
+    return (
+        f"step {values['step']:>5} {bar} {done:4.0%}  loss {values['loss']:.4f}  lr {values['learning_rate']:.1e}  "
+        f"{values['audio_s_per_s']:.0f} s of audio/s  {values['data_wait_share']:.0%} waiting for data  "
+        f"{format_duration(left_s)} left"
+    )
+
+
+class MetricsFollower:
+    """Prints what a run adds to its metrics.jsonl, from a thread, until closed. Used as a context."""
+
+    def __init__(self, run_dir: Path, num_steps: int):
+        self.path, self.num_steps = run_dir / METRICS_FILE, num_steps
+        self.position = self.path.stat().st_size if self.path.exists() else 0
+        self.first: tuple[int, float] | None = None
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> MetricsFollower:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.closed.set()
+        self.thread.join()
+        self._print_new()
+
+    def _follow(self) -> None:
+        while not self.closed.wait(0.5):
+            self._print_new()
+
+    def _print_new(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open() as file:
+            file.seek(self.position)
+            for line in file:
+                if line.endswith("\n"):
+                    self.position += len(line.encode())
+                    self._print(json.loads(line))
+
+    def _print(self, values: dict) -> None:
+        now = time.monotonic()
+        first_step, started = self.first = self.first or (values["step"], now)
+        pace = (now - started) / max(1, values["step"] - first_step)
+        print(progress_line(values, self.num_steps, (self.num_steps - values["step"]) * pace), flush=True, file=sys.stdout)

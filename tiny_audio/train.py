@@ -1,0 +1,263 @@
+"""Training: one function that the driver calls, and the loop that every Ray Train worker runs.
+
+The loss of a step is the sum of the token losses over the global batch, divided by its number of label tokens, whoever
+computed them; so the worker count and the ZeRO stage decide how fast a run is, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import distributed
+
+from tiny_audio.asr_config import ASRConfig
+from tiny_audio.asr_modeling import ASRModel, read_window_s, save_projector
+from tiny_audio.batch import WorkerBatch
+from tiny_audio.checkpoint import (
+    CHECKPOINTS,
+    Progress,
+    latest_checkpoint,
+    load_checkpoint,
+    load_progress,
+    plan_identity,
+    require_same_plan,
+    save_checkpoint,
+)
+from tiny_audio.config import TrainConfig, build, save_config
+from tiny_audio.metrics import MetricsFollower, append_metrics
+from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers
+from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
+from tiny_audio.tensors import collate, split
+from tiny_audio.transcribe import Transcriber
+from tiny_audio.validation import Validation
+from tiny_audio.zero import Engine, learning_rate
+
+WORKER_START_TIMEOUT_S = 1800  # nodes may have to come up and models to be fetched first
+
+
+@dataclass
+class Interval:
+    """What a worker saw since the last logged step. Sums over the workers are what is logged."""
+
+    loss_sum: torch.Tensor
+    num_tokens: float = 0.0
+    audio_s: float = 0.0
+    wait_s: float = 0.0
+
+    def sums(self) -> list[float]:
+        """Over all workers: loss, tokens, audio seconds, seconds of waiting. All workers must call it."""
+        rest = torch.tensor([self.num_tokens, self.audio_s, self.wait_s], dtype=torch.float64, device=self.loss_sum.device)
+        total = torch.cat([self.loss_sum.double().reshape(1), rest])
+        distributed.all_reduce(total)
+        return total.tolist()
+
+
+class Worker:
+    """One rank's state through `train_loop`."""
+
+    def __init__(self, config: TrainConfig, groups_identity: dict[str, int]):
+        context = ray.train.get_context()
+        self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.model = build_model(config).to(self.device)
+        self.progress = Progress(plan=groups_identity)
+        moments = self._restore_weights()
+        self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
+        if moments:
+            self.engine.load_moments(moments, self.progress.step)
+        synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
+        self.validation = Validation(config.data, Transcriber(self.model, **synced))
+        self.interval = Interval(torch.zeros((), device=self.device))
+        self.interval_started = time.perf_counter()
+
+    def _restore_weights(self) -> dict[str, torch.Tensor] | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            weights, moments, self.progress = load_checkpoint(folder)
+        self.model.projector.load_state_dict(weights)
+        return moments
+
+    def train_step(self, batch: WorkerBatch) -> float | torch.Tensor:
+        """Forward, backward and update over this worker's share of a step; returns the gradient's norm."""
+        parts = split(batch.clips, batch.num_micro_batches)
+        inputs = [collate(self.model, clips, batch.longest) for clips in parts]
+        num_tokens = torch.tensor(float(sum((labels >= 0).sum() for _, _, labels, _ in inputs)), device=self.device)
+        self.interval.num_tokens += float(num_tokens)
+        distributed.all_reduce(num_tokens)
+        scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
+        for number, micro_batch in enumerate(inputs, 1):
+            output = self.engine(*micro_batch)
+            self.engine.backward(output.loss_sum * scale, last=number == len(inputs))
+            self.interval.loss_sum += output.loss_sum.detach()
+        return self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
+
+    def count(self, batch: WorkerBatch, wait_s: float) -> None:
+        """Takes a trained batch into the run's progress and the interval's sums."""
+        self.interval.audio_s += sum(clip.duration_s for clip in batch.clips)
+        self.interval.wait_s += wait_s
+        self.progress.step += 1
+        self.progress.num_rows += batch.num_step_rows
+        for reject in batch.rejects:
+            self.progress.rejects[reject.reason] = self.progress.rejects.get(reject.reason, 0) + 1
+
+    def log(self, grad_norm: float | torch.Tensor, epoch: int) -> None:
+        """Adds the interval since the last log to metrics.jsonl, and starts the next.
+
+        Raises:
+            RuntimeError: the loss is not a finite number.
+        """
+        loss_sum, num_tokens, audio_s, wait_s = self.interval.sums()
+        seconds = time.perf_counter() - self.interval_started
+        step, loss = self.progress.step, loss_sum / max(1.0, num_tokens)
+        if not math.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss} at step {step}; try a lower optimizer.learning_rate, or more warm-up")
+        self.progress.audio_s += audio_s
+        self.progress.train_s += seconds
+        if self.rank == 0:
+            values = {
+                "step": step,
+                "loss": loss,
+                "learning_rate": learning_rate(self.config.optimizer, step - 1, self.config.num_steps),
+                "grad_norm": float(grad_norm),
+                "audio_s_per_s": audio_s / seconds,
+                "data_wait_share": wait_s / self.num_workers / seconds,
+                "epoch": epoch,
+                "time_s": self.progress.train_s,
+            }
+            append_metrics(self.config.run_dir, values)
+        self.start_interval()
+
+    def start_interval(self) -> None:
+        self.interval = Interval(torch.zeros((), device=self.device))
+        self.interval_started = time.perf_counter()
+
+    def validate(self) -> None:
+        scores = self.validation()
+        if self.rank == 0:
+            append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
+
+    def save(self) -> None:
+        """Reports a checkpoint; returns once Ray Train has stored it. All workers must call it."""
+        weights, moments = self.engine.weights(), self.engine.moments()
+        name = f"step-{self.progress.step:08d}"
+        if self.rank != 0:
+            ray.train.report({"step": self.progress.step}, checkpoint_dir_name=name)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), weights, moments, self.progress)
+            ray.train.report({"step": self.progress.step}, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+
+def build_model(config: TrainConfig) -> ASRModel:
+    """The model with a fresh projector, the same for a seed on every worker."""
+    torch.manual_seed(config.seed)
+    return ASRModel(ASRConfig(**dataclasses.asdict(config.model)))
+
+
+def train_loop(loop_config: dict) -> None:
+    """What every worker runs, from start or from the last checkpoint to the last step."""
+    config = build(TrainConfig, loop_config["config"])
+    torch.set_num_threads(config.threads_per_worker)
+    worker = Worker(config, loop_config["plan_identity"])
+    stream = WorkerStream(ray.train.get_dataset_shard("train"), worker.rank, worker.progress.step)
+    if worker.progress.step == 0:
+        worker.validate()
+    worker.start_interval()
+    while worker.progress.step < config.num_steps:
+        asked = time.perf_counter()
+        batch = next(stream)
+        wait_s = time.perf_counter() - asked
+        grad_norm = worker.train_step(batch)
+        worker.count(batch, wait_s)
+        step, last = worker.progress.step, worker.progress.step == config.num_steps
+        save_due = step % config.checkpoint_every == 0 or last
+        eval_due = step % config.eval_every == 0 or last
+        if step % config.log_every == 0 or save_due or eval_due:
+            worker.log(grad_norm, batch.epoch)
+        if eval_due:
+            worker.validate()
+        if save_due:
+            worker.save()
+        if eval_due or save_due:
+            worker.start_interval()
+
+
+def _dataset_factory(config: TrainConfig, groups: list[RowGroup], window_s: float | None):
+    """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on."""
+
+    def make() -> ray.data.Dataset:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = -1  # a long validation is no stall
+        checkpoint = latest_checkpoint(config.run_dir)
+        start_step = load_progress(checkpoint).step if checkpoint else 0
+        data = config.data
+        windows = plan_windows(groups, config.seed, data.batch_rows, data.steps_per_window, config.num_steps, start_step)
+        settings = StreamSettings(
+            seed=config.seed,
+            num_workers=config.num_workers,
+            start_step=start_step,
+            num_steps=config.num_steps,
+            max_duration_s=data.max_duration_s,
+            micro_batch_s=data.micro_batch_s,
+            window_s=window_s,
+            silence_share=data.silence_share,
+        )
+        return train_dataset(windows, settings)
+
+    return make
+
+
+def _trainer(config: TrainConfig, groups: list[RowGroup]) -> TorchTrainer:
+    window_s = read_window_s(config.model.audio_model_id) if config.model.encoder_window == "full" else None
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"config": dataclasses.asdict(config), "plan_identity": plan_identity(config, groups)},
+        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=str(config.run_dir.resolve()),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+        datasets={"train": _dataset_factory(config, groups, window_s)},
+        dataset_config=ingest_config(config.data.decode_label),
+    )
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains a projector, or goes on with the run of that name; returns the folder of the exported model.
+
+    Writes to the run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, model/. Ray must be up.
+
+    Raises:
+        ConfigError: a shard or backbone is not there or is no such thing, or the run was started with other settings.
+    """
+    config = config.with_absolute_paths()
+    config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
+    groups = read_footers(list_shards(config.data.train), config.data.max_train_rows)
+    read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
+    require_same_plan(config.run_dir, plan_identity(config, groups))
+    save_config(config, config.run_dir / "config.yaml")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
+    with MetricsFollower(config.run_dir, config.num_steps):
+        _trainer(config, groups).fit()
+    checkpoint = latest_checkpoint(config.run_dir)
+    weights, _, progress = load_checkpoint(checkpoint)
+    save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")
+    (config.run_dir / "training.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1) + "\n")
+    return config.run_dir / "model"

@@ -1,0 +1,58 @@
+"""Validation while training: loss and word error rate on a few dev clips, shared out among the workers."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed
+
+from tiny_audio.batch import deal, num_micro_batches
+from tiny_audio.config import DataConfig
+from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.plan import list_shards, plan_pass, read_footers
+from tiny_audio.shards import Clip, decode_slices
+from tiny_audio.tensors import collate, silence, split
+from tiny_audio.transcribe import Transcriber
+from tiny_audio.wer import count_errors
+
+
+def load_dev_clips(data: DataConfig) -> list[Clip]:
+    """The first `max_dev_rows` dev clips, shortest first. Few enough for every worker to decode them all."""
+    groups = read_footers(list_shards(data.dev), data.max_dev_rows)
+    clips, _ = decode_slices(plan_pass(groups), data.max_duration_s)
+    return sorted(clips, key=lambda clip: (len(clip.pcm), clip.id))
+
+
+def _all_sums(values: list[float], device: torch.device) -> list[float]:
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    return total.tolist()
+
+
+class Validation:
+    """Scores a model on its dev clips; every worker does its share, in the same number of parts."""
+
+    def __init__(self, data: DataConfig, transcriber: Transcriber):
+        rank, num_workers = distributed.get_rank(), distributed.get_world_size()
+        clips = load_dev_clips(data)
+        window_s = transcriber.max_duration_s
+        parts = num_micro_batches(len(clips), num_workers, window_s, data.micro_batch_s)
+        self.parts = split(deal(clips, num_workers)[rank], parts)
+        self.longest = max((len(clip.pcm) for clip in clips), default=SAMPLE_RATE)
+        self.transcriber = transcriber
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """`val_loss`, per label token, and `val_wer`, over all dev clips. All workers must call it."""
+        model, device = self.transcriber.model, self.transcriber.model.decoder.device
+        loss_sum = num_tokens = num_errors = num_words = 0.0
+        for clips in self.parts:
+            output = model(*collate(model, clips, self.longest))
+            loss_sum += float(output.loss_sum)
+            num_tokens += float(output.num_label_tokens)
+            heard = self.transcriber([clip.pcm for clip in clips or [silence()]])
+            for clip, transcript in zip(clips, heard, strict=False):
+                errors = count_errors(clip.text, transcript.text)
+                num_errors += errors.num_errors
+                num_words += errors.num_words
+        sums = _all_sums([loss_sum, num_tokens, num_errors, num_words], device)
+        return {"val_loss": sums[0] / max(1.0, sums[1]), "val_wer": sums[2] / max(1.0, sums[3])}

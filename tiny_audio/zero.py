@@ -1,0 +1,131 @@
+"""The optimizer under DeepSpeed ZeRO: start an engine, step it, and read or write its state whole. Sole user of deepspeed.
+
+What trains is the projector, in float32; the frozen backbones keep their own type. ZeRO 1 to 3 shard the projector's
+gradients and moments, ZeRO 3 every weight, the frozen ones too. State leaves and enters here whole and by name, so a
+checkpoint knows neither the number of workers nor the stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import nn
+
+from tiny_audio.config import OptimizerConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _deepspeed():
+    """DeepSpeed, told not to compile its shared-memory collectives at the first CPU start (a minute, and a compiler).
+
+    Where they are marked incompatible it uses gloo, which every torch has.
+    """
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _engine_config(optimizer: OptimizerConfig, stage: int) -> dict:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # ours are ragged; the loss is normalised by hand
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Of step number `step` (from 0): linear warm-up, then half a cosine down to zero."""
+    if step < optimizer.warmup_steps:
+        return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
+    progress = (step - optimizer.warmup_steps) / max(1, num_steps - optimizer.warmup_steps)
+    return optimizer.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Engine:
+    """A model and its optimizer under ZeRO `stage`. Torch's process group must be up."""
+
+    def __init__(self, model: nn.Module, projector: nn.Module, config: OptimizerConfig, stage: int):
+        deepspeed = _deepspeed()
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        adamw = torch.optim.AdamW(
+            projector.parameters(),
+            lr=config.learning_rate,
+            betas=(config.beta_1, config.beta_2),
+            weight_decay=config.weight_decay,
+        )
+        self.stage, self.projector, self.adamw = stage, projector, adamw
+        self.engine, self.zero, _, _ = deepspeed.initialize(
+            model=model, optimizer=adamw, config=_engine_config(config, stage), dist_init_required=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    def __call__(self, *args):
+        return self.engine(*args)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Adds a micro-batch's gradients; after the `last` of a step they are averaged over the workers."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
+    def step(self, learning_rate: float) -> float | torch.Tensor:
+        """Clips and applies the gradients; returns their norm before clipping."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.stage == 0:  # the engine keeps the norm at the other stages only
+            norm = nn.utils.get_total_norm([weight.grad for weight in self.projector.parameters()])
+        self.engine.step()
+        return norm if self.stage == 0 else self.engine.get_global_grad_norm()
+
+    def _flat_weights(self) -> list[torch.Tensor]:
+        """The float32 tensors that AdamW really updates: shards under ZeRO, the weights themselves without."""
+        if self.stage == 0:
+            return list(self.projector.parameters())
+        return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The projector's weights, whole, float32, on the CPU. All workers must call it."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        gather = (lambda weight: weight) if self.stage == 0 else safe_get_full_fp32_param
+        return {name: gather(weight).detach().cpu().clone() for name, weight in self.projector.named_parameters()}
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """AdamW's moments by `moment.weight`, whole, float32, on the CPU. All workers must call it."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found = {}
+        for name, weight in self.projector.named_parameters():
+            for moment in MOMENTS:
+                value = self.adamw.state[weight][moment] if self.stage == 0 else safe_get_full_optimizer_state(weight, moment)
+                shape = weight.ds_shape if self.stage == 3 else weight.shape
+                found[f"{moment}.{name}"] = value.detach().reshape(shape).cpu().clone()
+        return found
+
+    def load_moments(self, moments: dict[str, torch.Tensor], num_steps: int) -> None:
+        """Puts back what `moments` gave after `num_steps` steps, at whatever stage and number of workers."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for flat in self._flat_weights():  # AdamW would make these at its first step
+            zeros = {moment: torch.zeros_like(flat, memory_format=torch.preserve_format) for moment in MOMENTS}
+            self.adamw.state[flat] = {"step": torch.tensor(float(num_steps)), **zeros}
+        if self.stage in (1, 2):
+            self.zero._lazy_init_hp_params_optimizer_state()  # links each weight to its part of a shard
+        for name, weight in self.projector.named_parameters():
+            for moment in MOMENTS:
+                value = moments[f"{moment}.{name}"].to(self.device)
+                if self.stage == 0:
+                    self.adamw.state[weight][moment].copy_(value)
+                else:
+                    safe_set_full_optimizer_state(weight, value, moment)
