@@ -1,0 +1,32 @@
+"""Scores a trained model on test shards: word error rate with a 95 % interval for each set, and controls that must fail.
+
+python -m ray_jobs.evaluate ray_jobs/configs/evaluate.yaml model=runs/quickstart/model
+"""
+
+from tqdm import tqdm
+
+from ray_jobs.command import run_command, start_ray
+from tiny_audio.evaluate import EvaluateConfig, evaluate
+
+
+def _table(result: dict) -> str:
+    lines = [f"{'':24}{'WER':>8}   95 % interval      utterances"]
+    for score in [*result["sets"].values(), *result["controls"].values()]:
+        interval = f"{score['ci_low']:.1%} to {score['ci_high']:.1%}"
+        lines.append(f"{score['label']:24}{score['wer']:>8.2%}   {interval:18} {score['num_utterances']}")
+    return "\n".join(lines)
+
+
+def run(config: EvaluateConfig) -> None:
+    start_ray()
+    result = evaluate(config, lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="row", mininterval=1))
+    print(_table(result))
+    if result["silence"]:
+        words = sum(len(clip["text"].split()) for clip in result["silence"])
+        print(f"words heard in {len(result['silence'])} clips of silence and noise: {words}")
+    if result["rejected"]:
+        print("rejected: " + ", ".join(f"{count} {reason}" for reason, count in sorted(result["rejected"].items())))
+
+
+if __name__ == "__main__":
+    run_command(__doc__, EvaluateConfig, run)

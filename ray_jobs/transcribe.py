@@ -1,0 +1,20 @@
+"""Transcribes audio files and folders to JSON lines: {"path", "text", "duration_s", "complete"} or {"path", "error"}.
+
+python -m ray_jobs.transcribe ray_jobs/configs/transcribe.yaml "inputs=[clip.wav, recordings/]" output=transcripts.jsonl
+"""
+
+from tqdm import tqdm
+
+from ray_jobs.command import run_command, start_ray
+from tiny_audio.transcribe_files import TranscribeConfig, find_audio, transcribe_files
+
+
+def run(config: TranscribeConfig) -> None:
+    find_audio(config.inputs)
+    start_ray()
+    done, rejected = transcribe_files(config, lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="file"))
+    print(f"{config.output}: {done} transcribed, {rejected} rejected (their lines say why)")
+
+
+if __name__ == "__main__":
+    run_command(__doc__, TranscribeConfig, run)

@@ -1,0 +1,75 @@
+"""Shared by the tests: one local Ray, the embedded backbones, and small shards with real audio bytes in them."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tiny_audio.prepare import SCHEMA, encode_audio
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).resolve().parent.parent
+ENCODER = "tiny_audio/backbones/encoder"
+DECODER = "tiny_audio/backbones/decoder"
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """A Ray of the test run's own, with four CPUs, whatever the machine has."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The embedded backbones with a fresh projector."""
+    import torch
+
+    from tiny_audio.asr_config import ASRConfig
+    from tiny_audio.asr_modeling import ASRModel
+
+    torch.manual_seed(0)
+    return ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, max_new_tokens=8))
+
+
+def tone(duration_s: float, hertz: float = 440.0) -> np.ndarray:
+    """(S,) int16 at 16 kHz."""
+    return (8000 * np.sin(2 * np.pi * hertz * np.arange(int(duration_s * 16_000)) / 16_000)).astype(np.int16)
+
+
+def write_shard(path: Path, rows: list[tuple[str, bytes, str]], rows_per_row_group: int = 4) -> None:
+    """A Parquet shard in LoquaciousSet's columns from (id, audio bytes, text)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(
+        [
+            {"ID": name, "duration": 1.0, "wav": {"bytes": data, "path": name}, "spk_id": "a", "sex": "", "text": text}
+            for name, data, text in rows
+        ],
+        schema=SCHEMA,
+    )
+    pq.write_table(table, path, row_group_size=rows_per_row_group)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """A folder with train/ (3 files, 26 rows, two of them broken) and dev/ (4 rows)."""
+    folder, rng = tmp_path_factory.mktemp("shards"), random.Random(0)
+    words = ["the", "old", "baker", "carried", "seven", "lemons", "past", "a", "quiet", "river"]
+    rows = [
+        (f"row-{i:03d}", encode_audio(tone(rng.uniform(0.5, 3.0), rng.uniform(200, 800)), "wav"), " ".join(rng.sample(words, 4)))
+        for i in range(30)
+    ]
+    rows[5] = (rows[5][0], b"", rows[5][2])
+    rows[20] = (rows[20][0], rows[20][1][:999], rows[20][2])
+    for number, part in enumerate((rows[:9], rows[9:17], rows[17:26])):
+        write_shard(folder / f"train/train-{number}.parquet", part)
+    write_shard(folder / "dev/dev-0.parquet", rows[26:])
+    return folder

@@ -1,0 +1,76 @@
+"""Batch transcription: audio files and folders -> a line of JSON each, through Ray Data. A bad file is a line with its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tiny_audio.asr_modeling import read_model_window_s
+from tiny_audio.config import absolute, require, require_model
+from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.stream import TranscribeSettings, file_dataset, transcribe_dataset
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
+
+
+@dataclass
+class TranscribeConfig:
+    """What to transcribe, with what."""
+
+    model: str = "runs/quickstart/model"  # a folder that training exported, or a hub id
+    inputs: list[str] = field(default_factory=list)  # audio files, and folders that are searched for them
+    output: str = "transcripts.jsonl"
+    num_actors: int = 1
+    use_gpu: bool = False
+    num_threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # CPU threads of an actor, without a GPU
+    batch_rows: int = 64
+
+
+def find_audio(inputs: list[str]) -> list[str]:
+    """The files named, and those with an audio suffix in the folders named, sorted.
+
+    Raises:
+        ConfigError: nothing is named, a path does not exist, or a folder holds no audio.
+    """
+    require(bool(inputs), "inputs is empty; name audio files or folders: inputs=[clip.wav,recordings/]")
+    found: list[str] = []
+    for name in inputs:
+        path = Path(absolute(name))
+        require(path.exists(), f"{name}: no such file or folder")
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        require(bool(files), f"{name}: no audio in this folder (looked for {' '.join(SUFFIXES)})")
+        found += [str(file) for file in files]
+    return list(dict.fromkeys(found))
+
+
+def _line(row: dict) -> dict:
+    if row["reason"]:
+        return {"path": row["path"], "error": row["reason"]}
+    return {
+        "path": row["id"],
+        "text": row["hypothesis"],
+        "duration_s": row["num_samples"] / SAMPLE_RATE,
+        "complete": row["complete"],
+    }
+
+
+def transcribe_files(config: TranscribeConfig, show_progress: Callable[[Iterable, int], Iterable]) -> tuple[int, int]:
+    """Writes the output file; returns how many files were transcribed and how many rejected. Ray must be up.
+
+    Raises:
+        ConfigError: no such model or inputs.
+    """
+    model, paths = require_model(config.model), find_audio(config.inputs)
+    settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
+    rows = transcribe_dataset(file_dataset(paths, read_model_window_s(model)), settings).iter_rows()
+    num_rejected = 0
+    output = Path(absolute(config.output))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as file:
+        for row in show_progress(rows, len(paths)):
+            num_rejected += bool(row["reason"])
+            file.write(json.dumps(_line(row), ensure_ascii=False) + "\n")
+    return len(paths) - num_rejected, num_rejected
