@@ -1,0 +1,199 @@
+"""OpenAI's transcription API over HTTP, on Ray Serve: `serve run serve/config.yaml` from the repository's root.
+
+A CPU `Ingress` reads multipart uploads, decodes them to int16 clips and answers JSON or text; `Transcriber` replicas hold
+the model. Every error is OpenAI-shaped: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
+import asyncio
+import time
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, Field, field_validator
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve import metrics
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+
+from serve.transcriber import Transcriber, locate_model
+from tiny_audio.decode import SAMPLE_RATE, AudioError, decode
+
+RETRY_AFTER = {"Retry-After": "2"}  # seconds, a batch or two
+UNAVAILABLE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+
+
+class Arguments(BaseModel, extra="forbid"):
+    """What `args` in a Serve config may say."""
+
+    model: str  # folder that `ASRModel.save_pretrained` wrote, seen from where Serve starts; or a hub id
+    device: Literal["cpu", "cuda"] = "cpu"
+    model_name: str = "tiny_audio"  # what clients call the model
+    max_upload_mib: int = Field(25, ge=1)  # OpenAI's limit
+    max_batch_size: int = Field(32, ge=1)  # clips; the library splits what is too many seconds
+    batch_wait_s: float = Field(0.01, ge=0)  # how long an idle model lets a burst gather
+    max_queued: int = Field(64, ge=1)  # clips waiting for a replica; more are refused with 429
+    max_replicas: int = Field(1, ge=1)
+    num_threads: int = Field(1, ge=1)  # CPU threads, and CPUs reserved, of a Transcriber replica
+    timeout_s: float = Field(60.0, gt=0)  # for the model's answer, waiting included
+
+
+class TranscriptionForm(BaseModel, extra="forbid"):
+    """OpenAI's fields. `language` and `prompt` are accepted and change nothing: this model takes neither."""
+
+    file: UploadFile
+    model: str
+    language: str | None = None
+    prompt: str | None = None
+    response_format: Literal["json", "text"] = "json"
+    temperature: float = 0.0
+    stream: bool = False
+
+    @field_validator("temperature", "stream")
+    @classmethod
+    def _is_off(cls, value: float | bool) -> float | bool:
+        if value:
+            raise ValueError("not supported; leave it out (decoding is greedy, and a transcript comes whole)")
+        return value
+
+
+class APIError(HTTPException):
+    """An error as a client sees it."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None, headers: dict | None = None):
+        super().__init__(status, message, headers)
+        self.code = code
+        self.param = param
+
+    def response(self) -> JSONResponse:
+        kind = "invalid_request_error" if self.status_code < 500 else "server_error"
+        body = {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
+        return JSONResponse({"error": body}, self.status_code, self.headers)
+
+
+def as_api_error(error: Exception) -> APIError:
+    """The client's view of any error."""
+    match error:
+        case APIError():
+            return error
+        case AudioError():
+            return APIError(400, str(error), error.reason, "file")
+        case RequestValidationError():
+            first = error.errors()[0]
+            param, message = str(first["loc"][-1]), first["msg"].removeprefix("Value error, ")
+            return APIError(400, f"{param}: {message}", "invalid_value", param)
+        case HTTPException():
+            return APIError(error.status_code, error.detail, HTTPStatus(error.status_code).name.lower(), headers=error.headers)
+        case BackPressureError():
+            return APIError(429, "too many requests are waiting; try again soon", "rate_limit_exceeded", headers=RETRY_AFTER)
+        case TimeoutError():
+            return APIError(504, "the model took too long to answer", "timeout")
+        case _ if isinstance(error, UNAVAILABLE):
+            return APIError(503, "the model is restarting; try again soon", "unavailable", headers=RETRY_AFTER)
+    return APIError(500, "internal error; the server's log has it", "internal_error")
+
+
+class UploadLimit:
+    """ASGI middleware that stops reading a body where it passes `max_bytes`, or before, where it announces to."""
+
+    def __init__(self, app, max_bytes: int):
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope, receive, send) -> None:
+        announced = int(dict(scope.get("headers", ())).get(b"content-length", 0))
+        received = 0
+
+        async def receive_limited():
+            nonlocal received
+            message = await receive() if announced <= self.max_bytes else {}
+            received += len(message.get("body", b""))
+            if max(announced, received) > self.max_bytes:
+                raise APIError(413, f"the upload is over {self.max_bytes >> 20} MiB", "file_too_large", "file")
+            return message
+
+        await self.app(scope, receive_limited, send)
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 1})
+@serve.ingress()
+class Ingress:
+    """The HTTP side. Holds no model; decodes in threads, so that its event loop goes on."""
+
+    def __init__(self, transcriber: DeploymentHandle, args: Arguments):
+        self.transcriber = transcriber
+        self.args = args
+        self.max_duration_s: float | None = None
+        self.card = {"id": args.model_name, "object": "model", "created": int(time.time()), "owned_by": "tiny_audio"}
+        self.requests = metrics.Counter("tiny_audio_requests", "Transcriptions by outcome: ok or a code.", ("outcome",))
+        self.seconds = metrics.Counter("tiny_audio_seconds", "Seconds of audio transcribed.")
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        refused = (HTTPException, RequestValidationError, AudioError, Exception)
+        app = FastAPI(title="tiny_audio", exception_handlers=dict.fromkeys(refused, self._refuse))
+        app.add_middleware(UploadLimit, max_bytes=self.args.max_upload_mib << 20)
+        app.get("/healthz")(self.healthz)
+        app.get("/v1/models")(self.list_models)
+        app.get("/v1/models/{model:path}")(self.get_model)
+        app.post("/v1/audio/transcriptions")(self.transcribe)
+        return app
+
+    async def _refuse(self, request: Request, error: Exception) -> JSONResponse:
+        refusal = as_api_error(error)
+        self.requests.inc(tags={"outcome": refusal.code})
+        return refusal.response()
+
+    async def _ask(self, response) -> Any:
+        """The Transcriber's answer. Serve would answer its own errors as plain text, so none may leave here."""
+        try:
+            async with asyncio.timeout(self.args.timeout_s):
+                return await response
+        except (BackPressureError, TimeoutError, *UNAVAILABLE) as error:
+            if isinstance(error, TimeoutError):
+                response.cancel()  # on the others it raises them again
+            raise as_api_error(error) from error
+
+    async def _longest(self) -> float:
+        if self.max_duration_s is None:
+            self.max_duration_s = (await self._ask(self.transcriber.describe.remote()))["max_duration_s"]
+        return self.max_duration_s
+
+    async def healthz(self) -> dict:
+        """200 once a model is loaded. Serve itself replaces replicas that fail later."""
+        return {"status": "ok", "max_duration_s": await self._longest()}
+
+    async def list_models(self) -> dict:
+        return {"object": "list", "data": [self.card]}
+
+    async def get_model(self, model: str) -> dict:
+        if model != self.args.model_name:
+            raise APIError(404, f"no model {model!r} here; there is {self.args.model_name!r}", "model_not_found", "model")
+        return self.card
+
+    async def transcribe(self, form: Annotated[TranscriptionForm, Form()]) -> Response:
+        await self.get_model(form.model)
+        longest = await self._longest()
+        clip = await asyncio.to_thread(lambda: decode(form.file.file.read(), longest))
+        text, seconds = await self._ask(self.transcriber.remote(clip)), len(clip) / SAMPLE_RATE
+        self.requests.inc(tags={"outcome": "ok"})
+        self.seconds.inc(seconds)
+        if form.response_format == "text":
+            return PlainTextResponse(text)
+        return JSONResponse({"text": text, "usage": {"type": "duration", "seconds": seconds}})
+
+
+def build(args: Arguments) -> serve.Application:
+    """What Serve runs: the ingress, bound to the model's replicas. Serve calls it with the config's `args`."""
+    in_flight = 2 * args.max_batch_size  # of a replica: one batch runs while the next one gathers
+    transcriber = Transcriber.options(
+        ray_actor_options={"num_cpus": args.num_threads, "num_gpus": int(args.device == "cuda")},
+        max_ongoing_requests=in_flight,
+        max_queued_requests=args.max_queued,
+        autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
+    ).bind(locate_model(args.model), args.device, args.num_threads, args.max_batch_size, args.batch_wait_s)
+    # Room for all that the replicas and their queue take, so that it is the ingress that refuses, in OpenAI's shape.
+    return Ingress.options(max_ongoing_requests=args.max_replicas * in_flight + args.max_queued + 32).bind(transcriber, args)
