@@ -1,0 +1,231 @@
+"""The whole pipeline on one machine: make data, train, evaluate, serve, report. What `make quickstart` runs.
+
+Training and evaluation go through `ray job submit`, serving through `serve run`, as they do on a cluster; only the
+cluster is this process's own, and is gone with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import requests
+import yaml
+
+from tiny_audio.config import TrainConfig, absolute, save_config
+from tiny_audio.plan import list_shards, plan_pass, read_footers
+from tiny_audio.prepare import PrepareConfig, prepare
+from tiny_audio.report import worst_utterances, write_report
+from tiny_audio.shards import read_rows
+from tiny_audio.stream import quiet_ray_data
+
+RAYS_OWN_LINE = re.compile(rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job ")
+SERVE_START_TIMEOUT_S = 180
+BIN = Path(sys.executable).parent
+NUM_SEEDS = 5
+WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a local Ray asks for one; its commands must be told that it does
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the local Ray is: its job server and its control service."""
+
+    jobs_url: str
+    gcs_address: str
+
+
+def free_port(preferred: int) -> int:
+    """`preferred`, or another that nobody listens on."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise RuntimeError("no free port on 127.0.0.1")
+
+
+@contextmanager
+def local_cluster() -> Iterator[Cluster]:
+    """A Ray of this process's own, with a job server on 127.0.0.1, for as long as the context lasts."""
+    import ray
+
+    os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`: let it be this one
+    context = ray.init(
+        address="local",
+        num_cpus=max(4, (os.cpu_count() or 1) + 2),  # training holds two while its decode tasks need more
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=free_port(8265),
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    quiet_ray_data()
+    try:
+        yield Cluster(f"http://{context.dashboard_url}", context.address_info["gcs_address"])
+    finally:
+        ray.shutdown()
+
+
+def submit_job(cluster: Cluster, *command: str) -> None:
+    """`ray job submit` of this repository, its log shown as it comes.
+
+    Raises:
+        CalledProcessError: the job failed.
+    """
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.jobs_url, "--working-dir", ".", "--", *command]
+    print("$ ray job submit --working-dir . -- " + " ".join(command), flush=True)
+    with subprocess.Popen(submit, env={**os.environ, **WITH_TOKEN}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
+        _copy_log(job.stdout, sys.stdout.buffer)
+    if job.returncode:
+        raise subprocess.CalledProcessError(job.returncode, submit)
+
+
+def _copy_log(log: BinaryIO, output: BinaryIO) -> None:
+    """A job's log as it comes, without what Ray itself says of its uploads and connections."""
+    for line in log:
+        if not RAYS_OWN_LINE.match(line):
+            output.write(line)
+            output.flush()
+
+
+def train_job(cluster: Cluster, config: TrainConfig) -> None:
+    """Trains by a job, unless the run is done already."""
+    done = config.run_dir / "training.json"
+    if done.is_file() and json.loads(done.read_text())["step"] >= config.num_steps:
+        print(f"{config.run_dir}: trained already; delete the folder to train again")
+        return
+    save_config(config, config.run_dir / "config.yaml")  # the job runs in a copy of this folder, without runs/
+    submit_job(cluster, "python", "-m", "ray_jobs.train", str(config.run_dir / "config.yaml"))
+
+
+def evaluate_job(cluster: Cluster, config: TrainConfig, data: str) -> dict:
+    """Evaluates by a job, unless that is done already; returns evaluation.json."""
+    result = config.run_dir / "evaluation.json"
+    model = config.run_dir / "model"
+    if not result.is_file() or result.stat().st_mtime < (model / "config.json").stat().st_mtime:
+        places = [f"model={model}", f"output_dir={config.run_dir}", f"data={data}"]
+        submit_job(cluster, "python", "-m", "ray_jobs.evaluate", "ray_jobs/configs/evaluate.yaml", *places, f"seed={config.seed}")
+    return json.loads(result.read_text())
+
+
+@contextmanager
+def serve_app(cluster: Cluster, model: Path, log: Path) -> Iterator[str]:
+    """`serve run` of serve/config.yaml with this model, for as long as the context lasts; yields its URL."""
+    config = yaml.safe_load(Path("serve/config.yaml").read_text())
+    config["http_options"]["port"] = port = free_port(config["http_options"]["port"])
+    config["applications"][0]["args"]["model"] = str(model)
+    path = model.parent / "serve.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    environment = {**os.environ, **WITH_TOKEN, "RAY_ADDRESS": cluster.gcs_address}
+    print(f"$ serve run {path}", flush=True)
+    with log.open("w") as output:
+        server = subprocess.Popen([str(BIN / "serve"), "run", str(path)], env=environment, stdout=output, stderr=output)
+        try:
+            _wait_until_healthy(f"http://127.0.0.1:{port}/healthz", server, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + SERVE_START_TIMEOUT_S
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            raise RuntimeError(f"the server stopped as it started; {log} says why")
+        try:
+            if requests.get(url, timeout=5).ok:
+                return
+        except requests.RequestException:  # not up yet, or up and still loading the model
+            time.sleep(0.5)
+    raise RuntimeError(f"the server was not ready after {SERVE_START_TIMEOUT_S} s; {log} says why")
+
+
+def ask_server(url: str, clip: bytes) -> str:
+    """One clip to one transcript over HTTP, in the form that `curl -F` sends."""
+    print(f"$ curl -F file=@clip.wav -F model=tiny_audio {url}/v1/audio/transcriptions", flush=True)
+    form = {"files": {"file": ("clip.wav", clip, "audio/wav")}, "data": {"model": "tiny_audio"}}
+    response = requests.post(f"{url}/v1/audio/transcriptions", timeout=60, **form)
+    response.raise_for_status()
+    print(response.text)
+    return response.json()["text"]
+
+
+def _rows_by_id(pattern: str, ids: set[str]) -> dict[str, dict]:
+    groups = read_footers(list_shards(pattern))
+    return {row["ID"]: row for part in plan_pass(groups) for row in read_rows(part) if row["ID"] in ids}
+
+
+def summarize(config: TrainConfig, evaluation: dict, transcript: str, reference: str) -> dict:
+    """The headline figures of a run; WERs are fractions."""
+    sets, controls = evaluation["sets"], evaluation["controls"]
+    training = json.loads((config.run_dir / "training.json").read_text())
+    return {
+        "wer_test": sets["sentences"]["wer"],
+        "wer_unseen_voices": sets["voices"]["wer"],
+        "wer_unseen_words": sets["words"]["wer"],
+        "wer_untrained": controls["untrained"]["wer"],
+        "wer_shuffled_audio": controls["shuffled_audio"]["wer"],
+        "silence_text": " ".join(clip["text"] for clip in evaluation["silence"]).strip(),
+        "train_seconds": training["train_s"],
+        "steps": training["step"],
+        "train_rows": training["num_rows"],
+        "train_audio_s": training["audio_s"],
+        "rejected_train": training["rejects"],
+        "http_transcript": transcript,
+        "http_reference": reference,
+    }
+
+
+def quickstart(config: TrainConfig, show_progress) -> dict:
+    """Runs it all; what is there already is used again. Returns summary.json, beside which report.html lies.
+
+    Args:
+        show_progress: wraps the iterable of made data files.
+    """
+    started = time.perf_counter()
+    config = config.with_absolute_paths()
+    data = PrepareConfig()
+    tests = f"{absolute(data.output_dir)}/test/*.parquet"
+    with local_cluster() as cluster:
+        made = prepare(data, show_progress)
+        print(f"data: {made['num_rows']} rows, {made['hours']:.2f} h of speech in {data.output_dir}", flush=True)
+        train_job(cluster, config)
+        evaluation = evaluate_job(cluster, config, tests)
+        shown = worst_utterances(config.run_dir)
+        clips = _rows_by_id(tests, {"sentences-00000", *(line["id"] for line in shown)})
+        asked = clips["sentences-00000"]
+        with serve_app(cluster, config.run_dir / "model", config.run_dir / "serve.log") as url:
+            transcript = ask_server(url, asked["wav"]["bytes"])
+    summary = summarize(config, evaluation, transcript, asked["text"])
+    summary["total_seconds"] = time.perf_counter() - started
+    (config.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_report(config.run_dir, {name: row["wav"]["bytes"] for name, row in clips.items()})
+    return summary
+
+
+def run_seeds(config: TrainConfig, show_progress) -> list[dict]:
+    """Trains and evaluates with each of the seeds 0 to 4; returns their headline figures."""
+    data, found = PrepareConfig(), []
+    tests = f"{absolute(data.output_dir)}/test/*.parquet"
+    with local_cluster() as cluster:
+        prepare(data, show_progress)
+        for seed in range(NUM_SEEDS):
+            one = replace(config.with_absolute_paths(), seed=seed, name=f"{config.name}-seed-{seed}")
+            train_job(cluster, one)
+            found.append({"seed": seed, **summarize(one, evaluate_job(cluster, one, tests), "", "")})
+    return found
