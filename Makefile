@@ -7,14 +7,14 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 # The newest of the supported versions that is here; PYTHON3=/path/to/python3.12 chooses another.
 PYTHON3 ?= $(shell for p in python3.12 python3.11 python3; do \
-	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON3)" || { echo "Python 3.11 or 3.12 with venv is needed; set PYTHON3=/path/to/python3.12" >&2; exit 2; }
 	@echo "setting up $(VENV) with $(PYTHON3): about 6 GB, 2 to 5 minutes, once"
-	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON3) -m venv --clear $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,test]'
 	@touch $@
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from tiny_audio.config import ConfigError, load_config
+from tiny_audio.config import ConfigError, load_config, require
 
 T = TypeVar("T")
 SPARE_CPUS = 2
@@ -48,14 +48,17 @@ def run_command(description: str, config_class: type[T], job: Callable[[T], None
     arguments = parser.parse_args()
     try:
         job(load_config(config_class, arguments.config, arguments.overrides))
-    except (ConfigError, FileNotFoundError) as error:
+    except ConfigError as error:
         sys.exit(_say(parser.prog, error))
 
 
-def start_ray() -> None:
+def start_ray(num_workers: int = 1, num_gpus: int = 0) -> None:
     """Joins the cluster that RAY_ADDRESS names, as it does for a submitted job, or starts one on this machine.
 
     There, CPUs are counted generously: training workers hold theirs while they wait for the decode tasks to come.
+
+    Raises:
+        ConfigError: this machine lacks the GPUs asked for. (A cluster may still grow: there Ray waits.)
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core has to say reaches us as exceptions
     import ray
@@ -65,9 +68,18 @@ def start_ray() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="WARNING")
     else:
-        num_cpus = (os.cpu_count() or 1) + SPARE_CPUS
+        _require_gpus(num_gpus)
+        num_cpus = max(os.cpu_count() or 1, num_workers) + SPARE_CPUS
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     quiet_ray_data()
+
+
+def _require_gpus(num_gpus: int) -> None:
+    import torch
+
+    here = torch.cuda.device_count()
+    remedy = "set use_gpu=false, or submit the job to a cluster"
+    require(here >= num_gpus, f"use_gpu=true asks for {num_gpus} GPUs and this machine has {here}; {remedy}")
 
 
 def _say(program: str, error: Exception) -> int:

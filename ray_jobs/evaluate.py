@@ -18,8 +18,8 @@ def _table(result: dict) -> str:
 
 
 def run(config: EvaluateConfig) -> None:
-    start_ray()
-    result = evaluate(config, lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="row", mininterval=1))
+    bar = lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="row", mininterval=1)  # noqa: E731
+    result = evaluate(config, bar, lambda: start_ray(num_gpus=config.num_actors * config.use_gpu))
     print(_table(result))
     if result["silence"]:
         words = sum(len(clip["text"].split()) for clip in result["silence"])

@@ -1,7 +1,7 @@
 """Trains a projector between two frozen backbones. The same command with the same name goes on from the last checkpoint.
 
 python -m ray_jobs.train ray_jobs/configs/quickstart.yaml num_workers=1
-ray job submit --working-dir . -- python -m ray_jobs.train ray_jobs/configs/quickstart.yaml
+ray job submit --working-dir . -- python -m ray_jobs.train CONFIG runs_dir=/shared/runs data.train=/shared/train/*.parquet
 """
 
 from ray_jobs.command import run_command, start_ray
@@ -11,8 +11,10 @@ from tiny_audio.config import TrainConfig
 def run(config: TrainConfig) -> None:
     from tiny_audio.train import train
 
-    start_ray()
-    print(f"model: {train(config)}")
+    progress = train(config, lambda: start_ray(config.num_workers, config.num_workers * config.use_gpu))
+    if progress.rejects:
+        print("rejected: " + ", ".join(f"{count} {reason}" for reason, count in sorted(progress.rejects.items())))
+    print(f"model: {config.run_dir / 'model'}, after {progress.step} steps and {progress.num_rows} rows")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ python -m ray_jobs.transcribe ray_jobs/configs/transcribe.yaml "inputs=[clip.wav
 from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
-from tiny_audio.transcribe_files import TranscribeConfig, find_audio, transcribe_files
+from tiny_audio.transcribe_files import TranscribeConfig, transcribe_files
 
 
 def run(config: TranscribeConfig) -> None:
-    find_audio(config.inputs)
-    start_ray()
-    done, rejected = transcribe_files(config, lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="file"))
+    bar = lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="file")  # noqa: E731
+    done, rejected = transcribe_files(config, bar, lambda: start_ray(num_gpus=config.num_actors * config.use_gpu))
     print(f"{config.output}: {done} transcribed, {rejected} rejected (their lines say why)")
 
 

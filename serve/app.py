@@ -20,7 +20,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from serve.transcriber import Transcriber, locate_model
+from serve.transcriber import Transcriber
+from tiny_audio.config import require_model
 from tiny_audio.decode import SAMPLE_RATE, AudioError, decode
 
 RETRY_AFTER = {"Retry-After": "2"}  # seconds, a batch or two
@@ -194,6 +195,6 @@ def build(args: Arguments) -> serve.Application:
         max_ongoing_requests=in_flight,
         max_queued_requests=args.max_queued,
         autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
-    ).bind(locate_model(args.model), args.device, args.num_threads, args.max_batch_size, args.batch_wait_s)
+    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.batch_wait_s)
     # Room for all that the replicas and their queue take, so that it is the ingress that refuses, in OpenAI's shape.
     return Ingress.options(max_ongoing_requests=args.max_replicas * in_flight + args.max_queued + 32).bind(transcriber, args)

@@ -2,28 +2,12 @@
 
 import asyncio
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 from ray import serve
 from ray.serve import metrics
 
 from tiny_audio.decode import SAMPLE_RATE
-
-
-def locate_model(model: str) -> str:
-    """An absolute path to a saved model's folder (replicas may start elsewhere), or a hub id as it is.
-
-    Raises:
-        ValueError: there is no such folder.
-    """
-    folder = Path(model).expanduser().resolve()
-    if folder.is_dir():
-        return str(folder)
-    owner, _, name = model.partition("/")
-    if name and "/" not in name and owner not in ("", ".", "..", "~", "runs"):
-        return model
-    raise ValueError(f"no model at {folder}; train first: make quickstart")
 
 
 @serve.deployment

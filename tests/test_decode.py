@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import numpy as np
@@ -39,6 +40,20 @@ def test_a_truncated_flac_is_refused(tmp_path):
     with pytest.raises(AudioError) as caught:
         decode(data[: len(data) // 2])
     assert caught.value.reason == "truncated"
+
+
+def test_a_truncated_mp3_is_refused():
+    data = encode_audio(tone(5.0), "mp3")
+    with pytest.raises(AudioError) as caught:
+        decode(data[: len(data) // 2])
+    assert caught.value.reason == "truncated"
+
+
+def test_a_small_file_of_many_samples_is_not_decoded():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros((655_350, 8), np.int16), 655_350, format="FLAC")
+    with pytest.raises(AudioError, match="8 channels at 655350 Hz"):
+        decode(buffer.getvalue(), max_duration_s=8.0)
 
 
 def test_a_wav_of_unknown_length_is_read(tmp_path):

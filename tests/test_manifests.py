@@ -207,6 +207,7 @@ def test_serve_config_fits_ray_serve():
 def test_serve_config_fits_the_app_and_the_groups(tmp_path):
     (config,) = yaml.safe_load(load(SERVE_SERVICE)["spec"]["serveConfigV2"])["applications"]
     # The app as Serve builds it, but for the model's folder, which must exist.
+    (tmp_path / "config.json").write_text("{}")
     ingress = build(Arguments(**config["args"] | {"model": str(tmp_path)}))._bound_deployment
     transcriber = ingress.init_args[0]._bound_deployment
     assert (ingress.name, transcriber.name) == ("Ingress", "Transcriber")

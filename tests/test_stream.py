@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.conftest import encode_audio, tone, write_shard
@@ -21,13 +23,13 @@ def split(shards, num_workers, start_step=0, num_steps=7):
 
 
 def read(streams, num_steps):
-    """step -> ids, over all workers, which must be read side by side"""
+    """step -> ids, over all workers, each read by a thread of its own: Ray starts an epoch when all have asked"""
     found = {}
-    for _ in range(num_steps):
-        for stream in streams:
-            batch = next(stream)
-            found.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
-    return {step: sorted(ids) for step, ids in found.items()}
+    with ThreadPoolExecutor(len(streams)) as pool:
+        for batches in pool.map(lambda stream: [next(stream) for _ in range(num_steps)], streams):
+            for batch in batches:
+                found.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
+    return {step: sorted(ids) for step, ids in sorted(found.items())}
 
 
 def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(shards):

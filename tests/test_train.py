@@ -83,7 +83,7 @@ def test_a_run_leaves_its_model_its_config_and_its_counts(plain):
     assert all(torch.equal(exported[f"projector.{name}"], weight) for name, weight in checkpoint.items())
 
 
-def test_no_backbone_weight_changes_and_the_optimizer_has_the_projector_alone(plain):
+def test_a_checkpoint_holds_the_moments_of_the_projector_alone(plain):
     trained = ASRModel.from_pretrained(plain.run_dir / "model")
     moments = load_file(latest_checkpoint(plain.run_dir) / "optimizer.safetensors")
     names = {name for name, _ in trained.projector.named_parameters()}
@@ -120,7 +120,7 @@ def test_the_engine_leaves_the_backbones_as_they_were(model, monkeypatch):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("num_workers", "zero_stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(("num_workers", "zero_stage"), [(1, 0), (2, 2), (2, 3)])
 def test_a_run_resumes_from_its_last_checkpoint(plain, shards, tmp_path, num_workers, zero_stage):
     """Half a run by one worker; the rest by the same command, also with more workers and another stage."""
     shutil.copytree(plain.run_dir, tmp_path / "plain")
@@ -140,6 +140,25 @@ def test_a_run_resumes_from_its_last_checkpoint(plain, shards, tmp_path, num_wor
     assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"empty": 1, "truncated": 1}
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path, zero_stage):
+    config = config_of(shards, tmp_path, "bf16", num_workers=2, zero_stage=zero_stage)
+    config.model.dtype = "bfloat16"
+    train(config)
+    assert losses(config) == pytest.approx(losses(plain), rel=0.02)
+
+
+def test_a_sharded_checkpoint_is_the_plain_one(plain, shards, tmp_path):
+    """Weights and moments of two workers at stage 3, whole and by name, against one worker without ZeRO."""
+    config = config_of(shards, tmp_path, "sharded", num_workers=2, zero_stage=3)
+    train(config)
+    for name in ("projector.safetensors", "optimizer.safetensors"):
+        ours, theirs = (load_file(latest_checkpoint(c.run_dir) / name) for c in (config, plain))
+        assert set(ours) == set(theirs)
+        for key in theirs:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-2, atol=1e-5)
+
+
 def test_a_run_under_another_plan_is_refused(plain, shards):
     changed = config_of(shards, plain.run_dir.parent, "plain", seed=4)
     with pytest.raises(ConfigError, match="was started with seed=3, now it is 4"):
@@ -147,7 +166,7 @@ def test_a_run_under_another_plan_is_refused(plain, shards):
 
 
 def test_the_progress_line_says_what_matters():
-    line = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "audio_s_per_s": 33.3, "data_wait_share": 0.02}
+    line = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "audio_s_per_s": 33.3, "data_wait_share": 0.02, "num_rejected": 3}
     said = progress_line(line, 40, 75)
-    for part in ("20", "50%", "loss 0.5000", "lr 1.0e-03", "33 s of audio/s", "2% waiting for data", "1:15 left"):
+    for part in ("20", "50%", "loss 0.5000", "lr 1.0e-03", "33 s of audio/s", "2% waiting for data", "3 rejected", "1:15 left"):
         assert part in said

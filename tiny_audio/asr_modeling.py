@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import cached_file, logging
 
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.config import ConfigError
+from tiny_audio.config import ConfigError, require
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, estimated_num_samples, num_audio_tokens
 from tiny_audio.text import AUDIO_TOKEN, END_OF_TURN, IGNORED_LABEL, PAD_TOKEN, build_prompt
@@ -124,17 +124,35 @@ def read_window_s(model_id: str) -> float:
     Raises:
         ConfigError: there is no such checkpoint.
     """
-    try:
-        config = AutoConfig.from_pretrained(backbone_path(model_id))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model.audio_model_id={model_id}: {reason}") from None
+    config = _read_config(model_id)
+    require(hasattr(config, "max_source_positions"), f"{model_id}: is a {config.model_type}, not a Whisper checkpoint")
     return config.max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
 
 
 def read_model_window_s(model: str) -> float:
-    """Longest audio that a saved model takes, in seconds, from the configs alone."""
-    return read_window_s(ASRConfig.from_pretrained(model).audio_model_id)
+    """Longest audio that a saved model takes, in seconds, from the configs alone.
+
+    Raises:
+        ConfigError: there is no such model, or its encoder is gone.
+    """
+    try:
+        config = ASRConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model}: {str(error).splitlines()[0]}") from None
+    return read_window_s(config.audio_model_id)
+
+
+def require_decoder(model_id: str) -> None:
+    """Raises ConfigError unless there is a SmolLM3 checkpoint of that id."""
+    config = _read_config(model_id)
+    require(config.model_type == "smollm3", f"{model_id}: is a {config.model_type}, not a SmolLM3 checkpoint")
+
+
+def _read_config(model_id: str):
+    try:
+        return AutoConfig.from_pretrained(backbone_path(model_id))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model_id}: {str(error).splitlines()[0]}") from None
 
 
 def save_projector(config: ASRConfig, weights: dict[str, torch.Tensor], folder: str | Path) -> None:

@@ -26,7 +26,7 @@ class WorkerBatch:
     step: int
     epoch: int
     rank: int
-    num_step_rows: int  # of all workers together
+    num_step_rows: int  # of all workers together, without silent clips that were added
     longest: int  # samples of the longest clip of the whole step, which all its clips are padded alike to
     num_micro_batches: int  # the same for all workers: they must meet in every collective
     clips: list[Clip]
@@ -92,11 +92,10 @@ def window_batches(
     batches = []
     for number, step_clips in enumerate(steps):
         longest = max((len(clip.pcm) for clip in step_clips), default=0)
+        num_rows = sum(bool(clip.text) for clip in step_clips)
         padded_s = window_s or max(longest / SAMPLE_RATE, 1.0)
         parts = num_micro_batches(len(step_clips), num_workers, padded_s, micro_batch_s)
         for rank, share in enumerate(deal(step_clips, num_workers)):
             found = rejects if number == 0 and rank == 0 else []
-            batches.append(
-                WorkerBatch(window.first_step + number, window.epoch, rank, len(step_clips), longest, parts, share, found)
-            )
+            batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, longest, parts, share, found))
     return batches

@@ -7,6 +7,7 @@ Ray Train commits it and keeps the list of the committed ones.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,17 +32,21 @@ class Progress:
     audio_s: float = 0.0
     train_s: float = 0.0  # spent in steps, over all starts of the run
     rejects: dict[str, int] = field(default_factory=dict)  # by reason
-    plan: dict[str, int] = field(default_factory=dict)  # see plan_identity
+    plan: dict[str, int | float | str] = field(default_factory=dict)  # see plan_identity
 
 
-def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, int]:
+def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, int | float | str]:
     """What the order of the rows follows from. A run resumed under another identity would skip rows and repeat others."""
     return {
         "seed": config.seed,
         "batch_rows": config.data.batch_rows,
         "steps_per_window": config.data.steps_per_window,
-        "num_row_groups": len(groups),
+        "silence_share": config.data.silence_share,
+        "max_duration_s": config.data.max_duration_s,
         "num_rows": sum(group.num_rows for group in groups),
+        "shards": hashlib.sha256(repr([(Path(g.path).name, g.num_rows) for g in groups]).encode()).hexdigest()[:12],
+        "audio_model_id": config.model.audio_model_id,
+        "text_model_id": config.model.text_model_id,
     }
 
 
@@ -71,7 +76,7 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return run_dir / CHECKPOINTS / latest["checkpoint_dir_name"] if latest else None
 
 
-def require_same_plan(run_dir: Path, identity: dict[str, int]) -> None:
+def require_same_plan(run_dir: Path, identity: dict[str, int | float | str]) -> None:
     """Refuses to go on with a run whose rows would now come in another order.
 
     Raises:
@@ -81,7 +86,6 @@ def require_same_plan(run_dir: Path, identity: dict[str, int]) -> None:
     if checkpoint is None:
         return
     for key, value in load_progress(checkpoint).plan.items():
-        require(
-            identity[key] == value,
-            f"{run_dir}: was started with {key}={value}, now it is {identity[key]}; set it back, or give the run another name",
-        )
+        now = identity.get(key)
+        remedy = "set it back, or give the run another name"
+        require(now == value, f"{run_dir}: was started with {key}={value}, now it is {now}; {remedy}")

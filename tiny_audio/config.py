@@ -1,7 +1,7 @@
 """Configs: a dataclass per job, a YAML file of differences from its defaults, dotted overrides on the command line.
 
-`load_config(TrainConfig, "configs/quickstart.yaml", ["train.num_workers=1"])`. An unknown key, or a value of the wrong
-type, is a `ConfigError` whose message is one line. Knows nothing of torch or Ray.
+`load_config(TrainConfig, "configs/quickstart.yaml", ["num_workers=1", "data.batch_rows=8"])`. An
+unknown key, or a value of the wrong type, is a `ConfigError` whose message is one line. Knows nothing of torch or Ray.
 """
 
 from __future__ import annotations
@@ -32,8 +32,29 @@ def require(condition: bool, message: str) -> None:
 
 
 def absolute(path: str) -> str:
-    """A local path from the root of the file system; a URL as it is."""
-    return path if "://" in path else str(Path(path).expanduser().resolve())
+    """A local path from the root of the file system; a URL as it is.
+
+    Raises:
+        ConfigError: a relative path in a submitted job, which runs in a copy of its folder that is thrown away.
+    """
+    if "://" in path or Path(path).expanduser().is_absolute():
+        return str(Path(path).expanduser()) if "://" not in path else path
+    in_a_copy = "/runtime_resources/working_dir_files/" in str(Path.cwd())
+    require(not in_a_copy, f"{path}: a submitted job runs in a copy of its folder; give an absolute path, or a URL for data")
+    return str(Path(path).resolve())
+
+
+def require_at_least(config: Any, least: float, *names: str) -> None:
+    """Raises ConfigError unless these fields, where they are set, are at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= least, f"{name} must be at least {least:g}, not {value}")
+
+
+def _absolute_backbone(model_id: str) -> str:
+    """A local folder made absolute; a hub id and an embedded backbone, which is found by its name anywhere, as they are."""
+    embedded = (Path(__file__).resolve().parent.parent / model_id).is_dir() and not Path(model_id).is_absolute()
+    return str(Path(model_id).resolve()) if Path(model_id).is_dir() and not embedded else model_id
 
 
 def require_model(model: str) -> str:
@@ -85,8 +106,8 @@ class DataConfig:
     decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
 
     def __post_init__(self):
-        require(self.batch_rows >= 1, f"data.batch_rows must be at least 1, not {self.batch_rows}")
-        require(self.steps_per_window >= 1, f"data.steps_per_window must be at least 1, not {self.steps_per_window}")
+        require_at_least(self, 1, "batch_rows", "steps_per_window", "max_train_rows", "max_dev_rows", "micro_batch_s")
+        require_at_least(self, 0.01, "max_duration_s")
         require(0 <= self.silence_share < 1, f"data.silence_share must be in [0, 1), not {self.silence_share}")
 
 
@@ -100,6 +121,11 @@ class OptimizerConfig:
     beta_1: float = 0.9
     beta_2: float = 0.95
     max_grad_norm: float = 1.0
+
+    def __post_init__(self):
+        require_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
+        for name in ("beta_1", "beta_2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must be in [0, 1), not {getattr(self, name)}")
 
 
 @dataclass
@@ -125,8 +151,10 @@ class TrainConfig:
 
     def __post_init__(self):
         require(self.zero_stage in ZERO_STAGES, f"zero_stage must be one of 0, 1, 2, 3, not {self.zero_stage}")
-        require(self.num_workers >= 1, f"num_workers must be at least 1, not {self.num_workers}")
-        require(self.num_steps >= 1, f"num_steps must be at least 1, not {self.num_steps}")
+        require_at_least(self, 1, "num_workers", "num_steps", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
+        require_at_least(self, 1, "threads_per_worker")
+        require_at_least(self, 0, "seed", "max_failures")
+        require("://" not in self.runs_dir, f"runs_dir={self.runs_dir}: runs are kept in folders; mount the storage and name it")
         require(
             self.data.batch_rows % self.num_workers == 0,
             f"data.batch_rows={self.data.batch_rows} does not divide among num_workers={self.num_workers}",
@@ -135,7 +163,12 @@ class TrainConfig:
     def with_absolute_paths(self) -> TrainConfig:
         """For workers, which run elsewhere: local paths made absolute; URLs and hub ids as they are."""
         data = dataclasses.replace(self.data, train=absolute(self.data.train), dev=absolute(self.data.dev))
-        return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=data)
+        model = dataclasses.replace(
+            self.model,
+            audio_model_id=_absolute_backbone(self.model.audio_model_id),
+            text_model_id=_absolute_backbone(self.model.text_model_id),
+        )
+        return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=data, model=model)
 
     @property
     def run_dir(self) -> Path:

@@ -15,6 +15,8 @@ import soxr
 
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = SAMPLE_RATE // 100  # 10 ms, one mel frame: less is no speech
+MP3_FRAME = 1152  # samples that an MP3's header may promise too many
+MAX_SAMPLES_PER_S = 8 * 48_000  # over all channels: a small file must not decode to gigabytes
 REASONS = ("empty", "not_audio", "truncated", "no_samples", "not_finite", "too_long")
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what a WAV written to a pipe says of its length
 
@@ -50,8 +52,10 @@ def _read(data: bytes, max_duration_s: float) -> tuple[np.ndarray, int]:
             duration_s = file.frames / file.samplerate
             if duration_s > max_duration_s:
                 raise AudioError("too_long", f"audio lasts {duration_s:.1f} s; the longest taken is {max_duration_s:g} s")
+            if file.frames * file.channels > max_duration_s * MAX_SAMPLES_PER_S:
+                raise AudioError("too_long", f"{file.channels} channels at {file.samplerate} Hz are more than is decoded")
             samples = file.read(dtype="float32", always_2d=True)
-            if len(samples) < file.frames and file.format == "FLAC":
+            if len(samples) < file.frames - MP3_FRAME:
                 raise AudioError("truncated", f"audio ends after {len(samples)} of {file.frames} samples")
             return samples, file.samplerate
     except soundfile.LibsndfileError as error:

@@ -1,7 +1,7 @@
 """Evaluation: test shards -> transcripts on a pool of actors -> WER per set, with controls that must fail.
 
 Writes utterances.jsonl and evaluation.json into the output folder. A set is what a row's ID says before its last
-hyphen, so that every source is scored apart.
+hyphen, as `prepare.py` writes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from tiny_audio.asr_modeling import read_model_window_s
 from tiny_audio.batch import silent_clip
-from tiny_audio.config import absolute, require, require_model
+from tiny_audio.config import absolute, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.shards import Clip
@@ -28,7 +28,7 @@ from tiny_audio.wer import ErrorCount, count_errors, normalize, word_error_rate
 NUM_SILENT_CLIPS = 12
 SILENCE = "silence"  # the set of the silent clips
 SETS = {
-    "sentences": ("unseen sentences", "said by voices of the training data"),
+    "sentences": ("unseen sentences", "in no projector training; said by its voices"),
     "voices": ("unseen voices", "unseen sentences, said by voices that no training heard"),
     "words": ("unseen words", "each sentence has a word that no training text held, the backbones' included"),
 }
@@ -40,7 +40,7 @@ class EvaluateConfig:
 
     model: str = "runs/quickstart/model"  # a folder that training exported, or a hub id
     data: str = "data/synthetic/test/*.parquet"
-    output_dir: str = "runs/quickstart"
+    output_dir: str = "runs/evaluation"
     max_rows: int | None = None
     num_actors: int = 1
     use_gpu: bool = False
@@ -48,6 +48,10 @@ class EvaluateConfig:
     batch_rows: int = 64
     control_rows: int = 100  # that a fresh projector is scored on; 0 leaves the controls out
     seed: int = 0
+
+    def __post_init__(self):
+        require_at_least(self, 1, "max_rows", "num_actors", "num_threads", "batch_rows")
+        require_at_least(self, 0, "control_rows", "seed")
 
     def settings(self, untrained: bool = False) -> TranscribeSettings:
         return TranscribeSettings(
@@ -89,7 +93,7 @@ def _score(utterances: list[dict], label: str, note: str) -> dict:
 def score_sets(utterances: list[dict]) -> dict[str, dict]:
     """WER of every set, in the order in which they come."""
     sets = {}
-    for name in dict.fromkeys(line["set"] for line in utterances):
+    for name in dict.fromkeys(line["set"] for line in utterances if line["num_words"]):
         label, note = SETS.get(name, (name, ""))
         sets[name] = _score([line for line in utterances if line["set"] == name], label, note)
     return sets
@@ -120,14 +124,21 @@ def _untrained_score(config: EvaluateConfig, max_duration_s: float) -> dict:
     return _score(lines, "untrained projector", f"the same model, its projector fresh; the first {len(lines)} utterances")
 
 
-def evaluate(config: EvaluateConfig, show_progress: Callable[[Iterable, int], Iterable] = lambda rows, total: rows) -> dict:
-    """Scores a model; returns what evaluation.json says. Ray must be up.
+def evaluate(
+    config: EvaluateConfig, show_progress: Callable[[Iterable, int], Iterable], start_ray: Callable[[], None] = lambda: None
+) -> dict:
+    """Scores a model; returns what evaluation.json says.
+
+    Args:
+        show_progress: wraps the iterable of transcribed rows, whose number it is told.
+        start_ray: called once all inputs are checked, unless Ray is up already.
 
     Raises:
         ConfigError: no such model or shards, or none of their rows can be scored.
     """
     max_duration_s = read_model_window_s(require_model(config.model))
     groups = read_footers(list_shards(absolute(config.data)), config.max_rows)
+    start_ray()
     spoken = clip_dataset(plan_pass(groups), max_duration_s)
     silent = memory_dataset(silent_clips(config.seed, max_duration_s)) if config.control_rows else None
     clips = spoken.union(silent) if silent else spoken

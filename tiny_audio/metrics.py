@@ -40,7 +40,7 @@ def progress_line(values: dict, num_steps: int, left_s: float) -> str:
     return (
         f"step {values['step']:>5} {bar} {done:4.0%}  loss {values['loss']:.4f}  lr {values['learning_rate']:.1e}  "
         f"{values['audio_s_per_s']:.0f} s of audio/s  {values['data_wait_share']:.0%} waiting for data  "
-        f"{format_duration(left_s)} left"
+        f"{values['num_rejected']} rejected  {format_duration(left_s)} left"
     )
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import soundfile
 import soxr
 
+from tiny_audio.config import require, require_at_least
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.sentences import novel_sentences, unique_sentences
 from tiny_audio.speech import Voice, held_out_voices, synthesize, training_voices
@@ -52,6 +53,10 @@ class PrepareConfig:
     num_broken: int = 12  # of the train rows
     rows_per_row_group: int = 50
     rows_per_file: int = 250
+
+    def __post_init__(self):
+        require_at_least(self, 1, "num_train", "num_dev", "num_test", "rows_per_row_group", "rows_per_file")
+        require(0 <= self.num_broken <= self.num_train, f"num_broken must be 0 to num_train, not {self.num_broken}")
 
 
 @dataclass
@@ -172,10 +177,14 @@ def prepare(config: PrepareConfig, show_progress=lambda done: done) -> dict:
     """
     manifest_path = Path(config.output_dir) / MANIFEST
     wanted = dataclasses.asdict(config)
+    made = sorted(Path(config.output_dir).glob("*/*.parquet"))
     if manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text())
-        if manifest["config"] == wanted:
+        if manifest["config"] == wanted and manifest["num_files"] == len(made):
             return manifest
+        manifest_path.unlink()
+    for stale in made:  # of another config: beside ours they would mix splits
+        stale.unlink()
     files = list(show_progress(map_each(_tasks(config), write_shard)))
     manifest = {
         "config": wanted,

@@ -23,9 +23,11 @@ from typing import BinaryIO
 import requests
 import yaml
 
-from tiny_audio.config import TrainConfig, absolute, save_config
+from tiny_audio.asr_modeling import PACKAGE_ROOT
+from tiny_audio.config import TrainConfig, absolute, require, save_config
+from tiny_audio.decode import decode
 from tiny_audio.plan import list_shards, plan_pass, read_footers
-from tiny_audio.prepare import PrepareConfig, prepare
+from tiny_audio.prepare import MANIFEST, PrepareConfig, encode_audio, prepare
 from tiny_audio.report import worst_utterances, write_report
 from tiny_audio.shards import read_rows
 from tiny_audio.stream import quiet_ray_data
@@ -34,6 +36,7 @@ RAYS_OWN_LINE = re.compile(rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ --
 SERVE_START_TIMEOUT_S = 180
 BIN = Path(sys.executable).parent
 NUM_SEEDS = 5
+NO_AGENT = b"No available agent"
 WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a local Ray asks for one; its commands must be told that it does
 
 
@@ -83,33 +86,54 @@ def local_cluster() -> Iterator[Cluster]:
 def submit_job(cluster: Cluster, *command: str) -> None:
     """`ray job submit` of this repository, its log shown as it comes.
 
+    A young cluster has a job server before it has the agent that runs jobs, and refuses until then: so it asks again.
+
     Raises:
         CalledProcessError: the job failed.
     """
     submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.jobs_url, "--working-dir", ".", "--", *command]
     print("$ ray job submit --working-dir . -- " + " ".join(command), flush=True)
-    with subprocess.Popen(submit, env={**os.environ, **WITH_TOKEN}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
-        _copy_log(job.stdout, sys.stdout.buffer)
-    if job.returncode:
-        raise subprocess.CalledProcessError(job.returncode, submit)
+    for wait_s in (2, 4, 8, 16, None):
+        with subprocess.Popen(submit, env={**os.environ, **WITH_TOKEN}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
+            refusal = _copy_log(job.stdout, sys.stdout.buffer)
+        if not job.returncode:
+            return
+        if wait_s is None or NO_AGENT not in refusal:
+            break
+        time.sleep(wait_s)
+    sys.stdout.buffer.write(refusal)
+    raise subprocess.CalledProcessError(job.returncode, submit)
 
 
-def _copy_log(log: BinaryIO, output: BinaryIO) -> None:
-    """A job's log as it comes, without what Ray itself says of its uploads and connections."""
+def _copy_log(log: BinaryIO, output: BinaryIO) -> bytes:
+    """A job's log as it comes, without what Ray itself says of uploads and connections; returns what came before its start."""
+    before = b""
+    started = False
     for line in log:
-        if not RAYS_OWN_LINE.match(line):
+        started = started or b"submitted successfully" in line
+        if RAYS_OWN_LINE.match(line):
+            continue
+        if started:
             output.write(line)
             output.flush()
+        else:
+            before += line
+    return before
 
 
 def train_job(cluster: Cluster, config: TrainConfig) -> None:
     """Trains by a job, unless the run is done already."""
-    done = config.run_dir / "training.json"
-    if done.is_file() and json.loads(done.read_text())["step"] >= config.num_steps:
+    done, submitted = config.run_dir / "training.json", config.run_dir / "submitted.yaml"
+    before = submitted.read_text() if submitted.is_file() else None
+    save_config(config, submitted)  # the job runs in a copy of this folder, without runs/
+    if before is not None and done.is_file():
+        made_from = [Path(PrepareConfig().output_dir) / MANIFEST, *(PACKAGE_ROOT / "tiny_audio/backbones").rglob("*.safetensors")]
+        fresh = all(path.stat().st_mtime < done.stat().st_mtime for path in made_from)
+        remedy = f"{config.run_dir} was trained with other settings, data or backbones; delete it, or choose another name"
+        require(fresh and before == submitted.read_text(), remedy)
         print(f"{config.run_dir}: trained already; delete the folder to train again")
         return
-    save_config(config, config.run_dir / "config.yaml")  # the job runs in a copy of this folder, without runs/
-    submit_job(cluster, "python", "-m", "ray_jobs.train", str(config.run_dir / "config.yaml"))
+    submit_job(cluster, "python", "-m", "ray_jobs.train", str(submitted))
 
 
 def evaluate_job(cluster: Cluster, config: TrainConfig, data: str) -> dict:
@@ -139,7 +163,10 @@ def serve_app(cluster: Cluster, model: Path, log: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(60)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen, log: Path) -> None:
@@ -157,7 +184,7 @@ def _wait_until_healthy(url: str, server: subprocess.Popen, log: Path) -> None:
 
 def ask_server(url: str, clip: bytes) -> str:
     """One clip to one transcript over HTTP, in the form that `curl -F` sends."""
-    print(f"$ curl -F file=@clip.wav -F model=tiny_audio {url}/v1/audio/transcriptions", flush=True)
+    print(f"POST as by: curl -F file=@clip.wav -F model=tiny_audio {url}/v1/audio/transcriptions", flush=True)
     form = {"files": {"file": ("clip.wav", clip, "audio/wav")}, "data": {"model": "tiny_audio"}}
     response = requests.post(f"{url}/v1/audio/transcriptions", timeout=60, **form)
     response.raise_for_status()
@@ -168,6 +195,11 @@ def ask_server(url: str, clip: bytes) -> str:
 def _rows_by_id(pattern: str, ids: set[str]) -> dict[str, dict]:
     groups = read_footers(list_shards(pattern))
     return {row["ID"]: row for part in plan_pass(groups) for row in read_rows(part) if row["ID"] in ids}
+
+
+def as_wav(row: dict) -> bytes:
+    """A row's audio, however it is stored, as a WAV that every browser plays."""
+    return encode_audio(decode(row["wav"]["bytes"]), "wav")
 
 
 def summarize(config: TrainConfig, evaluation: dict, transcript: str, reference: str) -> dict:
@@ -210,11 +242,11 @@ def quickstart(config: TrainConfig, show_progress) -> dict:
         clips = _rows_by_id(tests, {"sentences-00000", *(line["id"] for line in shown)})
         asked = clips["sentences-00000"]
         with serve_app(cluster, config.run_dir / "model", config.run_dir / "serve.log") as url:
-            transcript = ask_server(url, asked["wav"]["bytes"])
+            transcript = ask_server(url, as_wav(asked))
     summary = summarize(config, evaluation, transcript, asked["text"])
     summary["total_seconds"] = time.perf_counter() - started
     (config.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    write_report(config.run_dir, {name: row["wav"]["bytes"] for name, row in clips.items()})
+    write_report(config.run_dir, {name: as_wav(row) for name, row in clips.items()})
     return summary
 
 

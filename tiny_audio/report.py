@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from tiny_audio.text import clean_transcript
 
 TEMPLATE = "report.html.jinja"
-HEADLINE_SET = "test"  # the set of the one-sentence verdict; the first one where there is none of this name
+HEADLINE_SET = "sentences"  # the set of the one-sentence verdict; the first one where there is none of this name
 Curve = tuple[list[int], list[float]]
 
 # Charts are drawn in these colours; in the page each becomes the CSS variable of its name, so dark mode can change it.

@@ -32,7 +32,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that cannot be used. `reason` is one of `decode.REASONS`, or "no_label"."""
+    """A row that cannot be used. `reason` is one of `decode.REASONS`, "no_label" or "unreadable"."""
 
     id: str
     reason: str
@@ -66,6 +66,8 @@ def decode_file(path: str, max_duration_s: float) -> Clip | Reject:
             return Clip(path, decode(file.read(), max_duration_s), "")
     except AudioError as error:
         return Reject(path, error.reason, path)
+    except OSError:
+        return Reject(path, "unreadable", path)
 
 
 def decode_slices(slices: Iterable[RowSlice], max_duration_s: float) -> tuple[list[Clip], list[Reject]]:

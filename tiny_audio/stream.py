@@ -182,7 +182,7 @@ def memory_dataset(clips: list[Clip]) -> ray.data.Dataset:
 
 
 class TranscribeRows:
-    """An actor that holds a model and adds `hypothesis`, `num_tokens` and `complete` to decoded clips."""
+    """An actor that holds a model and adds `hypothesis` and `complete` to decoded clips."""
 
     def __init__(self, model: str, device: str, num_threads: int, untrained_seed: int | None):
         import torch
@@ -204,7 +204,6 @@ class TranscribeRows:
         answers = [None if row["reason"] else next(heard) for row in rows]
         table = table.drop_columns(["pcm"])
         table = table.append_column("hypothesis", pa.array([a.text if a else "" for a in answers], pa.string()))
-        table = table.append_column("num_tokens", pa.array([a.num_tokens if a else 0 for a in answers], pa.int64()))
         return table.append_column("complete", pa.array([bool(a and a.complete) for a in answers], pa.bool_()))
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ray.train.torch import TorchTrainer
 from torch import distributed
 
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.asr_modeling import ASRModel, read_window_s, save_projector
+from tiny_audio.asr_modeling import ASRModel, read_window_s, require_decoder, save_projector
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.checkpoint import (
     CHECKPOINTS,
@@ -136,6 +137,7 @@ class Worker:
                 "audio_s_per_s": audio_s / seconds,
                 "data_wait_share": wait_s / self.num_workers / seconds,
                 "epoch": epoch,
+                "num_rejected": sum(self.progress.rejects.values()),
                 "time_s": self.progress.train_s,
             }
             append_metrics(self.config.run_dir, values)
@@ -239,10 +241,13 @@ def _trainer(config: TrainConfig, groups: list[RowGroup]) -> TorchTrainer:
     )
 
 
-def train(config: TrainConfig) -> Path:
-    """Trains a projector, or goes on with the run of that name; returns the folder of the exported model.
+def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> Progress:
+    """Trains a projector, or goes on with the run of that name; returns how far it came.
 
-    Writes to the run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, model/. Ray must be up.
+    Writes to the run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, model/.
+
+    Args:
+        start_ray: called once all inputs are checked, unless Ray is up already.
 
     Raises:
         ConfigError: a shard or backbone is not there or is no such thing, or the run was started with other settings.
@@ -251,7 +256,9 @@ def train(config: TrainConfig) -> Path:
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
     groups = read_footers(list_shards(config.data.train), config.data.max_train_rows)
     read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
+    require_decoder(config.model.text_model_id)
     require_same_plan(config.run_dir, plan_identity(config, groups))
+    start_ray()
     save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
     with MetricsFollower(config.run_dir, config.num_steps):
@@ -260,4 +267,4 @@ def train(config: TrainConfig) -> Path:
     weights, _, progress = load_checkpoint(checkpoint)
     save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")
     (config.run_dir / "training.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1) + "\n")
-    return config.run_dir / "model"
+    return progress

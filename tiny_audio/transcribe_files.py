@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiny_audio.asr_modeling import read_model_window_s
-from tiny_audio.config import absolute, require, require_model
+from tiny_audio.config import absolute, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.stream import TranscribeSettings, file_dataset, transcribe_dataset
 
@@ -27,6 +27,9 @@ class TranscribeConfig:
     use_gpu: bool = False
     num_threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # CPU threads of an actor, without a GPU
     batch_rows: int = 64
+
+    def __post_init__(self):
+        require_at_least(self, 1, "num_actors", "num_threads", "batch_rows")
 
 
 def find_audio(inputs: list[str]) -> list[str]:
@@ -57,15 +60,23 @@ def _line(row: dict) -> dict:
     }
 
 
-def transcribe_files(config: TranscribeConfig, show_progress: Callable[[Iterable, int], Iterable]) -> tuple[int, int]:
-    """Writes the output file; returns how many files were transcribed and how many rejected. Ray must be up.
+def transcribe_files(
+    config: TranscribeConfig, show_progress: Callable[[Iterable, int], Iterable], start_ray: Callable[[], None] = lambda: None
+) -> tuple[int, int]:
+    """Writes the output file; returns how many files were transcribed and how many rejected.
+
+    Args:
+        show_progress: wraps the iterable of transcribed rows, whose number it is told.
+        start_ray: called once all inputs are checked, unless Ray is up already.
 
     Raises:
         ConfigError: no such model or inputs.
     """
-    model, paths = require_model(config.model), find_audio(config.inputs)
+    paths, model = find_audio(config.inputs), require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
-    rows = transcribe_dataset(file_dataset(paths, read_model_window_s(model)), settings).iter_rows()
+    max_duration_s = read_model_window_s(model)
+    start_ray()
+    rows = transcribe_dataset(file_dataset(paths, max_duration_s), settings).iter_rows()
     num_rejected = 0
     output = Path(absolute(config.output))
     output.parent.mkdir(parents=True, exist_ok=True)

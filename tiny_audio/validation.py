@@ -6,19 +6,20 @@ import torch
 from torch import distributed
 
 from tiny_audio.batch import deal, num_micro_batches
-from tiny_audio.config import DataConfig
+from tiny_audio.config import DataConfig, require
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.shards import Clip, decode_slices
 from tiny_audio.tensors import collate, silence, split
-from tiny_audio.transcribe import Transcriber
+from tiny_audio.transcribe import MAX_BATCH_S, Transcriber
 from tiny_audio.wer import count_errors
 
 
 def load_dev_clips(data: DataConfig) -> list[Clip]:
     """The first `max_dev_rows` dev clips, shortest first. Few enough for every worker to decode them all."""
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
-    clips, _ = decode_slices(plan_pass(groups), data.max_duration_s)
+    clips, rejects = decode_slices(plan_pass(groups), data.max_duration_s)
+    require(bool(clips), f"{data.dev}: all {len(rejects)} validation rows are rejected; the first for {rejects[0].reason}")
     return sorted(clips, key=lambda clip: (len(clip.pcm), clip.id))
 
 
@@ -35,7 +36,8 @@ class Validation:
         rank, num_workers = distributed.get_rank(), distributed.get_world_size()
         clips = load_dev_clips(data)
         window_s = transcriber.max_duration_s
-        parts = num_micro_batches(len(clips), num_workers, window_s, data.micro_batch_s)
+        budget_s = min(data.micro_batch_s, MAX_BATCH_S)  # so that a part is one batch to the transcriber, on every worker
+        parts = num_micro_batches(len(clips), num_workers, window_s, budget_s)
         self.parts = split(deal(clips, num_workers)[rank], parts)
         self.longest = max((len(clip.pcm) for clip in clips), default=SAMPLE_RATE)
         self.transcriber = transcriber
