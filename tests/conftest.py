@@ -19,13 +19,11 @@ DECODER = "tiny_audio/backbones/decoder"
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """A Ray of the test run's own, with four CPUs, whatever the machine has."""
-    import ray
+    """A Ray of the test run's own, as the quickstart starts one, with at least four CPUs; yields where its servers are."""
+    from tiny_audio.quickstart import local_cluster
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+    with local_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

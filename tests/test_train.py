@@ -38,7 +38,7 @@ def config_of(shards, runs_dir, name, **changes) -> TrainConfig:
             micro_batch_s=16.0,
             silence_share=0.1,
         ),
-        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=1, max_grad_norm=0.5),
+        "optimizer": OptimizerConfig(learning_rate=1e-4, warmup_steps=1, max_grad_norm=0.5),
     }
     return TrainConfig(name=name, runs_dir=str(runs_dir), **{**values, **changes})
 
@@ -67,16 +67,21 @@ def test_the_losses_are_the_same_on_any_workers_at_any_stage(plain, shards, tmp_
     assert scores(config) == pytest.approx(scores(plain), rel=1e-5)
     norms = [[line["grad_norm"] for line in read_metrics(c.run_dir) if "loss" in line] for c in (config, plain)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    for name in ("projector.safetensors", "optimizer.safetensors"):  # whole and by name, however they were sharded
+        ours, theirs = (load_file(latest_checkpoint(c.run_dir) / name) for c in (config, plain))
+        assert set(ours) == set(theirs)
+        for key in theirs:  # a step moves a weight by up to 1e-4
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=5e-5)
 
 
 def test_a_run_leaves_its_model_its_config_and_its_counts(plain):
     folder = plain.run_dir
     assert len(losses(plain)) == 4
-    assert losses(plain)[-1] < losses(plain)[0]
+    assert scores(plain)[-1] < scores(plain)[0]
     training = json.loads((folder / "training.json").read_text())
     assert training["step"] == 4
     assert training["rejects"] == {"empty": 1, "truncated": 1}
-    assert 20 <= training["num_rows"] <= 28  # 26 rows and their silent clips, less two rejected
+    assert training["num_rows"] + 2 == 4 * plain.data.batch_rows
     assert (folder / "config.yaml").is_file()
     exported = load_file(folder / "model" / "model.safetensors")
     checkpoint = load_file(latest_checkpoint(folder) / "projector.safetensors")
@@ -140,23 +145,11 @@ def test_a_run_resumes_from_its_last_checkpoint(plain, shards, tmp_path, num_wor
     assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"empty": 1, "truncated": 1}
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path, zero_stage):
-    config = config_of(shards, tmp_path, "bf16", num_workers=2, zero_stage=zero_stage)
+def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):
+    config = config_of(shards, tmp_path, "bf16", num_workers=2, zero_stage=2)
     config.model.dtype = "bfloat16"
     train(config)
     assert losses(config) == pytest.approx(losses(plain), rel=0.02)
-
-
-def test_a_sharded_checkpoint_is_the_plain_one(plain, shards, tmp_path):
-    """Weights and moments of two workers at stage 3, whole and by name, against one worker without ZeRO."""
-    config = config_of(shards, tmp_path, "sharded", num_workers=2, zero_stage=3)
-    train(config)
-    for name in ("projector.safetensors", "optimizer.safetensors"):
-        ours, theirs = (load_file(latest_checkpoint(c.run_dir) / name) for c in (config, plain))
-        assert set(ours) == set(theirs)
-        for key in theirs:
-            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-2, atol=1e-5)
 
 
 def test_a_run_under_another_plan_is_refused(plain, shards):

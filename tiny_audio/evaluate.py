@@ -137,6 +137,7 @@ def evaluate(
         ConfigError: no such model or shards, or none of their rows can be scored.
     """
     max_duration_s = read_model_window_s(require_model(config.model))
+    output_dir = Path(absolute(config.output_dir))
     groups = read_footers(list_shards(absolute(config.data)), config.max_rows)
     start_ray()
     spoken = clip_dataset(plan_pass(groups), max_duration_s)
@@ -160,7 +161,7 @@ def evaluate(
             if line["set"] == SILENCE
         ]
     result["rtfx"] = sum(line["duration_s"] for line in utterances) / seconds
-    _write(Path(config.output_dir), utterances, result)
+    _write(output_dir, utterances, result)
     return result
 
 

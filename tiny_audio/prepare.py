@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import soundfile
 import soxr
 
-from tiny_audio.config import require, require_at_least
+from tiny_audio.config import absolute, require, require_at_least
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.sentences import novel_sentences, unique_sentences
 from tiny_audio.speech import Voice, held_out_voices, synthesize, training_voices
@@ -161,7 +161,7 @@ def _tasks(config: PrepareConfig) -> list[dict]:
             part = sentences[number * config.rows_per_file : (number + 1) * config.rows_per_file]
             tasks.append(
                 {
-                    "path": str(Path(config.output_dir).resolve() / f"{split}-{number:05d}-of-{count:05d}.parquet"),
+                    "path": str(Path(config.output_dir) / f"{split}-{number:05d}-of-{count:05d}.parquet"),
                     "sentences": json.dumps([dataclasses.asdict(sentence) for sentence in part]),
                     "rows_per_row_group": config.rows_per_row_group,
                     "seed": f"{config.seed} {split} {number}",
@@ -175,6 +175,7 @@ def prepare(config: PrepareConfig, show_progress=lambda done: done) -> dict:
 
     Ray must be up. `show_progress` wraps the iterable of finished files.
     """
+    config = dataclasses.replace(config, output_dir=absolute(config.output_dir))
     manifest_path = Path(config.output_dir) / MANIFEST
     wanted = dataclasses.asdict(config)
     made = sorted(Path(config.output_dir).glob("*/*.parquet"))

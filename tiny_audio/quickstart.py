@@ -36,6 +36,7 @@ RAYS_OWN_LINE = re.compile(rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ --
 SERVE_START_TIMEOUT_S = 180
 BIN = Path(sys.executable).parent
 NUM_SEEDS = 5
+AGENT_PORT = 52365  # Ray's default, and `ray.init` takes no other
 NO_AGENT = b"No available agent"
 WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a local Ray asks for one; its commands must be told that it does
 
@@ -63,9 +64,15 @@ def free_port(preferred: int) -> int:
 
 @contextmanager
 def local_cluster() -> Iterator[Cluster]:
-    """A Ray of this process's own, with a job server on 127.0.0.1, for as long as the context lasts."""
+    """A Ray of this process's own, with a job server on 127.0.0.1, for as long as the context lasts.
+
+    Raises:
+        ConfigError: another Ray runs on this machine; Ray's job agents share a fixed port, and the second gets no jobs.
+    """
     import ray
 
+    in_use = f"another Ray on this machine holds port {AGENT_PORT}, which runs its jobs; stop it (ray stop), then try again"
+    require(free_port(AGENT_PORT) == AGENT_PORT, in_use)
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`: let it be this one
     context = ray.init(
         address="local",

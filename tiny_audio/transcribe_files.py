@@ -74,11 +74,10 @@ def transcribe_files(
     """
     paths, model = find_audio(config.inputs), require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
-    max_duration_s = read_model_window_s(model)
+    max_duration_s, output = read_model_window_s(model), Path(absolute(config.output))
     start_ray()
     rows = transcribe_dataset(file_dataset(paths, max_duration_s), settings).iter_rows()
     num_rejected = 0
-    output = Path(absolute(config.output))
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w") as file:
         for row in show_progress(rows, len(paths)):

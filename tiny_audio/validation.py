@@ -19,7 +19,8 @@ def load_dev_clips(data: DataConfig) -> list[Clip]:
     """The first `max_dev_rows` dev clips, shortest first. Few enough for every worker to decode them all."""
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
     clips, rejects = decode_slices(plan_pass(groups), data.max_duration_s)
-    require(bool(clips), f"{data.dev}: all {len(rejects)} validation rows are rejected; the first for {rejects[0].reason}")
+    reasons = sorted({reject.reason for reject in rejects})
+    require(bool(clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
     return sorted(clips, key=lambda clip: (len(clip.pcm), clip.id))
 
 
