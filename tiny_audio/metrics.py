@@ -18,10 +18,18 @@ def append_metrics(run_dir: Path, values: dict) -> None:
         file.write(json.dumps(values) + "\n")
 
 
+def read_json_lines(path: Path) -> list[dict]:
+    """A JSON object a line; none where there is no file. Iterates it: `splitlines` would also split at a U+2028 in a text."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
 def read_metrics(run_dir: Path) -> list[dict]:
-    """All lines of metrics.jsonl; a step that ran twice, after a restart, counts once, as it ran last."""
-    lines = [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
-    return list({(line["step"], "val_loss" in line): line for line in lines}.values())
+    """The lines of metrics.jsonl by step; a step that ran twice, after a restart, counts once, as it ran last."""
+    lines = {(line["step"], "val_loss" in line): line for line in read_json_lines(run_dir / METRICS_FILE)}
+    return [lines[key] for key in sorted(lines)]
 
 
 def format_duration(seconds: float) -> str:

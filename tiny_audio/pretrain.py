@@ -32,6 +32,15 @@ def one_cycle(optimizer: torch.optim.Optimizer, num_steps: int) -> torch.optim.l
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], num_steps, pct_start=0.06)
 
 
+def update(loss: torch.Tensor, weights: list[torch.Tensor], optimizer: torch.optim.Optimizer, schedule) -> None:
+    """One step of both pre-trainings: gradients, clipped to norm 1, applied."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    optimizer.step()
+    schedule.step()
+
+
 def save_backbone(folder: Path, model_config, state: dict[str, torch.Tensor]) -> None:
     """Writes config.json and float16 weights, as a hub folder has them."""
     folder.mkdir(parents=True, exist_ok=True)

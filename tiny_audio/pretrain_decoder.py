@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-from tiny_audio.pretrain import PretrainConfig, one_cycle, save_backbone
+from tiny_audio.pretrain import PretrainConfig, one_cycle, save_backbone, update
 from tiny_audio.sentences import CHARACTERS, Grammar, unique_sentences
 from tiny_audio.text import build_prompt
 from tiny_audio.tiny_tokenizer import build_tokenizer
@@ -123,11 +122,7 @@ def pretrain_decoder(config: PretrainConfig) -> dict:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             logits = decoder(input_ids=ids, use_cache=False).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        update(loss, list(decoder.parameters()), optimizer, schedule)
         if step % 250 == 0 or step == 1:
             print(f"decoder: step {step} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s", flush=True)
     state = {k: v.half().contiguous().cpu() for k, v in decoder.state_dict().items() if k != "lm_head.weight"}

@@ -22,7 +22,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from tiny_audio.asr_modeling import encode
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_TOKEN, log_mel
-from tiny_audio.pretrain import WINDOW_S, PretrainConfig, one_cycle, save_backbone
+from tiny_audio.pretrain import WINDOW_S, PretrainConfig, one_cycle, save_backbone, update
 from tiny_audio.sentences import CHARACTERS, Grammar
 from tiny_audio.speech import synthesize, training_voices
 
@@ -137,11 +137,7 @@ def pretrain_encoder(config: PretrainConfig) -> dict:
         target_lengths = torch.tensor([len(text) for text in texts], device=device)
         log_probs = logits.float().log_softmax(-1).transpose(0, 1)
         loss = ctc_loss(log_probs, targets, frames, target_lengths, zero_infinity=True)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
+        update(loss, weights, optimizer, schedule)
         if step % 250 == 0 or step == 1:
             print(f"encoder: step {step} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s", flush=True)
     error = _ctc_error(encoder.eval(), head, data, rng)

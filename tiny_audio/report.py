@@ -21,6 +21,7 @@ import jiwer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tiny_audio.metrics import read_json_lines, read_metrics
 from tiny_audio.text import clean_transcript
 
 TEMPLATE = "report.html.jinja"
@@ -55,17 +56,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON object a line. Iterates the file: `splitlines` would also split at a U+2028 inside a transcript."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
-
-
 def worst_utterances(run_dir: Path, count: int = 12) -> list[dict[str, Any]]:
     """The lines of utterances.jsonl with the most errors a word, then the most errors, then by id; none without errors."""
-    wrong = [line for line in _read_lines(Path(run_dir) / "utterances.jsonl") if line["num_errors"]]
+    wrong = [line for line in read_json_lines(Path(run_dir) / "utterances.jsonl") if line["num_errors"]]
     wrong.sort(key=lambda line: (-line["num_errors"] / max(line["num_words"], 1), -line["num_errors"], line["id"]))
     return wrong[:count]
 
@@ -102,9 +95,9 @@ def duration(seconds: float) -> str:
 
 
 def _curve(lines: list[dict[str, Any]], key: str) -> Curve:
-    """Steps and values of `key`. A run that resumes logs some steps twice: its last word counts."""
-    values = {line["step"]: line[key] for line in lines if line.get(key) is not None}
-    return sorted(values), [values[step] for step in sorted(values)]
+    """Steps and values of `key`, by step."""
+    found = [line for line in lines if line.get(key) is not None]
+    return [line["step"] for line in found], [line[key] for line in found]
 
 
 def _svg(name: str, alt: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Markup:
@@ -264,7 +257,7 @@ def _worst(run_dir: Path, clips: dict[str, bytes], sets: dict[str, dict[str, Any
 def _content(run_dir: Path, clips: dict[str, bytes]) -> dict[str, Any]:
     """What the template shows, by the names it uses."""
     evaluation, summary = _read_json(run_dir / "evaluation.json"), _read_json(run_dir / "summary.json")
-    lines, config = _read_lines(run_dir / "metrics.jsonl"), run_dir / "config.yaml"
+    lines, config = read_metrics(run_dir), run_dir / "config.yaml"
     sets, controls = evaluation.get("sets", {}), evaluation.get("controls", {})
     return {
         "name": run_dir.name,
