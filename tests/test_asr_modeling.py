@@ -8,7 +8,8 @@ from torch import nn
 
 from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.asr_modeling import ASRModel, Projector, encode, load_decoder, load_encoder
+from tiny_audio.asr_modeling import ASRModel, Projector, encode
+from tiny_audio.backbone import load_decoder, load_encoder
 from tiny_audio.shards import Clip
 from tiny_audio.tensors import collate
 from tiny_audio.text import label_ids

@@ -5,8 +5,6 @@ Shape letters are those of `features.py`. Nothing here knows of Ray, DeepSpeed o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, gelu
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PreTrainedModel, SmolLM3ForCausalLM
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import cached_file, logging
+from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers.utils import cached_file
 
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.config import ConfigError, require
-from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.backbone import backbone_path, load_decoder, load_encoder, load_tokenizer, read_window_s
+from tiny_audio.config import ConfigError
 from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, estimated_num_samples, num_audio_tokens
-from tiny_audio.text import AUDIO_TOKEN, END_OF_TURN, IGNORED_LABEL, PAD_TOKEN, build_prompt
+from tiny_audio.text import END_OF_TURN, IGNORED_LABEL, build_prompt
 
 PROJECTOR_FILE = "model.safetensors"
 PROJECTOR_PREFIX = "projector."
 INIT_STD = 0.02  # the seed's, for every projector weight
-PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Projector(nn.Module):
@@ -59,76 +55,6 @@ class ASROutput:
         return self.loss_sum / self.num_label_tokens.clamp(min=1)
 
 
-def backbone_path(model_id: str) -> str:
-    """Where a backbone is: a local folder, a folder of this repository (the embedded ones), or a hub id as it is."""
-    if not Path(model_id).is_dir() and (PACKAGE_ROOT / model_id).is_dir():
-        return str(PACKAGE_ROOT / model_id)
-    return model_id
-
-
-def load_encoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
-    """The encoder of a whole Whisper checkpoint.
-
-    Raises:
-        ValueError: encoder weights are missing there. (transformers only warns, and leaves them random.)
-    """
-    return _load(WhisperEncoder, model_id, dtype, attn_implementation, key_mapping={r"^(model\.)?encoder\.": ""})
-
-
-def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> SmolLM3ForCausalLM:
-    """The decoder.
-
-    Raises:
-        ValueError: weights are missing in the checkpoint.
-    """
-    return _load(SmolLM3ForCausalLM, model_id, dtype, attn_implementation)
-
-
-def load_tokenizer(model_id: str):
-    """The decoder's tokenizer, with the `<audio>` placeholder known to it as one token."""
-    tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
-    tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
-    tokenizer.pad_token = PAD_TOKEN
-    return tokenizer
-
-
-def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:
-    """`from_pretrained`, without its report on the parts of a checkpoint that we leave out, but with ours on missing ones."""
-    with _quiet_transformers():
-        model, info = model_class.from_pretrained(
-            backbone_path(model_id), dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True, **kwargs
-        )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ValueError(f"{model_id}: the checkpoint lacks {shown}; is the download complete, and the right model?")
-    return model
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def read_window_s(model_id: str) -> float:
-    """Longest audio that a Whisper checkpoint takes, in seconds (30), from its config alone.
-
-    Raises:
-        ConfigError: there is no such checkpoint.
-    """
-    config = _read_config(model_id)
-    require(hasattr(config, "max_source_positions"), f"{model_id}: is a {config.model_type}, not a Whisper checkpoint")
-    return config.max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
-
-
 def read_model_window_s(model: str) -> float:
     """Longest audio that a saved model takes, in seconds, from the configs alone.
 
@@ -140,19 +66,6 @@ def read_model_window_s(model: str) -> float:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{model}: {str(error).splitlines()[0]}") from None
     return read_window_s(config.audio_model_id)
-
-
-def require_decoder(model_id: str) -> None:
-    """Raises ConfigError unless there is a SmolLM3 checkpoint of that id."""
-    config = _read_config(model_id)
-    require(config.model_type == "smollm3", f"{model_id}: is a {config.model_type}, not a SmolLM3 checkpoint")
-
-
-def _read_config(model_id: str):
-    try:
-        return AutoConfig.from_pretrained(backbone_path(model_id))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model_id}: {str(error).splitlines()[0]}") from None
 
 
 def save_projector(config: ASRConfig, weights: dict[str, torch.Tensor], folder: str | Path) -> None:

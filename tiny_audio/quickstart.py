@@ -23,7 +23,7 @@ from typing import BinaryIO
 import requests
 import yaml
 
-from tiny_audio.asr_modeling import PACKAGE_ROOT
+from tiny_audio.backbone import PACKAGE_ROOT
 from tiny_audio.config import TrainConfig, absolute, require, save_config
 from tiny_audio.decode import decode
 from tiny_audio.plan import list_shards, plan_pass, read_footers

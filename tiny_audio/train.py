@@ -24,7 +24,8 @@ from ray.train.torch import TorchTrainer
 from torch import distributed
 
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.asr_modeling import ASRModel, read_window_s, require_decoder, save_projector
+from tiny_audio.asr_modeling import ASRModel, save_projector
+from tiny_audio.backbone import read_window_s, require_decoder
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.checkpoint import (
     CHECKPOINTS,
