@@ -5,13 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.functional import conv1d, gelu
 
 from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.asr_modeling import ASRModel, Projector, encode
+from tiny_audio.asr_modeling import ASRModel, Projector
 from tiny_audio.backbone import load_decoder, load_encoder
+from tiny_audio.features import log_mel, num_audio_tokens, pad_waveforms
+from tiny_audio.layers import encode
 from tiny_audio.shards import Clip
-from tiny_audio.tensors import collate
+from tiny_audio.tensors import pack
 from tiny_audio.text import label_ids
 
 CLIPS = [
@@ -25,7 +28,8 @@ def test_the_projector_is_the_seeds():
     with torch.device("meta"):
         projector = Projector(1280, 2048)
     assert sum(weight.numel() for weight in projector.parameters()) == 11_730_944
-    assert projector(torch.empty(2, 1500, 1280, device="meta")).shape == (2, 750, 2048)
+    frames, first = torch.empty(3000, 1280, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+    assert projector(frames, first).shape == (1500, 2048)
 
 
 def test_the_seeds_usage_works(tmp_path):
@@ -48,29 +52,57 @@ def test_any_length_encodes_as_whispers_own_at_the_full_window(model):
     assert encode(model.encoder, mels[..., :122]).shape == (2, 61, 192)
 
 
+def plain_loss(model, clip):
+    """The loss of one clip as transformers' own modules compute it, padded to the encoder's window."""
+    pcm = pad_waveforms([torch.from_numpy(clip.pcm)], model.window_num_samples)
+    encoded = model.encoder(log_mel(pcm, 128)).last_hidden_state
+    projector = model.projector
+    hidden = conv1d(encoded.transpose(1, 2), projector.conv.weight, stride=2, padding=1).transpose(1, 2)
+    audio = projector.linear_2(gelu(projector.linear_1(hidden)))[:, : num_audio_tokens(len(clip.pcm))]
+    (ids,) = label_ids(model.tokenizer, model.prompt, [clip.text])
+    embed = model.decoder.model.embed_tokens
+    parts = [embed(torch.tensor([part])) for part in (model.prompt.prefix, model.prompt.suffix, ids)]
+    inputs = torch.cat([parts[0], audio, *parts[1:]], dim=1)
+    labels = torch.full(inputs.shape[:2], -100)
+    labels[0, -len(ids) :] = torch.tensor(ids)
+    return model.decoder(inputs_embeds=inputs, labels=labels).loss * len(ids), len(ids)
+
+
+def test_the_packed_loss_and_gradients_are_transformers_own_on_each_clip_alone(model):
+    """Clips end to end, the last layer and the logits at the label positions only: the same as the plain way."""
+    ours = model(pack(CLIPS, model.packing()))
+    ours.loss_sum.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.projector.named_parameters()}
+    model.zero_grad()
+    losses, counts = zip(*(plain_loss(model, clip) for clip in CLIPS), strict=True)
+    sum(losses).backward()
+    torch.testing.assert_close(ours.loss_sum, sum(losses), rtol=1e-5, atol=1e-4)
+    assert ours.num_label_tokens == sum(counts)
+    for name, weight in model.projector.named_parameters():
+        torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-3, atol=1e-4)
+    model.zero_grad()
+
+
 @torch.no_grad()
-def test_the_loss_is_transformers_own_on_each_row_alone(model):
-    """Right padding, no mask, logits at the label positions only: the same sum as the plain way, row by row."""
-    ours = model(*collate(model, CLIPS, 40_000))
-    plain = 0.0
-    for clip in CLIPS:
-        features, num_samples, _, _ = collate(model, [clip], len(clip.pcm))
-        num_tokens = -(-int(num_samples) // 640)
-        ids = label_ids(model.tokenizer, clip.text)
-        embed = model.decoder.model.embed_tokens
-        parts = [embed(torch.tensor([model.prompt.prefix])), model.embed_audio(features, num_tokens)]
-        parts += [embed(torch.tensor([model.prompt.suffix])), embed(torch.tensor([ids]))]
-        inputs = torch.cat(parts, dim=1)
-        labels = torch.full((1, inputs.shape[1]), -100)
-        labels[0, -len(ids) :] = torch.tensor(ids)
-        plain += model.decoder(inputs_embeds=inputs, labels=labels).loss * len(ids)
-    torch.testing.assert_close(ours.loss_sum, plain, rtol=1e-5, atol=1e-4)
-    assert int(ours.num_label_tokens) == sum(len(label_ids(model.tokenizer, clip.text)) for clip in CLIPS)
+@pytest.mark.parametrize("window", ["full", "trimmed"])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_clips_loss_does_not_depend_on_its_neighbours(model, monkeypatch, window, grouped):
+    monkeypatch.setattr(model.config, "encoder_window", window)
+    monkeypatch.setattr("tiny_audio.tensors.GROUP_CLIPS", 2)
+    packing = model.packing(grouped)
+    together = model(pack(CLIPS, packing)).loss_sum
+    torch.testing.assert_close(together, sum(model(pack([clip], packing)).loss_sum for clip in CLIPS), rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_worker_without_clips_computes_and_counts_nothing(model):
+    output = model(pack([], model.packing()))
+    assert (float(output.loss_sum), output.num_label_tokens) == (0.0, 0)
 
 
 def test_only_the_projector_gets_gradients_and_training_mode(model):
     model.train()
-    model(*collate(model, CLIPS, 40_000)).loss.backward()
+    model(pack(CLIPS, model.packing())).loss.backward()
     named = dict(model.named_parameters())
     assert {name for name, weight in named.items() if weight.grad is not None} == {n for n in named if n.startswith("projector.")}
     assert not model.encoder.training
@@ -83,7 +115,7 @@ def test_bf16_backbones_keep_a_float32_projector():
     model = ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, dtype="bfloat16"))
     assert {weight.dtype for weight in model.projector.parameters()} == {torch.float32}
     assert model.decoder.dtype == model.encoder.conv1.weight.dtype == torch.bfloat16
-    output = model(*collate(model, CLIPS, 40_000))
+    output = model(pack(CLIPS, model.packing()))
     output.loss.backward()
     assert model.projector.conv.weight.grad.dtype == torch.float32
     assert output.loss.isfinite()

@@ -1,8 +1,7 @@
-import numpy as np
 import pytest
 
 from tests.conftest import tone
-from tiny_audio.batch import num_micro_batches, window_batches
+from tiny_audio.batch import deal, load_s, num_micro_batches, window_batches
 from tiny_audio.plan import Window
 from tiny_audio.shards import Clip, Reject
 
@@ -11,16 +10,13 @@ CLIPS = [Clip(f"c{i}", tone(0.2 + 0.1 * ((i * 7) % 23)), "text") for i in range(
 
 
 def batches(num_workers, **options):
-    options = {"micro_batch_s": 8.0, "window_s": 8.0, "silence_share": 0.1, **options}
+    options = {"silence_share": 0.1, **options}
     return window_batches(WINDOW, CLIPS, [Reject("bad", "empty", "f")], seed=0, num_workers=num_workers, **options)
 
 
 def steps(found):
-    """step -> sorted ids and padding, over all workers"""
-    return {
-        step: (sorted(c.id for b in found if b.step == step for c in b.clips), {b.longest for b in found if b.step == step})
-        for step in (6, 7, 8)
-    }
+    """step -> sorted ids, over all workers"""
+    return {step: sorted(c.id for b in found if b.step == step for c in b.clips) for step in (6, 7, 8)}
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 5])
@@ -36,15 +32,20 @@ def test_every_clip_is_trained_once_with_a_share_of_silence():
     assert {clip.text for clip in silent} == {""}
 
 
-def test_a_step_has_clips_of_like_duration():
-    spans = [np.ptp([len(c.pcm) for b in batches(1, silence_share=0.0) if b.step == step for c in b.clips]) for step in (6, 7, 8)]
-    assert max(spans) < np.ptp([len(clip.pcm) for clip in CLIPS]) / 2
+def test_shares_are_of_like_load_and_shortest_first():
+    shares = deal(CLIPS, 3)
+    loads = [load_s(share) for share in shares]
+    assert max(loads) - min(loads) < load_s(CLIPS[:1])
+    for share in shares:
+        assert [len(clip.pcm) for clip in share] == sorted(len(clip.pcm) for clip in share)
+    assert deal(CLIPS[:1], 2) == [CLIPS[:1], []]
 
 
-def test_all_workers_compute_the_same_number_of_parts_within_the_budget():
-    assert num_micro_batches(num_rows=9, num_workers=2, padded_s=8.0, micro_batch_s=16.0) == 3
+def test_all_workers_compute_as_many_parts_as_the_heaviest_share_needs():
     for step in (6, 7, 8):
-        assert len({batch.num_micro_batches for batch in batches(2) if batch.step == step}) == 1
+        told = {batch.largest_share_s for batch in batches(2) if batch.step == step}
+        assert told == {max(load_s(batch.clips) for batch in batches(2) if batch.step == step)}
+    assert [num_micro_batches(load, 16.0) for load in (0.0, 16.0, 17.0, 40.0)] == [1, 1, 2, 3]
 
 
 def test_rejects_travel_with_the_first_batch_alone():
@@ -52,6 +53,6 @@ def test_rejects_travel_with_the_first_batch_alone():
 
 
 def test_a_window_of_rejects_still_has_its_steps():
-    found = window_batches(WINDOW, [], [], seed=0, num_workers=2, micro_batch_s=8.0, window_s=None)
+    found = window_batches(WINDOW, [], [], seed=0, num_workers=2)
     assert [batch.step for batch in found] == [6, 6, 7, 7, 8, 8]
     assert not any(batch.clips for batch in found)

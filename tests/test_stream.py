@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def settings(num_workers, start_step=0, num_steps=7):
-    return StreamSettings(0, num_workers, start_step, num_steps, 8.0, 16.0, 8.0, 0.0)
+    return StreamSettings(0, num_workers, start_step, num_steps, 8.0, 0.0)
 
 
 def split(shards, num_workers, start_step=0, num_steps=7):

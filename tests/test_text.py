@@ -21,7 +21,8 @@ def test_without_the_override_the_template_says_the_date(model):
 
 def test_prompt_and_labels_are_the_whole_chats_tokens(model):
     tokenizer = model.tokenizer
-    prompt, labels = build_prompt(tokenizer), label_ids(tokenizer, " the old  baker ")
+    prompt = build_prompt(tokenizer)
+    (labels,) = label_ids(tokenizer, prompt, [" the old  baker "])
     whole = tokenizer(RENDERED, add_special_tokens=False)["input_ids"]
     audio = tokenizer.convert_tokens_to_ids("<audio>")
     assert [*prompt.prefix, audio, *prompt.suffix, *labels] == whole
@@ -29,4 +30,5 @@ def test_prompt_and_labels_are_the_whole_chats_tokens(model):
 
 
 def test_an_empty_label_is_the_end_of_turn(model):
-    assert model.tokenizer.decode(label_ids(model.tokenizer, "")) == "<|im_end|>\n"
+    (labels,) = label_ids(model.tokenizer, model.prompt, [""])
+    assert model.tokenizer.decode(labels) == "<|im_end|>\n"

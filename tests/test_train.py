@@ -102,7 +102,7 @@ def test_the_engine_leaves_the_backbones_as_they_were(model, monkeypatch):
 
     from tests.conftest import tone
     from tiny_audio.shards import Clip
-    from tiny_audio.tensors import collate
+    from tiny_audio.tensors import pack
     from tiny_audio.zero import Engine
 
     for name in ("RANK", "LOCAL_RANK"):  # as Ray Train sets them
@@ -116,7 +116,7 @@ def test_the_engine_leaves_the_backbones_as_they_were(model, monkeypatch):
         assert sum(weight.numel() for weight in given) >= sum(weight.numel() for weight in model.projector.parameters())
         assert sum(weight.numel() for weight in given) < 1.01 * sum(weight.numel() for weight in model.projector.parameters())
         for _ in range(2):
-            engine.backward(engine(*collate(model, [Clip("a", tone(1.0), "the old baker")], 16_000)).loss_sum, last=True)
+            engine.backward(engine(pack([Clip("a", tone(1.0), "the old baker")], model.packing())).loss_sum, last=True)
             engine.step(1e-2)
         changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
         assert changed == {name for name in before if name.startswith("projector.")}

@@ -5,25 +5,40 @@ Shape letters are those of `features.py`. Nothing here knows of Ray, DeepSpeed o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import cross_entropy, gelu
+from torch.nn.functional import gelu, linear
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoFeatureExtractor, PreTrainedModel
 from transformers.utils import cached_file
 
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.backbone import backbone_path, load_decoder, load_encoder, load_tokenizer, read_window_s
 from tiny_audio.config import ConfigError
-from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, estimated_num_samples, num_audio_tokens
-from tiny_audio.text import END_OF_TURN, IGNORED_LABEL, build_prompt
+from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, estimated_num_samples, log_mel, num_audio_tokens
+from tiny_audio.layers import Layers, encode, stem
+from tiny_audio.tensors import Group, PackedBatch, Packing, Segments, frame_index, padded_rows, segments
+from tiny_audio.text import END_OF_TURN, build_prompt
 
 PROJECTOR_FILE = "model.safetensors"
 PROJECTOR_PREFIX = "projector."
 INIT_STD = 0.02  # the seed's, for every projector weight
+
+
+class PairConv(nn.Conv1d):
+    """A convolution of width 3 and stride 2 over packed clips, each an even number of frames long."""
+
+    def forward(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """(2 A, C), (B,) each clip's first output -> (A, C): output t of frames 2t - 1, 2t and 2t + 1."""
+        pairs = frames.unflatten(0, (-1, 2))
+        before = pairs[:, 1].roll(1, 0).index_fill(0, first, 0.0)  # a clip begins after silence
+        taps = torch.stack([before, pairs[:, 0], pairs[:, 1]], dim=-1)
+        return linear(taps.flatten(1), self.weight.flatten(1))
 
 
 class Projector(nn.Module):
@@ -31,16 +46,15 @@ class Projector(nn.Module):
 
     def __init__(self, encoder_width: int, decoder_width: int):
         super().__init__()
-        self.conv = nn.Conv1d(encoder_width, encoder_width, kernel_size=3, stride=2, padding=1, bias=False)
+        self.conv = PairConv(encoder_width, encoder_width, kernel_size=3, stride=2, padding=1, bias=False)
         self.linear_1 = nn.Linear(encoder_width, decoder_width, bias=False)
         self.linear_2 = nn.Linear(decoder_width, decoder_width, bias=False)
         for weight in self.parameters():
             nn.init.normal_(weight, std=INIT_STD)
 
-    def forward(self, encoded: torch.Tensor) -> torch.Tensor:
-        """(B, E, C) -> (B, E / 2, D)."""
-        hidden = self.conv(encoded.transpose(1, 2)).transpose(1, 2)
-        return self.linear_2(gelu(self.linear_1(hidden)))
+    def forward(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Packed encoder frames (2 A, C) and each clip's first token (B,) -> audio tokens (A, D)."""
+        return self.linear_2(gelu(self.linear_1(self.conv(frames, first))))
 
 
 @dataclass
@@ -48,11 +62,11 @@ class ASROutput:
     """Loss of a batch, summed over its label tokens, and their number; `loss` is the mean."""
 
     loss_sum: torch.Tensor
-    num_label_tokens: torch.Tensor
+    num_label_tokens: int
 
     @property
     def loss(self) -> torch.Tensor:
-        return self.loss_sum / self.num_label_tokens.clamp(min=1)
+        return self.loss_sum / max(1, self.num_label_tokens)
 
 
 def read_model_window_s(model: str) -> float:
@@ -76,20 +90,6 @@ def save_projector(config: ASRConfig, weights: dict[str, torch.Tensor], folder: 
     save_file(state, Path(folder) / PROJECTOR_FILE, metadata={"format": "pt"})
 
 
-def encode(encoder: nn.Module, input_features: torch.Tensor) -> torch.Tensor:
-    """Whisper's encoder on any even number of frames up to its window; transformers' own takes the full window only.
-
-    (B, M, F) -> (B, F / 2, C). At the full window it equals `WhisperEncoder.forward` (in evaluation mode).
-    """
-    hidden = gelu(encoder.conv1(input_features.to(encoder.conv1.weight.dtype)))
-    hidden = gelu(encoder.conv2(hidden)).transpose(1, 2)
-    hidden = hidden + encoder.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
-    for layer in encoder.layers:
-        hidden = layer(hidden, None)
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-    return encoder.layer_norm(hidden)
-
-
 class ASRModel(PreTrainedModel):
     """Speech to text. Building one loads both backbones by their ids and makes a fresh projector.
 
@@ -111,6 +111,7 @@ class ASRModel(PreTrainedModel):
         self.feature_extractor = AutoFeatureExtractor.from_pretrained(backbone_path(config.audio_model_id))
         self.tokenizer = load_tokenizer(config.text_model_id)
         self.prompt = build_prompt(self.tokenizer)
+        self.layers = Layers()
         self.eval()
 
     def train(self, mode: bool = True) -> ASRModel:
@@ -129,59 +130,78 @@ class ASRModel(PreTrainedModel):
     def num_mels(self) -> int:
         return self.encoder.config.num_mel_bins
 
-    def embed_audio(self, input_features: torch.Tensor, max_tokens: int) -> torch.Tensor:
-        """(B, M, F) log-mels -> (B, max_tokens, D) audio embeddings in the decoder's type."""
-        with torch.no_grad():
-            encoded = encode(self.encoder, input_features)[:, : 2 * max_tokens]
-        compute_type = encoded.dtype
-        with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
-            return self.projector(encoded.float() if compute_type == torch.float32 else encoded).to(compute_type)
+    @property
+    def trimmed(self) -> bool:
+        return self.config.encoder_window == "trimmed"
 
-    def _embed_ids(self, ids: list[int], rows: int) -> torch.Tensor:
-        """(rows, len(ids), D)"""
-        tokens = torch.tensor(ids, device=self.decoder.device)
-        return self.decoder.model.embed_tokens(tokens).expand(rows, -1, -1)
+    def packing(self, grouped: bool = True) -> Packing:
+        """How clips must be laid out for `forward`."""
+        return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, grouped)
 
-    def _join(self, audio: torch.Tensor, num_tokens: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
-        """Right-padded decoder input: prompt prefix, each row's own count of audio embeddings, then `tail`.
-
-        (B, A, D), (B,), (B, K, D) -> (B, P + A + K, D). Gathered, so no sizes are read back from the device.
-        """
-        rows, longest, width = audio.shape
-        prefix = self._embed_ids(self.prompt.prefix, rows)
-        position = torch.arange(longest + tail.shape[1], device=audio.device)[None]  # past the prefix
-        source = torch.where(position < num_tokens[:, None], position, position - num_tokens[:, None] + longest)
-        source = source.clamp(max=longest + tail.shape[1] - 1)
-        body = torch.cat([audio, tail], dim=1).gather(1, source[..., None].expand(-1, -1, width))
-        return torch.cat([prefix, body], dim=1)
-
-    def forward(
-        self, input_features: torch.Tensor, num_samples: torch.Tensor, labels: torch.Tensor, longest: int | None = None
-    ) -> ASROutput:
-        """Loss of a batch of clips.
+    @torch.no_grad()
+    def encode(self, log_mels: Iterable[torch.Tensor], frame_index: list[torch.Tensor], frames: Segments) -> torch.Tensor:
+        """Encoder frames that clips fill, end to end: groups of (b, M, F) log-mels -> (frames, C).
 
         Args:
-            input_features: (B, M, F) log-mels.
-            num_samples: (B,) true lengths of the clips in samples.
-            labels: (B, L) token ids of `text.label_ids`, padded with -100.
-            longest: samples of the longest clip, where known: the padding past it is then left out of the decoder.
-
-        Causal attention and padding on the right need no mask: no real position sees a padded one. Logits are made
-        for the label positions only.
+            log_mels: of a group of clips at a time, padded alike.
+            frame_index: each group's frames to keep, its rows flattened.
+            frames: where each clip's frames lie in the result.
         """
-        num_tokens = num_audio_tokens(num_samples)
-        audio = self.embed_audio(input_features, num_audio_tokens(longest or input_features.shape[-1] * HOP_SAMPLES))
-        rows = audio.shape[0]
-        suffix = self._embed_ids(self.prompt.suffix, rows)
-        answer = self.decoder.model.embed_tokens(labels.clamp(min=0))
-        inputs = self._join(audio, num_tokens, torch.cat([suffix, answer], dim=1))
-        hidden = self.decoder.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        first = len(self.prompt.prefix) + num_tokens + len(self.prompt.suffix) - 1  # predicts the first label
-        position = first[:, None] + torch.arange(labels.shape[1], device=labels.device)
-        predicting = hidden.gather(1, position[..., None].expand(-1, -1, hidden.shape[-1]))
-        logits = self.decoder.lm_head(predicting).float()
-        loss_sum = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
-        return ASROutput(loss_sum, (labels != IGNORED_LABEL).sum())
+        if not self.trimmed:
+            encoded = (encode(self.encoder, mels, self.layers.encoder) for mels in log_mels)
+            return torch.cat([part.flatten(0, 1)[index] for part, index in zip(encoded, frame_index, strict=True)])
+        stems = (stem(self.encoder, mels) for mels in log_mels)
+        hidden = torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)])
+        for layer in self.encoder.layers:
+            hidden = self.layers.encoder(layer, hidden, frames)
+        return self.encoder.layer_norm(hidden)
+
+    def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor) -> torch.Tensor:
+        """Encoder frames (2 A, C) -> audio tokens (A, D) in the decoder's type."""
+        compute_type = encoded.dtype
+        with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
+            return self.projector(encoded, first_tokens).to(compute_type)
+
+    def encode_batch(self, batch: PackedBatch) -> torch.Tensor:
+        """`encode` of a packed batch's clips, from their PCM."""
+        mels = (log_mel(padded_rows(batch.pcm, batch.sample_bounds, group), self.num_mels) for group in batch.groups)
+        return self.encode(mels, batch.group_frames(), batch.frames)
+
+    def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Audio tokens (A, D) in their places -> the loss, summed over the labels.
+
+        Causal attention within each clip; the last layer and the logits are made for the predicting positions only.
+        """
+        decoder = self.decoder.model
+        hidden = decoder.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
+        cos, sin = (turn[0] for turn in decoder.rotary_emb(hidden, batch.positions[None]))
+        turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
+        *layers, last = decoder.layers
+        for layer in layers:
+            hidden = self.layers.decoder(layer, hidden, *(turned if layer.self_attn.use_rope else unturned), batch.clips)
+        turns = turned if last.self_attn.use_rope else unturned
+        hidden = self.layers.last_decoder(last, hidden, *turns, batch.clips, batch.predicting, batch.answers)
+        return self.layers.loss(decoder.norm, self.decoder.lm_head, hidden, batch.labels)
+
+    def forward(self, batch: PackedBatch) -> ASROutput:
+        """Loss of a batch of clips that `tensors.pack` laid out, on the model's device."""
+        audio = self.project(self.encode_batch(batch), batch.first_tokens)
+        return ASROutput(self.decode(audio, batch), batch.num_label_tokens)
+
+    def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and the (B, T) mask."""
+        rows, device = len(num_tokens), log_mels.device
+        group = Group(0, rows, log_mels.shape[-1] * HOP_SAMPLES)
+        num_frames = [2 * n for n in num_tokens]
+        index = frame_index([group], num_frames).to(device)
+        first = segments(num_tokens).bounds[:-1].to(device, torch.int64)
+        audio = self.project(self.encode([log_mels], [index], segments(num_frames).to(device)), first).split(num_tokens)
+        prefix, suffix = (
+            self.decoder.model.embed_tokens(torch.tensor(ids, device=device)) for ids in (self.prompt.prefix, self.prompt.suffix)
+        )
+        prompts = pad_sequence([torch.cat([prefix, tokens, suffix]) for tokens in audio], batch_first=True, padding_side="left")
+        lengths = torch.tensor(num_tokens, device=device) + len(prefix) + len(suffix)
+        return prompts, (torch.arange(prompts.shape[1], device=device) >= prompts.shape[1] - lengths[:, None]).long()
 
     @torch.no_grad()
     def generate(
@@ -205,16 +225,11 @@ class ASRModel(PreTrainedModel):
         input_features = input_features.to(self.decoder.device)
         if num_samples is None:
             num_samples = estimated_num_samples(input_features)
-        num_tokens = num_audio_tokens(num_samples.to(self.decoder.device))
-        audio = self.embed_audio(input_features, int(num_tokens.max()))
-        inputs = self._join(audio, num_tokens, self._embed_ids(self.prompt.suffix, audio.shape[0]))
-        # transformers' generate wants its padding on the left.
-        padding = num_tokens.max() - num_tokens
-        position = torch.arange(inputs.shape[1], device=inputs.device)[None] - padding[:, None]
-        inputs = inputs.gather(1, position.clamp(min=0)[..., None].expand(-1, -1, inputs.shape[-1]))
+        num_tokens = num_audio_tokens(num_samples).tolist()
+        inputs, mask = self._prompted(input_features, num_tokens)
         return self.decoder.generate(
             inputs_embeds=inputs,
-            attention_mask=(position >= 0).long(),
+            attention_mask=mask,
             max_new_tokens=max_new_tokens or self.config.max_new_tokens,
             do_sample=False,
             eos_token_id=self.tokenizer.convert_tokens_to_ids(END_OF_TURN),

@@ -1,12 +1,14 @@
 """Clips of a window to the ready-made batches of every worker and step. Pure numpy; knows nothing of Ray.
 
 What a step trains is fixed before it is dealt out: the number of workers decides who computes a clip, never with which
-others it is averaged, nor how far it is padded.
+others it is averaged.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 
 import numpy as np
 
@@ -17,18 +19,18 @@ from tiny_audio.shards import Clip, Reject
 NOISES = ("silence", "white noise", "brown noise")
 SILENCE_S = (0.25, 4.0)  # shortest and longest of the silent clips
 NOISE_PEAK = (10, 4000)  # quietest and loudest of the noisy ones, of 32,767
+CLIP_S = 2.0  # what a clip's prompt and label cost, in seconds of audio: about 50 of the decoder's positions
 
 
 @dataclass
 class WorkerBatch:
-    """One worker's share of one step: its clips, shortest first, to be computed in `num_micro_batches` parts."""
+    """One worker's share of one step: its clips, shortest first."""
 
     step: int
     epoch: int
     rank: int
     num_step_rows: int  # of all workers together, without silent clips that were added
-    longest: int  # samples of the longest clip of the whole step, which all its clips are padded alike to
-    num_micro_batches: int  # the same for all workers: they must meet in every collective
+    largest_share_s: float  # `load_s` of the heaviest share: all workers compute in as many parts as that one needs
     clips: list[Clip]
     rejects: list[Reject] = field(default_factory=list)  # of the window; only its first batch carries them
 
@@ -52,23 +54,30 @@ def _with_silence(clips: list[Clip], share: float, window: Window, rng: np.rando
 
 
 def arrange_steps(clips: list[Clip], num_steps: int, rng: np.random.Generator) -> list[list[Clip]]:
-    """Clips of like duration together, evenly over the steps, the steps in random order; each step shortest first."""
-    order = rng.permutation(len(clips))
-    order = order[np.argsort([len(clips[i].pcm) for i in order], kind="stable")]
-    steps = [[clips[i] for i in part] for part in np.array_split(order, num_steps)]
-    return [steps[i] for i in rng.permutation(num_steps)]
+    """Clips in random order, evenly over the steps."""
+    return [[clips[i] for i in part] for part in np.array_split(rng.permutation(len(clips)), num_steps)]
 
 
-def num_micro_batches(num_rows: int, num_workers: int, padded_s: float, micro_batch_s: float) -> int:
-    """Parts that the largest share of a step must be computed in, to keep each under `micro_batch_s` padded seconds."""
-    share = -(-num_rows // num_workers)
-    rows_at_once = max(1, int(micro_batch_s // padded_s))
-    return max(1, -(-share // rows_at_once))
+def load_s(clips: list[Clip]) -> float:
+    """What clips cost to train, in seconds of audio."""
+    return sum(clip.duration_s + CLIP_S for clip in clips)
 
 
-def deal(clips: list[Clip], num_workers: int) -> list[list[Clip]]:
-    """Every worker's share of a step's clips: like cards, so that the shares' durations are alike."""
-    return [clips[rank::num_workers] for rank in range(num_workers)]
+def deal(clips: list[Clip], num_shares: int) -> list[list[Clip]]:
+    """Shares of like load: the longest clip first, each to the share that has least so far. A share is shortest first."""
+    shares: list[list[Clip]] = [[] for _ in range(num_shares)]
+    loads = [(0.0, number) for number in range(num_shares)]
+    heapify(loads)
+    for clip in sorted(clips, key=lambda clip: len(clip.pcm), reverse=True):
+        load, number = loads[0]
+        shares[number].append(clip)
+        heapreplace(loads, (load + load_s([clip]), number))
+    return [share[::-1] for share in shares]
+
+
+def num_micro_batches(largest_share_s: float, micro_batch_s: float) -> int:
+    """Parts that a step's shares are computed in, to keep each near `micro_batch_s`."""
+    return max(1, math.ceil(largest_share_s / micro_batch_s))
 
 
 def window_batches(
@@ -78,24 +87,17 @@ def window_batches(
     *,
     seed: int,
     num_workers: int,
-    micro_batch_s: float,
-    window_s: float | None,
     silence_share: float = 0.0,
 ) -> list[WorkerBatch]:
-    """All batches of a window: by step, within it by worker.
-
-    Args:
-        window_s: seconds that every clip is padded to (the encoder's window), or None for the step's longest.
-    """
+    """All batches of a window: by step, within it by worker."""
     rng = np.random.default_rng((seed, window.epoch, window.index))
     steps = arrange_steps(_with_silence(clips, silence_share, window, rng), window.num_steps, rng)
     batches = []
     for number, step_clips in enumerate(steps):
-        longest = max((len(clip.pcm) for clip in step_clips), default=0)
         num_rows = sum(bool(clip.text) for clip in step_clips)
-        padded_s = window_s or max(longest / SAMPLE_RATE, 1.0)
-        parts = num_micro_batches(len(step_clips), num_workers, padded_s, micro_batch_s)
-        for rank, share in enumerate(deal(step_clips, num_workers)):
+        shares = deal(step_clips, num_workers)
+        largest_s = max(load_s(share) for share in shares)
+        for rank, share in enumerate(shares):
             found = rejects if number == 0 and rank == 0 else []
-            batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, longest, parts, share, found))
+            batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, largest_s, share, found))
     return batches

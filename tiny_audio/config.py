@@ -101,7 +101,7 @@ class DataConfig:
     max_duration_s: float = 30.0  # longer clips, and those over the encoder's window, are rejected and counted, never cut
     batch_rows: int = 32  # the global batch, whatever the number of workers
     steps_per_window: int = 16  # steps whose rows are read, sorted by duration and shuffled together
-    micro_batch_s: float = 480.0  # padded audio seconds that one worker computes at a time
+    micro_batch_s: float | None = None  # audio seconds that one worker computes at a time; null: as its GPU's memory allows
     silence_share: float = 0.0  # silent and noise-only clips with an empty label, added to each step
     decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
 
@@ -140,6 +140,8 @@ class TrainConfig:
     use_gpu: bool = True
     threads_per_worker: int = 1  # CPU threads of a worker, where there is no GPU
     zero_stage: int = 2
+    compile: bool = True  # the layers of the backbones, where there is a GPU and zero_stage is below 3
+    fp8: bool = False  # the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     eval_every: int = 100
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
@@ -154,6 +156,7 @@ class TrainConfig:
         require_at_least(self, 1, "num_workers", "num_steps", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
         require_at_least(self, 1, "threads_per_worker")
         require_at_least(self, 0, "seed", "max_failures")
+        require(not (self.fp8 and self.zero_stage == 3), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
         require("://" not in self.runs_dir, f"runs_dir={self.runs_dir}: runs are kept in folders; mount the storage and name it")
         require(
             self.data.batch_rows % self.num_workers == 0,

@@ -18,6 +18,7 @@ N_FFT = 400  # 25 ms, Whisper's window (Radford et al. 2022, 2.2)
 HOP_SAMPLES = 160  # 10 ms
 SAMPLES_PER_ENCODER_FRAME = 2 * HOP_SAMPLES  # Whisper's second convolution has stride 2
 SAMPLES_PER_TOKEN = 2 * SAMPLES_PER_ENCODER_FRAME  # and so has the projector's
+PADDED_TOKENS = 16  # trimmed clips are padded to multiples of this many tokens
 
 
 def num_audio_tokens(num_samples):
@@ -26,19 +27,21 @@ def num_audio_tokens(num_samples):
 
 
 def padded_num_samples(longest: int, window: int, trimmed: bool) -> int:
-    """Length that a batch is padded to: the encoder's whole `window`, or (trimmed) a token past its longest clip.
+    """Length that log-mels are made at: the encoder's whole `window`, or (trimmed) at least a token past the longest clip.
 
-    The extra token of silence keeps the last frames of a clip independent of how far its batch is padded.
+    A token of silence behind a clip keeps its last frames independent of how far it is padded. Few lengths occur, since
+    an FFT of a new size must be planned.
     """
     if not trimmed:
         return window
-    return min(window, (num_audio_tokens(longest) + 1) * SAMPLES_PER_TOKEN)
+    tokens = num_audio_tokens(longest) + 1
+    return min(window, -(-tokens // PADDED_TOKENS) * PADDED_TOKENS * SAMPLES_PER_TOKEN)
 
 
 @lru_cache(maxsize=4)
-def _mel_filters(num_mels: int) -> torch.Tensor:
+def _mel_filters(num_mels: int, device: torch.device) -> torch.Tensor:
     filters = mel_filter_bank(1 + N_FFT // 2, num_mels, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-    return torch.from_numpy(filters).float().T.contiguous()  # (M, N_FFT / 2 + 1)
+    return torch.from_numpy(filters).float().T.contiguous().to(device)  # (M, N_FFT / 2 + 1)
 
 
 def log_mel(waveforms: torch.Tensor, num_mels: int) -> torch.Tensor:
@@ -55,7 +58,7 @@ def log_mel(waveforms: torch.Tensor, num_mels: int) -> torch.Tensor:
         waveforms = waveforms.float() / 32768.0
     window = torch.hann_window(N_FFT, device=waveforms.device)
     spectrum = torch.stft(waveforms, N_FFT, HOP_SAMPLES, window=window, return_complex=True)[..., :-1]
-    mel = _mel_filters(num_mels).to(waveforms.device) @ spectrum.abs().square()
+    mel = _mel_filters(num_mels, waveforms.device) @ spectrum.abs().square()
     log_spec = mel.clamp(min=1e-10).log10()
     loudest = log_spec.amax(dim=(1, 2), keepdim=True)
     return (torch.maximum(log_spec, loudest - 8.0) + 4.0) / 4.0

@@ -43,8 +43,6 @@ class StreamSettings:
     start_step: int
     num_steps: int
     max_duration_s: float
-    micro_batch_s: float
-    window_s: float | None
     silence_share: float
 
 
@@ -79,7 +77,7 @@ def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Tab
     for row in table.to_pylist():
         if row["window"] == "":
             for rank in range(settings.num_workers):
-                yield _to_table(WorkerBatch(END, END, rank, 0, 0, 0, []))
+                yield _to_table(WorkerBatch(END, END, rank, 0, 0.0, []))
             continue
         window = _to_window(row)
         clips, rejects = decode_slices(window.slices, settings.max_duration_s)
@@ -89,8 +87,6 @@ def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Tab
             rejects,
             seed=settings.seed,
             num_workers=settings.num_workers,
-            micro_batch_s=settings.micro_batch_s,
-            window_s=settings.window_s,
             silence_share=settings.silence_share,
         )
         for batch in batches:

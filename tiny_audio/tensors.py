@@ -1,46 +1,190 @@
-"""Clips to the tensors that the model takes, on its device: the last stop before `ASRModel.forward`."""
+"""Clips to the tensors of one forward pass: PCM, prompt and labels end to end, and where each part lies. On the CPU.
+
+All sizes and positions are settled here, so that nothing is ever read back from the device that computes. The letters
+are those of `features.py`; N is the packed length of the decoder's input over all clips.
+"""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from tiny_audio.asr_modeling import ASRModel
-from tiny_audio.features import SAMPLES_PER_TOKEN, log_mel, pad_waveforms, padded_num_samples
+from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.features import SAMPLES_PER_ENCODER_FRAME, SAMPLES_PER_TOKEN, num_audio_tokens, padded_num_samples
 from tiny_audio.shards import Clip
-from tiny_audio.text import IGNORED_LABEL, label_ids
+from tiny_audio.text import IGNORED_LABEL, Prompt, label_ids
+
+GROUP_CLIPS = 32  # whose log-mels are made together
+GROUP_S = 480.0  # and their padded length at most
+
+
+class Segments(NamedTuple):
+    """Where each clip lies in a packed tensor: `bounds` (B + 1,) int32 from 0 to N, and the longest clip's length."""
+
+    bounds: torch.Tensor
+    longest: int
+
+    def to(self, device: torch.device) -> Segments:
+        return Segments(_move(self.bounds, device), self.longest)
+
+
+class Group(NamedTuple):
+    """Clips [first, last) whose log-mels are made together, padded to `num_samples` each."""
+
+    first: int
+    last: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How clips are laid out for a model."""
+
+    tokenizer: object
+    prompt: Prompt
+    window_num_samples: int  # the encoder's
+    trimmed: bool  # each clip is encoded at its own length, else padded to the window
+    grouped: bool = True  # False: one group, as where workers must run every module equally often
+
+
+@dataclass
+class PackedBatch:
+    """Clips laid out for `ASRModel.forward`, shortest first."""
+
+    pcm: torch.Tensor  # (S,) int16, all clips end to end
+    sample_bounds: torch.Tensor  # (B + 1,) where each begins
+    groups: list[Group]
+    frame_index: torch.Tensor  # (frames,) of each group's encoder frames, rows flattened, those that clips fill
+    group_sizes: list[int]  # frames of each group in it
+    frames: Segments  # encoder frames, two for each audio token
+    first_tokens: torch.Tensor  # (B,) each clip's first audio token
+    ids: torch.Tensor  # (N,) prompt, audio (any id), answer
+    positions: torch.Tensor  # (N,) within the clip
+    audio: torch.Tensor  # (A,) where the audio tokens lie in N
+    clips: Segments  # of N
+    labels: torch.Tensor  # (L,)
+    predicting: torch.Tensor  # (L,) the position in N that predicts each label
+    answers: Segments  # of L
+    num_label_tokens: int
+
+    def group_frames(self) -> list[torch.Tensor]:
+        """`frame_index`, group by group."""
+        return list(self.frame_index.split(self.group_sizes))
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """On `device`, without waiting for the copies."""
+        moved = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                moved[item.name] = _move(value, device)
+            elif isinstance(value, Segments):
+                moved[item.name] = value.to(device)
+        return dataclasses.replace(self, **moved)
+
+    def pin(self) -> PackedBatch:
+        """In page-locked memory, from which copies run beside the computation."""
+        pinned = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                pinned[item.name] = value.pin_memory()
+            elif isinstance(value, Segments):
+                pinned[item.name] = Segments(value.bounds.pin_memory(), value.longest)
+        return dataclasses.replace(self, **pinned)
+
+
+def _move(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    return tensor.to(device, non_blocking=True)
 
 
 def silence() -> Clip:
-    """Stands in where a worker has no clip but must compute one, to meet the others. It carries no label."""
+    """Stands in where a worker has no clip but must compute one, to meet the others."""
     return Clip("", np.zeros(SAMPLES_PER_TOKEN, np.int16), "")
 
 
-def split(clips: list[Clip], parts: int) -> list[list[Clip]]:
-    """`parts` runs of clips, as even as can be; some are empty where there are few."""
-    bounds = np.linspace(0, len(clips), parts + 1).round().astype(int)
-    return [clips[start:stop] for start, stop in pairwise(bounds)]
+def segments(lengths: Sequence[int]) -> Segments:
+    """Segments of these lengths, end to end."""
+    return Segments(torch.from_numpy(_bounds(lengths).astype(np.int32)), max(lengths))
 
 
-def tokenize(model: ASRModel, clips: list[Clip]) -> list[list[int]]:
-    """Label token ids of each clip."""
-    return [label_ids(model.tokenizer, clip.text) for clip in clips]
+def _bounds(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def collate(model: ASRModel, clips: list[Clip], longest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """The arguments of `ASRModel.forward`; without clips, one silent row without labels.
+def _runs(starts: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """Every position of the runs [start, start + length), one run after the other."""
+    offsets = np.repeat(starts - _bounds(lengths)[:-1], lengths)
+    return offsets + np.arange(int(np.sum(lengths)))
 
-    Args:
-        longest: samples of the longest clip that these are padded alike to, where the model's window is "trimmed".
-    """
-    device = model.decoder.device
-    ids = tokenize(model, clips) or [[IGNORED_LABEL]]
-    width = max(len(row) for row in ids)
-    labels = torch.tensor([row + [IGNORED_LABEL] * (width - len(row)) for row in ids])
-    clips = clips or [silence()]
-    padded = padded_num_samples(longest, model.window_num_samples, model.config.encoder_window == "trimmed")
-    pcm = pad_waveforms([torch.from_numpy(clip.pcm.copy()) for clip in clips], padded)
-    num_samples = torch.tensor([len(clip.pcm) for clip in clips])
-    return log_mel(pcm.to(device), model.num_mels), num_samples.to(device), labels.to(device), max(longest, SAMPLES_PER_TOKEN)
+
+def group_clips(num_samples: Sequence[int], packing: Packing) -> list[Group]:
+    """Neighbours of like length, a few at a time; `num_samples` ascend."""
+    groups: list[Group] = []
+    for i, longest in enumerate(num_samples):
+        padded = padded_num_samples(longest, packing.window_num_samples, packing.trimmed)
+        first = groups[-1].first if groups else 0
+        count = i + 1 - first
+        fits = count <= GROUP_CLIPS and count * padded <= GROUP_S * SAMPLE_RATE
+        if groups and (fits or not packing.grouped):
+            groups[-1] = Group(first, i + 1, padded)
+        else:
+            groups.append(Group(i, i + 1, padded))
+    return groups
+
+
+def frame_index(groups: list[Group], num_frames: Sequence[int]) -> torch.Tensor:
+    """Of each group's encoder frames, rows flattened, those that clips of `num_frames` fill; one group after the other."""
+    parts = []
+    for group in groups:
+        starts = np.arange(group.last - group.first) * (group.num_samples // SAMPLES_PER_ENCODER_FRAME)
+        parts.append(_runs(starts, num_frames[group.first : group.last]))
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def pack(clips: Sequence[Clip], packing: Packing) -> PackedBatch:
+    """Lays out clips; without any, one silent clip whose labels do not count."""
+    idle = not clips
+    clips = sorted(clips or [silence()], key=lambda clip: len(clip.pcm))
+    answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in clips])
+    num_samples = [len(clip.pcm) for clip in clips]
+    num_tokens = [num_audio_tokens(count) for count in num_samples]
+    prefix, suffix = packing.prompt.prefix, packing.prompt.suffix
+    parts = [
+        part for n, answer in zip(num_tokens, answers, strict=True) for part in (prefix, np.zeros(n, int), suffix, answer[:-1])
+    ]
+    lengths = [len(prefix) + n + len(suffix) + len(answer) - 1 for n, answer in zip(num_tokens, answers, strict=True)]
+    num_labels = [len(answer) for answer in answers]
+    starts, ends = _bounds(lengths)[:-1], _bounds(lengths)[1:]
+    groups = group_clips(num_samples, packing)
+    num_frames = [2 * n for n in num_tokens]
+    labels = np.concatenate(answers) if not idle else np.full(num_labels[0], IGNORED_LABEL)
+    return PackedBatch(
+        pcm=torch.from_numpy(np.concatenate([clip.pcm for clip in clips])),
+        sample_bounds=torch.from_numpy(_bounds(num_samples)),
+        groups=groups,
+        frame_index=frame_index(groups, num_frames),
+        group_sizes=[sum(num_frames[group.first : group.last]) for group in groups],
+        frames=segments(num_frames),
+        first_tokens=torch.from_numpy(_bounds(num_tokens)[:-1]),
+        ids=torch.from_numpy(np.concatenate(parts).astype(np.int64)),
+        positions=torch.from_numpy(_runs(np.zeros(len(clips), int), lengths)),
+        audio=torch.from_numpy(_runs(starts + len(prefix), num_tokens)),
+        clips=segments(lengths),
+        labels=torch.from_numpy(labels),
+        predicting=torch.from_numpy(_runs(ends - num_labels, num_labels)),
+        answers=segments(num_labels),
+        num_label_tokens=int((labels != IGNORED_LABEL).sum()),
+    )
+
+
+def padded_rows(pcm: torch.Tensor, sample_bounds: torch.Tensor, group: Group) -> torch.Tensor:
+    """The clips of a group out of packed PCM (S,): (b, group.num_samples) int16, silence behind their ends."""
+    starts, ends = sample_bounds[group.first : group.last, None], sample_bounds[group.first + 1 : group.last + 1, None]
+    index = starts + torch.arange(group.num_samples, device=pcm.device)
+    return torch.where(index < ends, pcm[index.clamp(max=pcm.shape[0] - 1)], 0)

@@ -18,10 +18,11 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids around the audio. The decoder reads `prefix`, audio tokens, `suffix`, then the answer."""
+    """Token ids around the audio. The decoder reads `prefix`, audio tokens, `suffix`, then the answer and its `ending`."""
 
     prefix: list[int]
     suffix: list[int]
+    ending: str
 
 
 def render_chat(tokenizer, text: str | None = None) -> str:
@@ -35,20 +36,25 @@ def render_chat(tokenizer, text: str | None = None) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=text is None)
 
 
-def _ids(tokenizer, text: str) -> list[int]:
+def _ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def build_prompt(tokenizer) -> Prompt:
-    """Token ids before and after the audio, up to and including the empty think block.
+    """Token ids before and after the audio, up to and including the empty think block, and what ends an answer.
 
     Raises:
-        ValueError: the tokenizer's chat template does not render the audio placeholder exactly once.
+        ValueError: the tokenizer's chat template does not render the audio placeholder exactly once, or renders
+            another prompt where there is an answer.
     """
-    parts = render_chat(tokenizer).split(AUDIO_TOKEN)
+    prompt, probe = render_chat(tokenizer), "transcript"
+    parts = prompt.split(AUDIO_TOKEN)
     if len(parts) != 2:
         raise ValueError(f"the chat template renders {len(parts) - 1} audio placeholders, expected 1")
-    return Prompt(_ids(tokenizer, parts[0]), _ids(tokenizer, parts[1]))
+    answered = render_chat(tokenizer, probe)
+    if not answered.startswith(prompt + probe):
+        raise ValueError("the chat template renders a prompt that is no prefix of the answered chat")
+    return Prompt(_ids(tokenizer, parts[0]), _ids(tokenizer, parts[1]), answered.removeprefix(prompt + probe))
 
 
 def clean_transcript(text: str) -> str:
@@ -56,10 +62,6 @@ def clean_transcript(text: str) -> str:
     return " ".join(text.split())
 
 
-def label_ids(tokenizer, text: str) -> list[int]:
+def label_ids(tokenizer, prompt: Prompt, texts: list[str]) -> list[list[int]]:
     """What the decoder must say after the prompt: the transcript, `<|im_end|>` and a line break. The loss is on these alone."""
-    answered = render_chat(tokenizer, clean_transcript(text))
-    prompt = render_chat(tokenizer)
-    if not answered.startswith(prompt):
-        raise ValueError("the chat template renders a prompt that is no prefix of the answered chat")
-    return _ids(tokenizer, answered[len(prompt) :])
+    return _ids(tokenizer, [clean_transcript(text) + prompt.ending for text in texts])

@@ -27,6 +27,7 @@ from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel, save_projector
 from tiny_audio.backbone import read_window_s, require_decoder
 from tiny_audio.batch import WorkerBatch
+from tiny_audio.budget import find_micro_batch_s
 from tiny_audio.checkpoint import (
     CHECKPOINTS,
     Progress,
@@ -38,10 +39,12 @@ from tiny_audio.checkpoint import (
     save_checkpoint,
 )
 from tiny_audio.config import TrainConfig, build, save_config
+from tiny_audio.feed import Feed, ReadyStep
+from tiny_audio.fp8 import freeze_to_fp8
+from tiny_audio.layers import compiled_layers
 from tiny_audio.metrics import MetricsFollower, append_metrics
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers
 from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
-from tiny_audio.tensors import collate, split
 from tiny_audio.transcribe import Transcriber
 from tiny_audio.validation import Validation
 from tiny_audio.zero import Engine, learning_rate
@@ -73,14 +76,17 @@ class Worker:
         context = ray.train.get_context()
         self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.model = build_model(config).to(self.device)
+        self.model = build_model(config, self.device)
         self.progress = Progress(plan=groups_identity)
         moments = self._restore_weights()
+        grouped = config.zero_stage < 3  # there workers must run every module equally often
+        self.packing = self.model.packing(grouped)
+        self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
         self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
         if moments:
             self.engine.load_moments(moments, self.progress.step)
         synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
-        self.validation = Validation(config.data, Transcriber(self.model, **synced))
+        self.validation = Validation(config.data, Transcriber(self.model, **synced), self.micro_batch_s, grouped)
         self.interval = Interval(torch.zeros((), device=self.device))
         self.interval_started = time.perf_counter()
 
@@ -93,17 +99,18 @@ class Worker:
         self.model.projector.load_state_dict(weights)
         return moments
 
-    def train_step(self, batch: WorkerBatch) -> float | torch.Tensor:
+    def feed(self, stream: WorkerStream) -> Feed:
+        return Feed(stream, self.config.num_steps - self.progress.step, self.packing, self.micro_batch_s)
+
+    def train_step(self, step: ReadyStep) -> float | torch.Tensor:
         """Forward, backward and update over this worker's share of a step; returns the gradient's norm."""
-        parts = split(batch.clips, batch.num_micro_batches)
-        inputs = [collate(self.model, clips, batch.longest) for clips in parts]
-        num_tokens = torch.tensor(float(sum((labels >= 0).sum() for _, _, labels, _ in inputs)), device=self.device)
-        self.interval.num_tokens += float(num_tokens)
+        self.interval.num_tokens += step.num_label_tokens
+        num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
         scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
-        for number, micro_batch in enumerate(inputs, 1):
-            output = self.engine(*micro_batch)
-            self.engine.backward(output.loss_sum * scale, last=number == len(inputs))
+        for number, micro_batch in enumerate(step.micro_batches, 1):
+            output = self.engine(micro_batch.to(self.device))
+            self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
             self.interval.loss_sum += output.loss_sum.detach()
         return self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
 
@@ -165,10 +172,23 @@ class Worker:
             ray.train.report({"step": self.progress.step}, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
-def build_model(config: TrainConfig) -> ASRModel:
-    """The model with a fresh projector, the same for a seed on every worker."""
+def all_min(value: float, device: torch.device) -> float:
+    """The least over all workers."""
+    least = torch.tensor(value, device=device)
+    distributed.all_reduce(least, distributed.ReduceOp.MIN)
+    return float(least)
+
+
+def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
+    """The model with a fresh projector, the same for a seed on every worker, as the config wants it computed."""
     torch.manual_seed(config.seed)
-    return ASRModel(ASRConfig(**dataclasses.asdict(config.model)))
+    model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
+    if config.fp8:
+        freeze_to_fp8(model.encoder)
+        freeze_to_fp8(model.decoder.model)
+    if config.compile and device.type == "cuda" and config.zero_stage < 3:
+        model.layers = compiled_layers()
+    return model
 
 
 def train_loop(loop_config: dict) -> None:
@@ -176,21 +196,21 @@ def train_loop(loop_config: dict) -> None:
     config = build(TrainConfig, loop_config["config"])
     torch.set_num_threads(config.threads_per_worker)
     worker = Worker(config, loop_config["plan_identity"])
-    stream = WorkerStream(ray.train.get_dataset_shard("train"), worker.rank, worker.progress.step)
+    feed = worker.feed(WorkerStream(ray.train.get_dataset_shard("train"), worker.rank, worker.progress.step))
     if worker.progress.step == 0:
         worker.validate()
     worker.start_interval()
     while worker.progress.step < config.num_steps:
         asked = time.perf_counter()
-        batch = next(stream)
+        ready = next(feed)
         wait_s = time.perf_counter() - asked
-        grad_norm = worker.train_step(batch)
-        worker.count(batch, wait_s)
+        grad_norm = worker.train_step(ready)
+        worker.count(ready.batch, wait_s)
         step, last = worker.progress.step, worker.progress.step == config.num_steps
         save_due = step % config.checkpoint_every == 0 or last
         eval_due = step % config.eval_every == 0 or last
         if step % config.log_every == 0 or save_due or eval_due:
-            worker.log(grad_norm, batch.epoch)
+            worker.log(grad_norm, ready.batch.epoch)
         if eval_due:
             worker.validate()
         if save_due:
@@ -199,7 +219,7 @@ def train_loop(loop_config: dict) -> None:
             worker.start_interval()
 
 
-def _dataset_factory(config: TrainConfig, groups: list[RowGroup], window_s: float | None):
+def _dataset_factory(config: TrainConfig, groups: list[RowGroup]):
     """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on."""
 
     def make() -> ray.data.Dataset:
@@ -216,8 +236,6 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], window_s: floa
             start_step=start_step,
             num_steps=config.num_steps,
             max_duration_s=data.max_duration_s,
-            micro_batch_s=data.micro_batch_s,
-            window_s=window_s,
             silence_share=data.silence_share,
         )
         return train_dataset(windows, settings)
@@ -226,7 +244,6 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], window_s: floa
 
 
 def _trainer(config: TrainConfig, groups: list[RowGroup]) -> TorchTrainer:
-    window_s = read_window_s(config.model.audio_model_id) if config.model.encoder_window == "full" else None
     return TorchTrainer(
         train_loop,
         train_loop_config={"config": dataclasses.asdict(config), "plan_identity": plan_identity(config, groups)},
@@ -237,7 +254,7 @@ def _trainer(config: TrainConfig, groups: list[RowGroup]) -> TorchTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
-        datasets={"train": _dataset_factory(config, groups, window_s)},
+        datasets={"train": _dataset_factory(config, groups)},
         dataset_config=ingest_config(config.data.decode_label),
     )
 

@@ -26,10 +26,7 @@ class Transcript:
 
 
 class Transcriber:
-    """Transcribes clips in batches of like length, on the model's device.
-
-    A clip's text depends on its neighbours in a batch only where the model's `encoder_window` is "trimmed".
-    """
+    """Transcribes clips in batches of like length, on the model's device."""
 
     def __init__(self, model: ASRModel, **generate_options):
         self.model, self.generate_options = model, generate_options
@@ -58,8 +55,7 @@ class Transcriber:
         return transcripts
 
     def _padded(self, longest: int) -> int:
-        trimmed = self.model.config.encoder_window == "trimmed"
-        return padded_num_samples(longest, self.model.window_num_samples, trimmed)
+        return padded_num_samples(longest, self.model.window_num_samples, self.model.trimmed)
 
     def _batches(self, num_samples: list[int]) -> Iterator[list[int]]:
         """Row numbers of each batch: shortest clips first, at most MAX_BATCH_S padded seconds together."""
@@ -80,7 +76,7 @@ class Transcriber:
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         clips = [torch.from_numpy(np.array(waveform)) for waveform in waveforms]  # copies: Ray's arrays are read-only
         padded = pad_waveforms(clips, self._padded(int(num_samples.max()))).to(device)
-        ids = self.model.generate(log_mel(padded, self.model.num_mels), num_samples.to(device), **self.generate_options).tolist()
+        ids = self.model.generate(log_mel(padded, self.model.num_mels), num_samples, **self.generate_options).tolist()
         return [self._transcript(row) for row in ids]
 
     def _transcript(self, ids: list[int]) -> Transcript:

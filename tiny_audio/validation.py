@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import distributed
 
-from tiny_audio.batch import deal, num_micro_batches
+from tiny_audio.batch import deal, load_s, num_micro_batches
 from tiny_audio.config import DataConfig, require
-from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.shards import Clip, decode_slices
-from tiny_audio.tensors import collate, silence, split
-from tiny_audio.transcribe import MAX_BATCH_S, Transcriber
+from tiny_audio.tensors import pack, silence
+from tiny_audio.transcribe import Transcriber
 from tiny_audio.wer import count_errors
 
 
@@ -33,25 +32,22 @@ def _all_sums(values: list[float], device: torch.device) -> list[float]:
 class Validation:
     """Scores a model on its dev clips; every worker does its share, in the same number of parts."""
 
-    def __init__(self, data: DataConfig, transcriber: Transcriber):
-        rank, num_workers = distributed.get_rank(), distributed.get_world_size()
-        clips = load_dev_clips(data)
-        window_s = transcriber.max_duration_s
-        budget_s = min(data.micro_batch_s, MAX_BATCH_S)  # so that a part is one batch to the transcriber, on every worker
-        parts = num_micro_batches(len(clips), num_workers, window_s, budget_s)
-        self.parts = split(deal(clips, num_workers)[rank], parts)
-        self.longest = max((len(clip.pcm) for clip in clips), default=SAMPLE_RATE)
+    def __init__(self, data: DataConfig, transcriber: Transcriber, micro_batch_s: float, grouped: bool):
+        shares = deal(load_dev_clips(data), distributed.get_world_size())
+        parts = num_micro_batches(max(load_s(share) for share in shares), micro_batch_s)
+        self.parts = deal(shares[distributed.get_rank()], parts)
+        packing = transcriber.model.packing(grouped)
+        self.batches = [pack(clips, packing) for clips in self.parts]
         self.transcriber = transcriber
 
-    @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """`val_loss`, per label token, and `val_wer`, over all dev clips. All workers must call it."""
         model, device = self.transcriber.model, self.transcriber.model.decoder.device
         loss_sum = num_tokens = num_errors = num_words = 0.0
-        for clips in self.parts:
-            output = model(*collate(model, clips, self.longest))
-            loss_sum += float(output.loss_sum)
-            num_tokens += float(output.num_label_tokens)
+        for clips, batch in zip(self.parts, self.batches, strict=True):
+            output = model(batch.to(device))  # with gradients, which nobody takes: so it runs as compiled for training
+            loss_sum += float(output.loss_sum.detach())
+            num_tokens += output.num_label_tokens
             heard = self.transcriber([clip.pcm for clip in clips or [silence()]])
             for clip, transcript in zip(clips, heard, strict=False):
                 errors = count_errors(clip.text, transcript.text)

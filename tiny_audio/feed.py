@@ -1,0 +1,56 @@
+"""A worker's next steps, laid out in tensors by a thread while the device computes the present one."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from tiny_audio.batch import WorkerBatch, deal, num_micro_batches
+from tiny_audio.stream import WorkerStream
+from tiny_audio.tensors import PackedBatch, Packing, pack
+
+STEPS_AHEAD = 2
+
+
+@dataclass
+class ReadyStep:
+    """A worker's share of a step, and the tensors to compute it with."""
+
+    batch: WorkerBatch
+    micro_batches: list[PackedBatch]
+
+    @property
+    def num_label_tokens(self) -> int:
+        return sum(part.num_label_tokens for part in self.micro_batches)
+
+
+class Feed:
+    """The steps of a stream in order, each in as many micro-batches as its heaviest share needs: the same on all workers."""
+
+    def __init__(self, stream: WorkerStream, num_steps: int, packing: Packing, micro_batch_s: float):
+        self.stream, self.packing, self.micro_batch_s = stream, packing, micro_batch_s
+        self.left = num_steps
+        self.thread = ThreadPoolExecutor(1, "feed")
+        self.ahead: deque[Future[ReadyStep]] = deque()
+        for _ in range(STEPS_AHEAD):
+            self._ask()
+
+    def _ask(self) -> None:
+        if self.left > 0:
+            self.left -= 1
+            self.ahead.append(self.thread.submit(self._make))
+
+    def _make(self) -> ReadyStep:
+        batch = next(self.stream)
+        shares = deal(batch.clips, num_micro_batches(batch.largest_share_s, self.micro_batch_s))
+        parts = [pack(share, self.packing) for share in shares]
+        return ReadyStep(batch, [part.pin() for part in parts] if torch.cuda.is_available() else parts)
+
+    def __next__(self) -> ReadyStep:
+        """The next step; raises what the stream raised."""
+        ready = self.ahead.popleft().result()
+        self._ask()
+        return ready
