@@ -15,6 +15,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
 ENCODER = "tiny_audio/backbones/encoder"
 DECODER = "tiny_audio/backbones/decoder"
+TINY_WHISPER = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 96,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 8,
+    "num_mel_bins": 128,
+    "max_source_positions": 200,
+    "vocab_size": 8,
+    **dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"], 0),
+}
+TINY_SMOLLM3 = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,  # one of them without position encoding
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 1100,
+    "bos_token_id": 0,
+    "eos_token_id": 4,
+    "pad_token_id": 2,
+}
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +95,17 @@ def shards(tmp_path_factory) -> Path:
         write_shard(folder / f"train/train-{number}.parquet", part)
     write_shard(folder / "dev/dev-0.parquet", rows[26:])
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub_folders(tmp_path_factory) -> tuple[str, str]:
+    """An encoder's and a decoder's folder as the hub has the real ones, with few and random weights; a window of 4 s."""
+    import torch
+
+    from tiny_audio.random_backbones import write_decoder, write_encoder
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("hub")
+    write_encoder(folder / "encoder", TINY_WHISPER)
+    write_decoder(folder / "decoder", TINY_SMOLLM3, max_shard_size="100KB")
+    return str(folder / "encoder"), str(folder / "decoder")

@@ -55,7 +55,7 @@ def load_tokenizer(model_id: str):
 
 def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:
     """`from_pretrained`, without its report on the parts of a checkpoint that we leave out, but with ours on missing ones."""
-    with _quiet_transformers():
+    with quiet_transformers():
         model, info = model_class.from_pretrained(
             backbone_path(model_id), dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True, **kwargs
         )
@@ -67,7 +67,7 @@ def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: s
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
