@@ -1,16 +1,19 @@
 """Backbones as the hub has them: whole Whisper checkpoints, sharded SmolLM3; and what is said of broken ones."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, SmolLM3Config, SmolLM3ForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
-from tests.conftest import tone
+from tests.conftest import DECODER, ENCODER, tone
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
-from tiny_audio.backbone import load_decoder, load_encoder
+from tiny_audio.backbone import load_decoder, load_encoder, read_window_s, require_decoder, require_encoder
+from tiny_audio.config import ConfigError
 from tiny_audio.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
 
 
@@ -64,3 +67,109 @@ def test_a_model_on_such_folders_hears_and_answers(hub_folders, tmp_path):
     model.save_pretrained(tmp_path)
     again = ASRModel.from_pretrained(tmp_path)
     assert torch.equal(again.generate(input_features=features, max_new_tokens=4), ids)
+
+
+def encoder_of(folder):
+    return load_encoder(folder, torch.float32, "sdpa")
+
+
+def decoder_of(folder):
+    return load_decoder(folder, torch.float32, "sdpa")
+
+
+def delete(name):
+    return lambda folder: next(folder.glob(name)).unlink()
+
+
+def cut(name):
+    """A download that stopped half way."""
+
+    def damage(folder):
+        path = next(folder.glob(name))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return damage
+
+
+def rewrite(name, **changes):
+    def damage(folder):
+        values = json.loads((folder / name).read_text()) | changes
+        (folder / name).write_text(json.dumps(values))
+
+    return damage
+
+
+def unsafe_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def without_weight(folder):
+    state = load_file(folder / "model.safetensors")
+    del state["model.encoder.layers.1.fc1.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+CONFIG, INDEX, FEATURES = "config.json", "model.safetensors.index.json", "preprocessor_config.json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "read", "message"),
+    [
+        ("encoder", delete(CONFIG), require_encoder, "the folder has no config.json; is the download complete?"),
+        ("encoder", cut(CONFIG), read_window_s, "is not a valid JSON file"),
+        ("decoder", rewrite(CONFIG, hidden_size="wide"), require_decoder, "'hidden_size' expected int, got str"),
+        ("encoder", None, require_decoder, "is a whisper, not a SmolLM3 checkpoint"),
+        ("decoder", None, require_encoder, "is a smollm3, not a Whisper checkpoint"),
+        ("decoder", None, encoder_of, "is a smollm3, not a Whisper checkpoint"),
+        ("encoder", delete(FEATURES), require_encoder, "no usable preprocessor_config.json; fetch it again"),
+        ("encoder", rewrite(FEATURES, hop_length=200), require_encoder, "says hop_length 200, the encoder needs 160"),
+        ("encoder", rewrite(FEATURES, feature_size=80), require_encoder, "says feature_size 80, the encoder needs 128"),
+        ("decoder", delete("tokenizer.json"), require_decoder, "its tokenizer cannot be read; fetch it again"),
+        (
+            "decoder",
+            delete("*.jinja"),
+            require_decoder,
+            "the tokenizer has no chat template (chat_template.jinja); take",
+        ),
+        ("decoder", cut("*.jinja"), require_decoder, "its chat template cannot be used"),
+        ("decoder", rewrite(CONFIG, vocab_size=500), require_decoder, "the tokenizer has ids to 1023, the model 500"),
+        ("encoder", delete("*.safetensors"), require_encoder, "neither model.safetensors nor model.safetensors.index.json there"),
+        ("encoder", unsafe_weights, encoder_of, "neither model.safetensors nor model.safetensors.index.json there"),
+        ("encoder", cut("*.safetensors"), require_encoder, "model.safetensors: not a safetensors file, or a truncated one"),
+        ("decoder", delete(INDEX), require_decoder, "neither model.safetensors nor model.safetensors.index.json there"),
+        ("decoder", cut(INDEX), require_decoder, f"{INDEX}: not an index of shards"),
+        ("decoder", delete("*-00002-*"), require_decoder, f"{INDEX} names this shard, and it is not there; fetch it again"),
+        ("decoder", cut("*-00002-*"), decoder_of, "not a safetensors file, or a truncated one"),
+        ("encoder", without_weight, encoder_of, "the checkpoint lacks layers.1.fc1.weight; is the download complete"),
+        (
+            "decoder",
+            rewrite(CONFIG, intermediate_size=48),
+            decoder_of,
+            "0.mlp.down_proj.weight (64, 96), not (64, 48)",
+        ),
+    ],
+)
+def test_what_a_folder_lacks_is_one_clear_line(hub_folders, tmp_path, kind, damage, read, message):
+    folder = tmp_path / "broken"
+    shutil.copytree(Path(hub_folders[0]).parent / kind, folder)
+    if damage:
+        damage(folder)
+    with pytest.raises(ConfigError) as caught:
+        read(str(folder))
+    said = str(caught.value)
+    assert message in said
+    assert said.startswith(str(folder))
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("read", [require_encoder, require_decoder, encoder_of, decoder_of])
+def test_a_folder_that_is_not_there_is_said_to_be_none(read):
+    with pytest.raises(ConfigError, match=r"^\./no: no such folder, and no hub id \(OWNER/NAME\)$"):
+        read("./no")
+
+
+def test_whole_folders_are_taken(hub_folders):
+    for encoder, decoder in (hub_folders, (ENCODER, DECODER)):
+        require_encoder(encoder)
+        require_decoder(decoder)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import gelu, linear
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.backbone import backbone_path, load_decoder, load_encoder, load_tokenizer, read_window_s
+from tiny_audio.backbone import load_decoder, load_encoder, load_feature_extractor, load_tokenizer, read_window_s
 from tiny_audio.config import ConfigError
 from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, estimated_num_samples, log_mel, num_audio_tokens
 from tiny_audio.layers import Layers, encode, stem
@@ -108,7 +108,7 @@ class ASRModel(PreTrainedModel):
         self.encoder = load_encoder(config.audio_model_id, dtype, attention).requires_grad_(False)
         self.decoder = load_decoder(config.text_model_id, dtype, attention).requires_grad_(False)
         self.projector = Projector(self.encoder.config.d_model, self.decoder.config.hidden_size)
-        self.feature_extractor = AutoFeatureExtractor.from_pretrained(backbone_path(config.audio_model_id))
+        self.feature_extractor = load_feature_extractor(config.audio_model_id)
         self.tokenizer = load_tokenizer(config.text_model_id)
         self.prompt = build_prompt(self.tokenizer)
         self.layers = Layers()

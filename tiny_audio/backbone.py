@@ -1,23 +1,34 @@
-"""The two frozen backbones: where their files are, and how they are loaded. Nothing here knows of Ray or DeepSpeed."""
+"""The two frozen backbones: where their files are, what they must hold, and how they are loaded. Safetensors only.
+
+What a folder lacks is said before training starts, as far as its small files and its weight files' headers tell
+(`require_encoder`, `require_decoder`); the rest, and a hub id's weights, when they are loaded.
+"""
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, SmolLM3ForCausalLM
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, SmolLM3ForCausalLM, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from tiny_audio.config import ConfigError, require
 from tiny_audio.decode import SAMPLE_RATE
-from tiny_audio.features import SAMPLES_PER_ENCODER_FRAME
-from tiny_audio.text import AUDIO_TOKEN, PAD_TOKEN
+from tiny_audio.features import HOP_SAMPLES, N_FFT, SAMPLES_PER_ENCODER_FRAME
+from tiny_audio.text import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt, label_ids
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = {"whisper": "Whisper", "smollm3": "SmolLM3"}
+SHOWN_KEYS = 5
 
 
 def backbone_path(model_id: str) -> str:
@@ -31,8 +42,9 @@ def load_encoder(model_id: str, dtype: torch.dtype, attn_implementation: str) ->
     """The encoder of a whole Whisper checkpoint.
 
     Raises:
-        ValueError: encoder weights are missing there. (transformers only warns, and leaves them random.)
+        ConfigError: there is none, or it lacks encoder weights, or has them in other shapes than its config.json says.
     """
+    _read_config(model_id, "whisper")
     return _load(WhisperEncoder, model_id, dtype, attn_implementation, key_mapping={r"^(model\.)?encoder\.": ""})
 
 
@@ -40,34 +52,87 @@ def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) ->
     """The decoder.
 
     Raises:
-        ValueError: weights are missing in the checkpoint.
+        ConfigError: there is none, or it lacks weights, or has them in other shapes than its config.json says.
     """
+    _read_config(model_id, "smollm3")
     return _load(SmolLM3ForCausalLM, model_id, dtype, attn_implementation)
 
 
+def load_feature_extractor(model_id: str) -> WhisperFeatureExtractor:
+    """The encoder's own feature extractor, which `features.log_mel` equals.
+
+    Raises:
+        ConfigError: preprocessor_config.json is not there, or wants other features than `features.log_mel` makes.
+    """
+    config = _read_config(model_id, "whisper")
+    try:
+        extractor = WhisperFeatureExtractor.from_pretrained(backbone_path(model_id))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model_id}: no usable preprocessor_config.json; fetch it again ({_one_line(error)})") from None
+    ours = {"sampling_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop_length": HOP_SAMPLES, "feature_size": config.num_mel_bins}
+    for name, value in ours.items():
+        found = getattr(extractor, name)
+        require(found == value, f"{model_id}: preprocessor_config.json says {name} {found}, the encoder needs {value}")
+    return extractor
+
+
 def load_tokenizer(model_id: str):
-    """The decoder's tokenizer, with the `<audio>` placeholder known to it as one token."""
-    tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
+    """The decoder's tokenizer, with the `<audio>` placeholder known to it as one token.
+
+    Raises:
+        ConfigError: it is not there, or lacks a chat template or one of the special tokens that `text.py` needs.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model_id}: its tokenizer cannot be read; fetch it again ({_one_line(error)})") from None
+    remedy = "take an instruction-tuned checkpoint, such as HuggingFaceTB/SmolLM3-3B"
+    require(bool(tokenizer.chat_template), f"{model_id}: the tokenizer has no chat template (chat_template.jinja); {remedy}")
+    for token in (END_OF_TURN, PAD_TOKEN):
+        require(token in tokenizer.get_vocab(), f"{model_id}: the tokenizer does not know {token}; {remedy}")
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
     tokenizer.pad_token = PAD_TOKEN
     return tokenizer
 
 
 def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:
-    """`from_pretrained`, without its report on the parts of a checkpoint that we leave out, but with ours on missing ones."""
-    with quiet_transformers():
-        model, info = model_class.from_pretrained(
-            backbone_path(model_id), dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True, **kwargs
-        )
+    """`from_pretrained`, without its report on the parts of a checkpoint that we leave out.
+
+    It would leave missing weights random with a warning, and fall back to formats that can run code.
+    """
+    _require_weights(model_id)
+    try:
+        with quiet_transformers():
+            model, info = model_class.from_pretrained(
+                backbone_path(model_id),
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed in `info` then, and refused below
+                **kwargs,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{model_id}: {_one_line(error)}") from None
     missing = sorted(info["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ValueError(f"{model_id}: the checkpoint lacks {shown}; is the download complete, and the right model?")
+    require(not missing, f"{model_id}: the checkpoint lacks {_shown(missing)}; is the download complete, and the right model?")
+    reshaped = [f"{key} {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(info["mismatched_keys"])]
+    require(not reshaped, f"{model_id}: weights have other shapes than config.json says: {_shown(reshaped)}; use its own config")
     return model
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+    return ", ".join(names[:SHOWN_KEYS]) + more
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
+    """Without transformers' warnings and progress bars."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -85,19 +150,68 @@ def read_window_s(model_id: str) -> float:
     Raises:
         ConfigError: there is no such checkpoint.
     """
-    config = _read_config(model_id)
-    require(hasattr(config, "max_source_positions"), f"{model_id}: is a {config.model_type}, not a Whisper checkpoint")
-    return config.max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
+    return _read_config(model_id, "whisper").max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
+
+
+def require_encoder(model_id: str) -> None:
+    """Raises ConfigError unless there is a Whisper checkpoint of that id; in a folder, one with all its files, whole."""
+    load_feature_extractor(model_id)
+    _require_weights(model_id)
 
 
 def require_decoder(model_id: str) -> None:
-    """Raises ConfigError unless there is a SmolLM3 checkpoint of that id."""
-    config = _read_config(model_id)
-    require(config.model_type == "smollm3", f"{model_id}: is a {config.model_type}, not a SmolLM3 checkpoint")
+    """Raises ConfigError unless there is a SmolLM3 checkpoint of that id, with a tokenizer and chat template for it.
 
-
-def _read_config(model_id: str):
+    In a folder, one with all its files, whole.
+    """
+    config = _read_config(model_id, "smollm3")
+    tokenizer = load_tokenizer(model_id)
     try:
-        return AutoConfig.from_pretrained(backbone_path(model_id))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model_id}: {str(error).splitlines()[0]}") from None
+        build_prompt(tokenizer)
+        label_ids(tokenizer, "a label")
+    except (ValueError, TemplateError) as error:
+        raise ConfigError(f"{model_id}: its chat template cannot be used: {_one_line(error)}") from None
+    last = max(number for token, number in tokenizer.get_vocab().items() if token != AUDIO_TOKEN)
+    remedy = "take the checkpoint's own tokenizer"
+    require(last < config.vocab_size, f"{model_id}: the tokenizer has ids to {last}, the model {config.vocab_size}; {remedy}")
+    _require_weights(model_id)
+
+
+def _read_config(model_id: str, model_type: str) -> PreTrainedConfig:
+    """The config of a checkpoint that must be of `model_type`."""
+    path = backbone_path(model_id)
+    if Path(path).is_dir():
+        require((Path(path) / "config.json").is_file(), f"{model_id}: the folder has no config.json; is the download complete?")
+    else:
+        hub_id = model_id.count("/") == 1 and not model_id.startswith((".", "/", "~"))
+        require(hub_id, f"{model_id}: no such folder, and no hub id (OWNER/NAME)")
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"{model_id}: {_one_line(error)}") from None
+    wanted = ARCHITECTURES[model_type]
+    require(config.model_type == model_type, f"{model_id}: is a {config.model_type}, not a {wanted} checkpoint")
+    return config
+
+
+def _require_weights(model_id: str) -> None:
+    """Raises ConfigError unless a folder's weight files are there and whole. A hub id's are not looked at."""
+    folder = Path(backbone_path(model_id))
+    if not folder.is_dir():
+        return
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = [folder / SAFE_WEIGHTS_NAME]
+    if not files[0].is_file():
+        remedy = "fetch it again; other formats are not read"
+        require(index.is_file(), f"{folder}: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME} there; {remedy}")
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{index}: not an index of shards ({_one_line(error)}); fetch it again") from None
+    for path in files:
+        require(path.is_file(), f"{path}: {index.name} names this shard, and it is not there; fetch it again")
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ConfigError(f"{path}: not a safetensors file, or a truncated one ({error}); fetch it again") from None

@@ -25,7 +25,7 @@ from torch import distributed
 
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel, save_projector
-from tiny_audio.backbone import read_window_s, require_decoder
+from tiny_audio.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.budget import find_micro_batch_s
 from tiny_audio.checkpoint import (
@@ -274,6 +274,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
     groups = read_footers(list_shards(config.data.train), config.data.max_train_rows)
     read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
+    require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
     require_same_plan(config.run_dir, plan_identity(config, groups))
     start_ray()
