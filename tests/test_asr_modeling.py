@@ -11,6 +11,7 @@ from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel, Projector
 from tiny_audio.backbone import load_decoder, load_encoder
+from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.features import log_mel, num_audio_tokens, pad_waveforms
 from tiny_audio.layers import encode
 from tiny_audio.shards import Clip
@@ -158,3 +159,27 @@ def test_the_embedded_backbones_are_small_and_ours():
     assert (config["model_type"], config["num_mel_bins"]) == ("whisper", 128)
     assert json.loads((ROOT / DECODER / "config.json").read_text())["model_type"] == "smollm3"
     assert "hours" in (ROOT / "tiny_audio/backbones/MODEL_CARD.md").read_text()
+
+
+@torch.no_grad()
+def test_known_encoder_frames_stand_in_for_their_clips(model):
+    """Two of three clips from the cache, then all of them: the same loss as without."""
+    packing = model.packing()
+    plain = model(pack(CLIPS, packing))
+    cache, in_order = FeatureCache(1e9), sorted(CLIPS, key=lambda clip: len(clip.pcm))
+    cache.keep(in_order, plain.encoded, pack(CLIPS, packing).num_frames)
+    for places in ((0, 2), (0, 1, 2)):
+        known = {i: cache.find(CLIPS[i]) for i in places}
+        output = model(pack(CLIPS, packing, known))
+        torch.testing.assert_close(output.loss_sum, plain.loss_sum, rtol=1e-5, atol=1e-4)
+        assert (output.encoded is None) == (len(places) == 3)
+    other = Clip("a", tone(1.0, 200), "the old baker")
+    assert cache.find(other) is None
+
+
+def test_a_full_cache_takes_no_more():
+    cache = FeatureCache(100.0)
+    cache.keep([CLIPS[0]], torch.zeros(2, 8), [2])
+    cache.keep([CLIPS[1]], torch.zeros(2, 8), [2])
+    assert cache.find(CLIPS[0]) is not None
+    assert cache.find(CLIPS[1]) is None

@@ -63,6 +63,7 @@ class ASROutput:
 
     loss_sum: torch.Tensor
     num_label_tokens: int
+    encoded: torch.Tensor | None  # (frames, C) that the encoder made; none where all were known
 
     @property
     def loss(self) -> torch.Tensor:
@@ -162,8 +163,10 @@ class ASRModel(PreTrainedModel):
         with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
             return self.projector(encoded, first_tokens).to(compute_type)
 
-    def encode_batch(self, batch: PackedBatch) -> torch.Tensor:
-        """`encode` of a packed batch's clips, from their PCM."""
+    def encode_batch(self, batch: PackedBatch) -> torch.Tensor | None:
+        """`encode` of those clips of a packed batch whose frames are not known, from their PCM."""
+        if not batch.groups:
+            return None
         mels = (log_mel(padded_rows(batch.pcm, batch.sample_bounds, group), self.num_mels) for group in batch.groups)
         return self.encode(mels, batch.group_frames(), batch.frames)
 
@@ -185,8 +188,9 @@ class ASRModel(PreTrainedModel):
 
     def forward(self, batch: PackedBatch) -> ASROutput:
         """Loss of a batch of clips that `tensors.pack` laid out, on the model's device."""
-        audio = self.project(self.encode_batch(batch), batch.first_tokens)
-        return ASROutput(self.decode(audio, batch), batch.num_label_tokens)
+        encoded = self.encode_batch(batch)
+        frames = torch.cat([part for part in (batch.known, encoded) if part is not None])
+        return ASROutput(self.decode(self.project(frames, batch.first_tokens), batch), batch.num_label_tokens, encoded)
 
     def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """What `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and the (B, T) mask."""

@@ -24,7 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 from tiny_audio.config import ConfigError, require
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.features import HOP_SAMPLES, N_FFT, SAMPLES_PER_ENCODER_FRAME
-from tiny_audio.text import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt, label_ids
+from tiny_audio.text import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = {"whisper": "Whisper", "smollm3": "SmolLM3"}
@@ -168,7 +168,6 @@ def require_decoder(model_id: str) -> None:
     tokenizer = load_tokenizer(model_id)
     try:
         build_prompt(tokenizer)
-        label_ids(tokenizer, "a label")
     except (ValueError, TemplateError) as error:
         raise ConfigError(f"{model_id}: its chat template cannot be used: {_one_line(error)}") from None
     last = max(number for token, number in tokenizer.get_vocab().items() if token != AUDIO_TOKEN)

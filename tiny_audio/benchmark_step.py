@@ -7,6 +7,7 @@ that training uses. `ray_jobs.benchmark` runs it, and the runs through Ray.
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.batch import deal, load_s, num_micro_batches
 from tiny_audio.config import OptimizerConfig
 from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.features import num_audio_tokens
 from tiny_audio.seed_recipe import SeedRecipe
 from tiny_audio.shards import Clip
@@ -94,6 +96,8 @@ def process_group() -> Iterator[None]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():  # DeepSpeed reads them
+        os.environ.setdefault(name, value)
     distributed.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
     try:
         yield
@@ -148,13 +152,22 @@ def time_steps(name: str, model: ASRModel, rows: int, num_steps: int, step: Seed
 class OurStep:
     """A step as a training worker makes it; packing is left to the feed's thread there, and is done ahead here."""
 
-    def __init__(self, model: ASRModel, zero_stage: int, micro_batch_s: float):
-        self.model, self.micro_batch_s = model, micro_batch_s
+    def __init__(self, model: ASRModel, zero_stage: int, micro_batch_s: float, cached: bool = False):
+        self.model, self.micro_batch_s, self.cached = model, micro_batch_s, cached
         self.engine = Engine(model, model.projector, OptimizerConfig(), zero_stage)
 
     def prepare(self, clips: list[Clip]) -> list[PackedBatch]:
         parts = deal(clips, num_micro_batches(load_s(clips), self.micro_batch_s))
-        return [pack(part, self.model.packing()).pin() for part in parts]
+        return [pack(part, self.model.packing(), self._encoded(part)).pin() for part in parts]
+
+    def _encoded(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
+        """What a feature cache would know of the clips, where there is one: all."""
+        if not self.cached:
+            return {}
+        cache = FeatureCache(float("inf"))
+        batch = pack(clips, self.model.packing())
+        cache.keep(clips, self.model.encode_batch(batch.to(self.engine.device)), batch.num_frames)
+        return {i: cache.find(clip) for i, clip in enumerate(clips)}
 
     def __call__(self, parts: list[PackedBatch]) -> None:
         scale = 1 / sum(part.num_label_tokens for part in parts)

@@ -142,6 +142,7 @@ class TrainConfig:
     zero_stage: int = 2
     compile: bool = True  # the layers of the backbones, where there is a GPU and zero_stage is below 3
     fp8: bool = False  # the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
+    cache_features_gib: float = 0.0  # host memory per worker for encoder frames, where epochs repeat: 1 GiB for 2.3 hours
     eval_every: int = 100
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
@@ -155,7 +156,11 @@ class TrainConfig:
         require(self.zero_stage in ZERO_STAGES, f"zero_stage must be one of 0, 1, 2, 3, not {self.zero_stage}")
         require_at_least(self, 1, "num_workers", "num_steps", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
         require_at_least(self, 1, "threads_per_worker")
-        require_at_least(self, 0, "seed", "max_failures")
+        require_at_least(self, 0, "seed", "max_failures", "cache_features_gib")
+        require(
+            not (self.cache_features_gib and self.zero_stage == 3),
+            "cache_features_gib lets workers skip the encoder, which zero_stage=3 shares out: it wants stage 0, 1 or 2",
+        )
         require(not (self.fp8 and self.zero_stage == 3), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
         require("://" not in self.runs_dir, f"runs_dir={self.runs_dir}: runs are kept in folders; mount the storage and name it")
         require(
@@ -176,6 +181,18 @@ class TrainConfig:
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.name
+
+
+@dataclass
+class BenchmarkConfig:
+    """What to measure, and where its inputs (9 GB) and results go."""
+
+    part: str = "step"
+    output_dir: str = "runs/benchmark"
+
+    def __post_init__(self):
+        parts = ("step", "memory", "profile", "seed_job", "scale", "fp8")
+        require(self.part in parts, f"part must be one of {', '.join(parts)}, not {self.part!r}")
 
 
 def _type_name(expected: Any) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from tiny_audio.batch import WorkerBatch, deal, num_micro_batches
+from tiny_audio.feature_cache import FeatureCache
+from tiny_audio.shards import Clip
 from tiny_audio.stream import WorkerStream
 from tiny_audio.tensors import PackedBatch, Packing, pack
 
@@ -21,6 +23,7 @@ class ReadyStep:
 
     batch: WorkerBatch
     micro_batches: list[PackedBatch]
+    unknown: list[list[Clip]]  # of each micro-batch, the clips that the encoder runs on, in its order
 
     @property
     def num_label_tokens(self) -> int:
@@ -30,8 +33,8 @@ class ReadyStep:
 class Feed:
     """The steps of a stream in order, each in as many micro-batches as its heaviest share needs: the same on all workers."""
 
-    def __init__(self, stream: WorkerStream, num_steps: int, packing: Packing, micro_batch_s: float):
-        self.stream, self.packing, self.micro_batch_s = stream, packing, micro_batch_s
+    def __init__(self, stream: WorkerStream, num_steps: int, packing: Packing, micro_batch_s: float, cache: FeatureCache):
+        self.stream, self.packing, self.micro_batch_s, self.cache = stream, packing, micro_batch_s, cache
         self.left = num_steps
         self.thread = ThreadPoolExecutor(1, "feed")
         self.ahead: deque[Future[ReadyStep]] = deque()
@@ -46,8 +49,14 @@ class Feed:
     def _make(self) -> ReadyStep:
         batch = next(self.stream)
         shares = deal(batch.clips, num_micro_batches(batch.largest_share_s, self.micro_batch_s))
-        parts = [pack(share, self.packing) for share in shares]
-        return ReadyStep(batch, [part.pin() for part in parts] if torch.cuda.is_available() else parts)
+        known = [self._known(share) for share in shares]
+        parts = [pack(share, self.packing, found) for share, found in zip(shares, known, strict=True)]
+        unknown = [[clip for i, clip in enumerate(share) if i not in found] for share, found in zip(shares, known, strict=True)]
+        return ReadyStep(batch, [part.pin() for part in parts] if torch.cuda.is_available() else parts, unknown)
+
+    def _known(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
+        found = {i: self.cache.find(clip) for i, clip in enumerate(clips)}
+        return {i: frames for i, frames in found.items() if frames is not None}
 
     def __next__(self) -> ReadyStep:
         """The next step; raises what the stream raised."""

@@ -40,6 +40,12 @@ class _FrozenProduct(torch.autograd.Function):
         return _product(gradient, *ctx.saved_tensors, None), None, None, None, None, None
 
 
+@torch.compiler.allow_in_graph  # torch 2.11's own tracing fails at the second such function in a graph
+def frozen_product(x, weight, weight_scale, turned, turned_scale, bias):
+    """x (N, K) times a frozen weight (O, K) transposed; `turned` (K, O) takes the gradient back."""
+    return _FrozenProduct.apply(x, weight, weight_scale, turned, turned_scale, bias)
+
+
 class FrozenLinear8(nn.Module):
     """Stands in for a frozen `nn.Linear`; its weight is kept twice, for the way forward and the way back."""
 
@@ -53,7 +59,7 @@ class FrozenLinear8(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.flatten(0, -2)
-        found = _FrozenProduct.apply(rows, self.weight, self.weight_scale, self.turned, self.turned_scale, self.bias)
+        found = frozen_product(rows, self.weight, self.weight_scale, self.turned, self.turned_scale, self.bias)
         return found.unflatten(0, x.shape[:-1])
 
 

@@ -61,13 +61,17 @@ def _heads(x: torch.Tensor, width: int) -> torch.Tensor:
     return x.unflatten(-1, (-1, width))
 
 
+def _queries_keys_values(attention: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(..., width) -> (..., heads, d) three times."""
+    query = _heads(attention.q_proj(hidden), attention.head_dim)
+    key = _heads(attention.k_proj(hidden), attention.head_dim)
+    return query, key, _heads(attention.v_proj(hidden), attention.head_dim)
+
+
 def encoder_layer(layer: nn.Module, hidden: torch.Tensor, clips: Segments | None) -> torch.Tensor:
     """A layer of Whisper's encoder: (N, C) packed as `clips` say, or (B, E, C) of rows alike in length without them."""
     attention = layer.self_attn
-    normed = layer.self_attn_layer_norm(hidden)
-    query, key, value = (
-        _heads(project(normed), attention.head_dim) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    query, key, value = _queries_keys_values(attention, layer.self_attn_layer_norm(hidden))
     heard = attend(query, key, value, clips, clips, causal=False) if clips else _attend_padded(query, key, value)
     hidden = hidden + attention.out_proj(heard.flatten(-2))
     return hidden + layer.fc2(gelu(layer.fc1(layer.final_layer_norm(hidden))))
@@ -105,10 +109,7 @@ def _mlp(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 def decoder_layer(layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments) -> torch.Tensor:
     """A layer of SmolLM3: (N, D) -> (N, D). A layer without rotary positions is given `cos` 1 and `sin` 0."""
     attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
-    query, key, value = (
-        _heads(project(normed), attention.head_dim) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    query, key, value = _queries_keys_values(attention, layer.input_layernorm(hidden))
     seen = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, clips, clips, causal=True)
     return _mlp(layer, hidden + attention.o_proj(seen.flatten(-2)))
 
@@ -125,7 +126,7 @@ def last_decoder_layer(
     """`decoder_layer` where only the `wanted` (L,) positions matter, each clip's last ones: (N, D) -> (L, D)."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
-    key, value = (_heads(project(normed), attention.head_dim) for project in (attention.k_proj, attention.v_proj))
+    key, value = _heads(attention.k_proj(normed), attention.head_dim), _heads(attention.v_proj(normed), attention.head_dim)
     query = _rotate(_heads(attention.q_proj(normed[wanted]), attention.head_dim), cos[wanted], sin[wanted])
     seen = attend(query, _rotate(key, cos, sin), value, answers, clips, causal=True)
     return _mlp(layer, hidden[wanted] + attention.o_proj(seen.flatten(-2)))

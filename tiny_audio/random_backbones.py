@@ -5,11 +5,11 @@ They load like real ones and cost the same time and memory, and say nothing that
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from transformers import (
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     SmolLM3Config,
@@ -23,7 +23,7 @@ from tiny_audio.backbone import PACKAGE_ROOT, quiet_transformers
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.features import SAMPLES_PER_ENCODER_FRAME
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+PROMPT_PIECES = ["system", "user", "assistant", "Trans", "cribe", "<think>", "</think>", "\n\n"]
 
 # The config.json of openai/whisper-large-v3-turbo where it differs from `WhisperConfig`'s defaults: 809 M parameters.
 WHISPER_LARGE_V3_TURBO = {
@@ -89,15 +89,17 @@ def write_encoder(folder: str | Path, config: dict, device: str = "cpu", max_sha
 def write_decoder(folder: str | Path, config: dict, device: str = "cpu", max_shard_size: str = "5GB") -> None:
     """A SmolLM3 checkpoint in bfloat16, in shards of at most `max_shard_size` with an index.
 
-    The tokenizer is the embedded backbone's, of 1,024 pieces: all its ids are in a larger vocabulary too, and a text
-    takes about as many tokens as there.
+    The tokenizer is the embedded backbone's, of 1,024 pieces: all its ids are in a larger vocabulary too. Where there is
+    room, the words of the prompt are tokens of their own, so that a prompt is as long as with SmolLM3's tokenizer.
 
     Args:
         config: of `SmolLM3Config`, such as `SMOLLM3_3B`.
     """
     _write_model(SmolLM3ForCausalLM, SmolLM3Config(**config), Path(folder), device, max_shard_size)
-    for name in TOKENIZER_FILES:
-        shutil.copy(PACKAGE_ROOT / "tiny_audio/backbones/decoder" / name, folder)
+    tokenizer = AutoTokenizer.from_pretrained(PACKAGE_ROOT / "tiny_audio/backbones/decoder")
+    if len(tokenizer) + len(PROMPT_PIECES) < config["vocab_size"]:
+        tokenizer.add_tokens(PROMPT_PIECES)
+    tokenizer.save_pretrained(folder)
 
 
 def write_random_backbones(

@@ -54,14 +54,15 @@ class Packing:
 
 @dataclass
 class PackedBatch:
-    """Clips laid out for `ASRModel.forward`, shortest first."""
+    """Clips laid out for `ASRModel.forward`: first those whose encoder frames are at hand, then the rest, shortest first."""
 
-    pcm: torch.Tensor  # (S,) int16, all clips end to end
-    sample_bounds: torch.Tensor  # (B + 1,) where each begins
-    groups: list[Group]
+    known: torch.Tensor | None  # (frames, C) of the clips that need not be encoded
+    pcm: torch.Tensor  # (S,) int16, of the clips to encode, end to end
+    sample_bounds: torch.Tensor  # (b + 1,) where each of them begins
+    groups: list[Group]  # of them; none where all are known
     frame_index: torch.Tensor  # (frames,) of each group's encoder frames, rows flattened, those that clips fill
-    group_sizes: list[int]  # frames of each group in it
-    frames: Segments  # encoder frames, two for each audio token
+    num_frames: list[int]  # of each clip to encode
+    frames: Segments | None  # where theirs lie
     first_tokens: torch.Tensor  # (B,) each clip's first audio token
     ids: torch.Tensor  # (N,) prompt, audio (any id), answer
     positions: torch.Tensor  # (N,) within the clip
@@ -74,7 +75,7 @@ class PackedBatch:
 
     def group_frames(self) -> list[torch.Tensor]:
         """`frame_index`, group by group."""
-        return list(self.frame_index.split(self.group_sizes))
+        return list(self.frame_index.split([sum(self.num_frames[group.first : group.last]) for group in self.groups]))
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """On `device`, without waiting for the copies."""
@@ -140,37 +141,43 @@ def group_clips(num_samples: Sequence[int], packing: Packing) -> list[Group]:
 
 def frame_index(groups: list[Group], num_frames: Sequence[int]) -> torch.Tensor:
     """Of each group's encoder frames, rows flattened, those that clips of `num_frames` fill; one group after the other."""
-    parts = []
+    parts = [np.zeros(0, np.int64)]
     for group in groups:
         starts = np.arange(group.last - group.first) * (group.num_samples // SAMPLES_PER_ENCODER_FRAME)
         parts.append(_runs(starts, num_frames[group.first : group.last]))
     return torch.from_numpy(np.concatenate(parts))
 
 
-def pack(clips: Sequence[Clip], packing: Packing) -> PackedBatch:
-    """Lays out clips; without any, one silent clip whose labels do not count."""
+def pack(clips: Sequence[Clip], packing: Packing, known: dict[int, torch.Tensor] | None = None) -> PackedBatch:
+    """Lays out clips; without any, one silent clip whose labels do not count.
+
+    Args:
+        known: encoder frames (frames, C) of some clips, by their place in `clips`.
+    """
+    known = known or {}
     idle = not clips
-    clips = sorted(clips or [silence()], key=lambda clip: len(clip.pcm))
+    fresh = sorted((clip for i, clip in enumerate(clips or [silence()]) if i not in known), key=lambda clip: len(clip.pcm))
+    clips = [clips[i] for i in known] + fresh
     answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in clips])
-    num_samples = [len(clip.pcm) for clip in clips]
-    num_tokens = [num_audio_tokens(count) for count in num_samples]
+    num_tokens = [num_audio_tokens(len(clip.pcm)) for clip in clips]
     prefix, suffix = packing.prompt.prefix, packing.prompt.suffix
     parts = [
         part for n, answer in zip(num_tokens, answers, strict=True) for part in (prefix, np.zeros(n, int), suffix, answer[:-1])
     ]
     lengths = [len(prefix) + n + len(suffix) + len(answer) - 1 for n, answer in zip(num_tokens, answers, strict=True)]
     num_labels = [len(answer) for answer in answers]
+    labels = np.full(num_labels[0], IGNORED_LABEL) if idle else np.concatenate(answers)
     starts, ends = _bounds(lengths)[:-1], _bounds(lengths)[1:]
-    groups = group_clips(num_samples, packing)
-    num_frames = [2 * n for n in num_tokens]
-    labels = np.concatenate(answers) if not idle else np.full(num_labels[0], IGNORED_LABEL)
+    groups = group_clips([len(clip.pcm) for clip in fresh], packing)
+    num_frames = [2 * n for n in num_tokens[len(known) :]]
     return PackedBatch(
-        pcm=torch.from_numpy(np.concatenate([clip.pcm for clip in clips])),
-        sample_bounds=torch.from_numpy(_bounds(num_samples)),
+        known=torch.cat(list(known.values())) if known else None,
+        pcm=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *(clip.pcm for clip in fresh)])),
+        sample_bounds=torch.from_numpy(_bounds([len(clip.pcm) for clip in fresh])),
         groups=groups,
         frame_index=frame_index(groups, num_frames),
-        group_sizes=[sum(num_frames[group.first : group.last]) for group in groups],
-        frames=segments(num_frames),
+        num_frames=num_frames,
+        frames=segments(num_frames) if fresh else None,
         first_tokens=torch.from_numpy(_bounds(num_tokens)[:-1]),
         ids=torch.from_numpy(np.concatenate(parts).astype(np.int64)),
         positions=torch.from_numpy(_runs(np.zeros(len(clips), int), lengths)),

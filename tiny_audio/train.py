@@ -39,6 +39,7 @@ from tiny_audio.checkpoint import (
     save_checkpoint,
 )
 from tiny_audio.config import TrainConfig, build, save_config
+from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.feed import Feed, ReadyStep
 from tiny_audio.fp8 import freeze_to_fp8
 from tiny_audio.layers import compiled_layers
@@ -60,6 +61,7 @@ class Interval:
     num_tokens: float = 0.0
     audio_s: float = 0.0
     wait_s: float = 0.0
+    num_rows: int = 0  # of all workers
 
     def sums(self) -> list[float]:
         """Over all workers: loss, tokens, audio seconds, seconds of waiting. All workers must call it."""
@@ -87,6 +89,7 @@ class Worker:
             self.engine.load_moments(moments, self.progress.step)
         synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
         self.validation = Validation(config.data, Transcriber(self.model, **synced), self.micro_batch_s, grouped)
+        self.cache = FeatureCache(config.cache_features_gib * 2**30)
         self.interval = Interval(torch.zeros((), device=self.device))
         self.interval_started = time.perf_counter()
 
@@ -100,7 +103,7 @@ class Worker:
         return moments
 
     def feed(self, stream: WorkerStream) -> Feed:
-        return Feed(stream, self.config.num_steps - self.progress.step, self.packing, self.micro_batch_s)
+        return Feed(stream, self.config.num_steps - self.progress.step, self.packing, self.micro_batch_s, self.cache)
 
     def train_step(self, step: ReadyStep) -> float | torch.Tensor:
         """Forward, backward and update over this worker's share of a step; returns the gradient's norm."""
@@ -108,16 +111,19 @@ class Worker:
         num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
         scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
-        for number, micro_batch in enumerate(step.micro_batches, 1):
+        for number, (micro_batch, clips) in enumerate(zip(step.micro_batches, step.unknown, strict=True), 1):
             output = self.engine(micro_batch.to(self.device))
             self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
             self.interval.loss_sum += output.loss_sum.detach()
+            if clips and self.config.cache_features_gib:
+                self.cache.keep(clips, output.encoded, micro_batch.num_frames)
         return self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
 
     def count(self, batch: WorkerBatch, wait_s: float) -> None:
         """Takes a trained batch into the run's progress and the interval's sums."""
         self.interval.audio_s += sum(clip.duration_s for clip in batch.clips)
         self.interval.wait_s += wait_s
+        self.interval.num_rows += batch.num_step_rows
         self.progress.step += 1
         self.progress.num_rows += batch.num_step_rows
         for reject in batch.rejects:
@@ -142,11 +148,14 @@ class Worker:
                 "loss": loss,
                 "learning_rate": learning_rate(self.config.optimizer, step - 1, self.config.num_steps),
                 "grad_norm": float(grad_norm),
+                "samples_per_s": self.interval.num_rows / seconds,
                 "audio_s_per_s": audio_s / seconds,
                 "data_wait_share": wait_s / self.num_workers / seconds,
                 "epoch": epoch,
                 "num_rejected": sum(self.progress.rejects.values()),
                 "time_s": self.progress.train_s,
+                "unix_time": time.time(),
+                "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
             }
             append_metrics(self.config.run_dir, values)
         self.start_interval()

@@ -1,0 +1,30 @@
+"""Measures this machine's GPUs at true model shapes: random weights, noise for speech. Prints a table and writes JSON.
+
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=step      one GPU: the seed's step, ours in its variants
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=memory    one GPU: budgets found for 24, 80 GB and all
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=profile   one GPU: where a step's time goes, and a trace
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=seed_job  one GPU: the seed's job through ray job submit
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=scale     all GPUs: speed by their number and ZeRO stage
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=fp8       one GPU: learning in FP8 beside bfloat16
+"""
+
+import json
+from pathlib import Path
+
+from ray_jobs.command import run_command
+from tiny_audio.config import BenchmarkConfig, absolute
+
+
+def run(config: BenchmarkConfig) -> None:
+    from tiny_audio.benchmark import measure
+
+    rows = measure(config)
+    output = Path(absolute(config.output_dir)) / f"{config.part}.json"
+    output.write_text(json.dumps(rows, indent=1) + "\n")
+    for row in rows:
+        print("  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    run_command(__doc__, BenchmarkConfig, run)

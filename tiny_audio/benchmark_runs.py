@@ -1,0 +1,157 @@
+"""Whole runs through Ray, timed: the seed's job from submit to checkpoint; more GPUs and other ZeRO stages; FP8's learning.
+
+Backbones have the true shapes and random weights, clips are noise of LoquaciousSet's durations: for speed that is
+enough. Every run is a `ray job submit` to a cluster of this process's own, and is read off its metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+
+from tiny_audio.benchmark_step import benchmark_clips
+from tiny_audio.config import TrainConfig, load_config
+from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.metrics import read_metrics
+from tiny_audio.quickstart import Cluster, submit_job
+from tiny_audio.random_backbones import write_random_backbones
+
+ROWS_PER_FILE, ROWS_PER_ROW_GROUP = 512, 64
+DEV_ROWS = 512
+SCALE_STEPS, SCALE_WARMUP = 24, 8
+ROWS_PER_GPU = 128  # in a step of the scale runs
+CONFIGS = Path("ray_jobs/configs")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the runs read."""
+
+    train: str
+    dev: str
+    encoder: str
+    decoder: str
+
+    def overrides(self) -> list[str]:
+        paths = {"data.train": self.train, "data.dev": self.dev}
+        paths |= {"model.audio_model_id": self.encoder, "model.text_model_id": self.decoder}
+        return [f"{key}={value}" for key, value in paths.items()]
+
+
+def write_noise_shards(folder: Path, num_rows: int, seed: int) -> str:
+    """Benchmark clips as WAV in Parquet, as LoquaciousSet has them; returns the glob of the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, num_rows, ROWS_PER_FILE)):
+        rows = []
+        for clip in benchmark_clips(min(ROWS_PER_FILE, num_rows - start), seed + number):
+            buffer = io.BytesIO()
+            soundfile.write(buffer, clip.pcm, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+            wav = {"bytes": buffer.getvalue(), "path": clip.id}
+            rows.append({"ID": clip.id, "duration": clip.duration_s, "wav": wav, "text": clip.text})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"noise-{number:03d}.parquet", row_group_size=ROWS_PER_ROW_GROUP)
+    return str(folder / "*.parquet")
+
+
+def make_inputs(folder: Path, num_rows: int) -> Inputs:
+    """Random backbones of the true shapes and noise shards, about 9 GB and 0.3 MB a row, unless they are there."""
+    encoder, decoder = folder / "backbones/encoder", folder / "backbones/decoder"
+    if not (decoder / "config.json").is_file():
+        write_random_backbones(folder / "backbones", device="cuda")
+    train = write_noise_shards(folder / f"train-{num_rows}", num_rows, seed=0)
+    return Inputs(train, write_noise_shards(folder / "dev", DEV_ROWS, seed=1000), str(encoder), str(decoder))
+
+
+def timed_run(cluster: Cluster, config: str, runs_dir: Path, overrides: list[str]) -> tuple[TrainConfig, float, float]:
+    """Submits a training; returns its config, and when it was submitted and done."""
+    overrides = [*overrides, f"runs_dir={runs_dir}"]
+    submitted = time.time()
+    submit_job(cluster, "python", "-m", "ray_jobs.train", str(CONFIGS / config), *overrides)
+    return load_config(TrainConfig, CONFIGS / config, overrides), submitted, time.time()
+
+
+def seed_job(cluster: Cluster, inputs: Inputs, runs_dir: Path) -> list[dict]:
+    """The seed's job as its config has it, without keeping encoder frames, and trimmed."""
+    variants = {
+        "seed-full": ["cache_features_gib=0"],
+        "seed-cached": [],
+        "seed-trimmed": ["model.encoder_window=trimmed", "cache_features_gib=0"],
+    }
+    return [_seed_run(cluster, inputs, runs_dir, name, changes) for name, changes in variants.items()]
+
+
+def _seed_run(cluster: Cluster, inputs: Inputs, runs_dir: Path, name: str, changes: list[str]) -> dict:
+    overrides = [*inputs.overrides(), f"name={name}", *changes]
+    config, submitted, done = timed_run(cluster, "seed.yaml", runs_dir, overrides)
+    lines = read_metrics(config.run_dir)
+    steps = [line for line in lines if "loss" in line]
+    began = steps[0]["unix_time"] - steps[0]["time_s"]
+    weights = [line["samples_per_s"] for line in steps[1:]]
+    return {
+        "name": name,
+        "startup_s": began - submitted,
+        "training_s": done - began,
+        "in_steps_s": steps[-1]["time_s"],
+        "total_s": done - submitted,
+        "samples_per_s": sum(weights) / len(weights),
+        "data_wait_share": sum(line["data_wait_share"] for line in steps[1:]) / len(weights),
+        "peak_gib": steps[-1]["peak_gib"],
+        "num_evaluations": sum("val_loss" in line for line in lines) - 1,
+    }
+
+
+def scale(cluster: Cluster, inputs: Inputs, runs_dir: Path, num_gpus: int) -> list[dict]:
+    """The same work per GPU on one GPU and on more, at every ZeRO stage; and the same global batch on one."""
+    counts = [count for count in (1, 2, 4, 8) if count <= num_gpus]
+    runs = [(count, 2, count * ROWS_PER_GPU) for count in counts]
+    runs += [(num_gpus, stage, num_gpus * ROWS_PER_GPU) for stage in (0, 1, 3)] + [(1, 2, num_gpus * ROWS_PER_GPU)]
+    return [_scale_run(cluster, inputs, runs_dir, *run) for run in dict.fromkeys(runs)]
+
+
+def _scale_run(cluster: Cluster, inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int) -> dict:
+    name = f"scale-{num_workers}-zero{stage}-{batch_rows}"
+    overrides = {
+        "name": name,
+        "num_workers": num_workers,
+        "zero_stage": stage,
+        "data.batch_rows": batch_rows,
+        "data.max_dev_rows": 8 * num_workers,
+        "data.max_wer_rows": 0,
+        "model.encoder_window": "trimmed",
+        "num_steps": SCALE_STEPS,
+        "log_every": SCALE_WARMUP,
+    }
+    changes = [f"{key}={value}" for key, value in overrides.items()]
+    config, _, _ = timed_run(cluster, "loquacious_small.yaml", runs_dir, [*inputs.overrides(), *changes])
+    steps = [line for line in read_metrics(config.run_dir) if "loss" in line]
+    steady = [line["samples_per_s"] for line in steps if line["step"] > SCALE_WARMUP]
+    return {
+        "name": name,
+        "num_gpus": num_workers,
+        "zero_stage": stage,
+        "batch_rows": batch_rows,
+        "samples_per_s": sum(steady) / len(steady),
+        "data_wait_share": max(line["data_wait_share"] for line in steps if line["step"] > SCALE_WARMUP),
+        "peak_gib": steps[-1]["peak_gib"],
+        "losses": [line["loss"] for line in steps],
+    }
+
+
+def fp8_learning(cluster: Cluster, runs_dir: Path) -> list[dict]:
+    """The quickstart's training on a GPU, its backbones in bfloat16 and in FP8: both loss curves."""
+    submit_job(cluster, "python", "-m", "ray_jobs.prepare", str(CONFIGS / "synthetic.yaml"), f"output_dir={runs_dir}/data")
+    found = []
+    for name, fp8 in (("bf16", False), ("fp8", True)):
+        data = [f"data.{split}={runs_dir}/data/{split}/*.parquet" for split in ("train", "dev")]
+        overrides = [f"name={name}", f"fp8={fp8}", "use_gpu=true", "num_workers=1", "model.dtype=bfloat16", *data]
+        config, _, _ = timed_run(cluster, "quickstart.yaml", runs_dir, overrides)
+        lines = read_metrics(config.run_dir)
+        curve = {line["step"]: round(line["loss"], 4) for line in lines if "loss" in line and line["step"] % 40 == 0}
+        scores = [{key: line[key] for key in ("step", "val_loss", "val_wer")} for line in lines if "val_loss" in line]
+        found.append({"name": name, "losses": curve, "validation": scores})
+    return found
