@@ -109,3 +109,17 @@ def hub_folders(tmp_path_factory) -> tuple[str, str]:
     write_encoder(folder / "encoder", TINY_WHISPER)
     write_decoder(folder / "decoder", TINY_SMOLLM3, max_shard_size="100KB")
     return str(folder / "encoder"), str(folder / "decoder")
+
+
+@pytest.fixture
+def one_worker(monkeypatch, tmp_path):
+    """Torch's process group with this process alone in it, as Ray Train sets one up."""
+    import deepspeed
+    import torch.distributed
+
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    deepspeed.comm.destroy_process_group()  # which forgets its own groups too; torch's would leave them stale

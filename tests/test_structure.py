@@ -20,6 +20,7 @@ KNOW_NOTHING_OF_RAY = (
     "asr_config",
     "asr_modeling",
     "backbone",
+    "random_backbones",
     "tensors",
 )
 
