@@ -41,3 +41,36 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match=r"bad\.yaml: not YAML"):
         load_config(TrainConfig, tmp_path / "bad.yaml")
+
+
+def config_class_of(path) -> type:
+    """Of the job that a YAML file in ray_jobs/configs is for."""
+    from tiny_audio.evaluate import EvaluateConfig
+    from tiny_audio.prepare import PrepareConfig
+    from tiny_audio.pretrain import PretrainConfig
+    from tiny_audio.transcribe_files import TranscribeConfig
+
+    others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": PrepareConfig, "backbones": PretrainConfig}
+    return others.get(path.stem, TrainConfig)
+
+
+CONFIGS = sorted((ROOT / "ray_jobs/configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_a_run_is_named_after_its_file(path):
+    config = load_config(config_class_of(path), path)
+    if isinstance(config, TrainConfig):
+        assert config.name == path.stem
+        assert config.checkpoint_every <= config.num_steps
+        assert config.optimizer.warmup_steps < config.num_steps / 5
+
+
+@pytest.mark.parametrize(("name", "rows"), [("small", 107_000), ("medium", 1_074_114), ("large", 10_000_000)])
+def test_a_loquacious_run_is_whole_passes_and_divides_among_gpus(name, rows):
+    config = load_config(TrainConfig, ROOT / f"ray_jobs/configs/loquacious_{name}.yaml")
+    assert f"LoquaciousSet/{name}/train" in config.data.train
+    passes = config.num_steps * config.data.batch_rows / rows
+    assert passes == pytest.approx(round(passes), rel=0.01)
+    for num_workers in (1, 2, 4, 8, 16):
+        load_config(TrainConfig, ROOT / f"ray_jobs/configs/loquacious_{name}.yaml", [f"num_workers={num_workers}"])

@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoFeatureExtractor, SmolLM3Config, SmolLM3ForCausalLM, WhisperConfig, WhisperForConditionalGeneration
 
-from tests.conftest import DECODER, ENCODER, tone
+from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.backbone import load_decoder, load_encoder, read_window_s, require_decoder, require_encoder
-from tiny_audio.config import ConfigError
+from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig, load_config
+from tiny_audio.metrics import read_metrics
 from tiny_audio.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
+from tiny_audio.train import train
 
 
 def weights_in(folder) -> dict[str, torch.Tensor]:
@@ -173,3 +175,34 @@ def test_whole_folders_are_taken(hub_folders):
     for encoder, decoder in (hub_folders, (ENCODER, DECODER)):
         require_encoder(encoder)
         require_decoder(decoder)
+
+
+def test_the_seeds_config_trains_on_such_folders(local_ray, hub_folders, shards, tmp_path):
+    """The real run's file, with only places and lengths changed: whole Whisper, shards, bfloat16, the full window."""
+    places = [f"runs_dir={tmp_path}", f"data.train={shards}/train/*.parquet", f"data.dev={shards}/dev/*.parquet"]
+    backbones = [f"model.audio_model_id={hub_folders[0]}", f"model.text_model_id={hub_folders[1]}", "model.max_new_tokens=4"]
+    config = load_config(
+        TrainConfig,
+        ROOT / "ray_jobs/configs/seed.yaml",
+        [*places, *backbones, "use_gpu=false", "num_steps=1", "log_every=1", "max_failures=0"],
+    )
+    assert (config.model.dtype, config.model.encoder_window, config.data.batch_rows) == ("bfloat16", "full", 32)
+    assert train(config).step == 1
+    lines = read_metrics(config.run_dir)
+    assert [line["learning_rate"] for line in lines if "loss" in line] == [3e-4 / 50]
+    assert 0 < lines[-1]["val_loss"] < 20
+    exported = ASRModel.from_pretrained(config.run_dir / "model")
+    assert exported.config.audio_model_id == hub_folders[0]
+    assert exported.decoder.dtype == torch.bfloat16
+
+
+def test_a_broken_backbone_stops_a_run_before_ray(hub_folders, shards, tmp_path):
+    shutil.copytree(hub_folders[1], tmp_path / "decoder")
+    delete("*-00002-*")(tmp_path / "decoder")
+    config = TrainConfig(
+        runs_dir=str(tmp_path),
+        model=ModelConfig(audio_model_id=hub_folders[0], text_model_id=str(tmp_path / "decoder")),
+        data=DataConfig(train=f"{shards}/train/*.parquet", dev=f"{shards}/dev/*.parquet"),
+    )
+    with pytest.raises(ConfigError, match="names this shard, and it is not there"):
+        train(config, start_ray=lambda: pytest.fail("Ray was started"))
