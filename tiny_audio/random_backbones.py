@@ -78,7 +78,7 @@ def write_encoder(folder: str | Path, config: dict, device: str = "cpu", max_sha
 
     Args:
         config: of `WhisperConfig`, such as `WHISPER_LARGE_V3_TURBO`; whole seconds must fit into `max_source_positions`.
-        device: where the weights are drawn: both true shapes take two minutes on a CPU of two cores.
+        device: where the weights are drawn: both true shapes together take three minutes on two CPU cores.
     """
     whisper = WhisperConfig(**config)
     _write_model(WhisperForConditionalGeneration, whisper, Path(folder), device, max_shard_size)
