@@ -1,7 +1,7 @@
 import pytest
 
 from tests.conftest import ROOT
-from tiny_audio.config import ConfigError, TrainConfig, load_config, save_config
+from tiny_audio.config import ConfigError, TrainConfig, dataset_reference, load_config, save_config
 
 QUICKSTART = ROOT / "ray_jobs/configs/quickstart.yaml"
 
@@ -27,12 +27,36 @@ def test_overrides_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
         ("zero_stage=4", "zero_stage must be one of"),
         ("num_workers=3", "does not divide"),
         ("model.dtype=float16", "model.dtype must be one of"),
+        ("data.train={a: much}", "data.train.a wants float, not 'much'"),
+        ("data.train={a: 0}", "data.train: the weight of a must be 0.01 to 100, not 0"),
+        ("data.train={}", "data.train names no dataset"),
+        ("data.train=[a]", "data.train wants str or dict"),
+        ("data.source_weights.yodas=-1", "data.source_weights.yodas must be 0 to 100, not -1"),
+        ("data.truecase_text=a.txt", "of no use without data.truecase=true"),
     ],
 )
 def test_a_bad_override_is_one_clear_line(override, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")) as caught:
         load_config(TrainConfig, QUICKSTART, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_data_are_named_by_glob_url_or_dataset_reference(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/Set").mkdir(parents=True)
+    assert dataset_reference("speechbrain/LoquaciousSet:small:train") == ("speechbrain/LoquaciousSet", "small", "train")
+    for name in ("hf://datasets/a/b/x*.parquet", "s3://bucket/a:b:c", "data/*.parquet", "a:1:2.parquet"):
+        assert dataset_reference(name) is None
+    train = {"a/b:small:train": 1, "mine/Set:small:train": 2.5, "x/*.parquet": 0.5, "s3://b/x.parquet": 1}
+    (tmp_path / "c.yaml").write_text(f"data: {{train: {train}}}")
+    config = load_config(TrainConfig, tmp_path / "c.yaml", ["data.source_weights.yodas=0.5"])
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(TrainConfig, tmp_path / "resolved.yaml") == config
+    data = config.with_absolute_paths().data
+    names = ["a/b:small:train", f"{tmp_path}/mine/Set:small:train", f"{tmp_path}/x/*.parquet", "s3://b/x.parquet"]
+    assert data.train_weights == dict(zip(names, [1.0, 2.5, 0.5, 1.0], strict=True))
+    assert data.source_weights == {"yodas": 0.5}
+    assert data.with_absolute_paths() == data
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

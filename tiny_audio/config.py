@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ import yaml
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16")
 ZERO_STAGES = (0, 1, 2, 3)
+WEIGHTS = (0.01, 100.0)  # of a dataset: beyond these a slip is likelier than a wish
+_DATASET_REFERENCE = re.compile(r"([^:*?\[]+):([\w.-]+):([\w-]+)")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 class ConfigError(ValueError):
@@ -42,6 +46,31 @@ def absolute(path: str) -> str:
     in_a_copy = "/runtime_resources/working_dir_files/" in str(Path.cwd())
     require(not in_a_copy, f"{path}: a submitted job runs in a copy of its folder; give an absolute path, or a URL for data")
     return str(Path(path).resolve())
+
+
+def dataset_reference(name: str) -> tuple[str, str, str] | None:
+    """(dataset, config, split) of DATASET:CONFIG:SPLIT; None for a glob or URL."""
+    found = _DATASET_REFERENCE.fullmatch(name)
+    return found and found.groups()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form OWNER/NAME."""
+    return bool(_HUB_ID.fullmatch(name))
+
+
+def absolute_data(name: str) -> str:
+    """`absolute` for what names data: the folder of a dataset reference is made absolute, a hub id stays.
+
+    Raises:
+        ConfigError: as `absolute`.
+    """
+    reference = dataset_reference(name)
+    if reference is None:
+        return absolute(name)
+    dataset, config, split = reference
+    on_hub = is_hub_id(dataset) and not Path(dataset).is_dir()
+    return f"{dataset if on_hub else absolute(dataset)}:{config}:{split}"
 
 
 def require_at_least(config: Any, least: float, *names: str) -> None:
@@ -92,11 +121,19 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Parquet shards in LoquaciousSet's columns, and how an epoch is laid out."""
+    """Parquet shards in LoquaciousSet's columns, and how an epoch is laid out.
 
-    train: str = "hf://datasets/speechbrain/LoquaciousSet/small/train*.parquet"  # a glob; local, hf://, s3://, gs://
-    dev: str = "hf://datasets/speechbrain/LoquaciousSet/dev/dev*.parquet"
-    max_train_rows: int | None = None  # the first rows of the train shards only
+    Data are named by DATASET:CONFIG:SPLIT, where DATASET is a hub id or a local folder of the same layout, or by a
+    glob: local, hf://, s3://, gs://. `train` may name several with their weights: a row group of weight 2 is read twice
+    an epoch, of weight 0.5 every second epoch (half of them in each).
+    """
+
+    train: str | dict[str, float] = "speechbrain/LoquaciousSet:small:train"
+    dev: str = "speechbrain/LoquaciousSet:small:dev"
+    source_weights: dict[str, float] = field(default_factory=dict)  # by `source_of` a row; how often it is taken an epoch
+    truecase: bool = False  # gives labels without case the case of written English, see labels.py
+    truecase_text: str | None = None  # a file of ordinary English, local or a URL, that shows which words are names
+    max_train_rows: int | None = None  # the first rows of each train dataset only
     max_dev_rows: int = 256
     max_duration_s: float = 30.0  # longer clips, and those over the encoder's window, are rejected and counted, never cut
     batch_rows: int = 32  # the global batch, whatever the number of workers
@@ -109,6 +146,27 @@ class DataConfig:
         require_at_least(self, 1, "batch_rows", "steps_per_window", "max_train_rows", "max_dev_rows", "micro_batch_s")
         require_at_least(self, 0.01, "max_duration_s")
         require(0 <= self.silence_share < 1, f"data.silence_share must be in [0, 1), not {self.silence_share}")
+        require(bool(self.train), "data.train names no dataset")
+        require(self.truecase or self.truecase_text is None, "data.truecase_text is of no use without data.truecase=true")
+        low, high = WEIGHTS
+        for name, weight in self.train_weights.items():
+            require(low <= weight <= high, f"data.train: the weight of {name} must be {low:g} to {high:g}, not {weight:g}")
+        for name, weight in self.source_weights.items():
+            require(0 <= weight <= high, f"data.source_weights.{name} must be 0 to {high:g}, not {weight:g}")
+
+    @property
+    def train_weights(self) -> dict[str, float]:
+        """Every train dataset and its weight."""
+        return self.train if isinstance(self.train, dict) else {self.train: 1.0}
+
+    def with_absolute_paths(self) -> DataConfig:
+        train = {absolute_data(name): weight for name, weight in self.train_weights.items()}
+        return dataclasses.replace(
+            self,
+            train=train if isinstance(self.train, dict) else next(iter(train)),
+            dev=absolute_data(self.dev),
+            truecase_text=self.truecase_text and absolute(self.truecase_text),
+        )
 
 
 @dataclass
@@ -170,13 +228,12 @@ class TrainConfig:
 
     def with_absolute_paths(self) -> TrainConfig:
         """For workers, which run elsewhere: local paths made absolute; URLs and hub ids as they are."""
-        data = dataclasses.replace(self.data, train=absolute(self.data.train), dev=absolute(self.data.dev))
         model = dataclasses.replace(
             self.model,
             audio_model_id=_absolute_backbone(self.model.audio_model_id),
             text_model_id=_absolute_backbone(self.model.text_model_id),
         )
-        return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=data, model=model)
+        return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=self.data.with_absolute_paths(), model=model)
 
     @property
     def run_dir(self) -> Path:
@@ -196,7 +253,8 @@ class BenchmarkConfig:
 
 
 def _type_name(expected: Any) -> str:
-    return getattr(expected, "__name__", str(expected)).replace("NoneType", "null")
+    name = str(expected) if typing.get_args(expected) else expected.__name__
+    return name.replace("NoneType", "null")
 
 
 def _convert(value: Any, expected: Any, key: str) -> Any:
@@ -209,6 +267,9 @@ def _convert(value: Any, expected: Any, key: str) -> Any:
         origin = typing.get_origin(option)
         if origin is list and isinstance(value, list):
             return [_convert(item, typing.get_args(option)[0], key) for item in value]
+        if origin is dict and isinstance(value, dict):
+            of_values = typing.get_args(option)[1]
+            return {_convert(name, str, key): _convert(item, of_values, f"{key}.{name}") for name, item in value.items()}
         if option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if origin is None and type(value) is option:

@@ -1,23 +1,25 @@
 """Which rows train in which order: a function of (footers, seed, step) alone. Runs on the driver; reads no audio.
 
-An epoch shuffles the row groups of all shards, joins their rows end to end and cuts the line into windows of whole
-steps. A window is the unit of reading: its rows are decoded, shuffled and grouped by duration together. Since the plan
-depends neither on the number of workers nor on what ran before, a step number is all that a checkpoint must keep of
-the position in the data: `plan_windows` starts there, having read nothing of what came earlier.
+An epoch takes every row group as often as its dataset's weight says, shuffles them, joins their rows end to end and
+cuts the line into windows of whole steps. A window is the unit of reading: its rows are decoded, shuffled and grouped by
+duration together. Since the plan depends neither on the number of workers nor on what ran before, a step number is all
+that a checkpoint must keep of the position in the data: `plan_windows` starts there, having read nothing of what came
+earlier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tiny_audio.config import ConfigError, require
+from tiny_audio.config import ConfigError, dataset_reference, require
+from tiny_audio.dataset_files import dataset_files
 
 COLUMNS = ("ID", "wav", "text")  # of LoquaciousSet; `duration`, `spk_id` and `sex` may be absent
 FOOTER_THREADS = 16
@@ -25,11 +27,13 @@ FOOTER_THREADS = 16
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a Parquet file."""
+    """A row group of a Parquet file, and how often an epoch takes it."""
 
     path: str
     index: int
     num_rows: int
+    dataset: str = ""  # as the config names it; groups of one share its weight
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,14 @@ class Window:
 
 
 def list_shards(pattern: str) -> list[str]:
-    """Files of a glob, sorted; local or any fsspec URL (hf://, s3://, gs://).
+    """Files of a glob, sorted; local or any fsspec URL (hf://, s3://, gs://). Or those of DATASET:CONFIG:SPLIT.
 
     Raises:
-        ConfigError: nothing matches.
+        ConfigError: nothing matches; see also `dataset_files`.
     """
+    reference = dataset_reference(pattern)
+    if reference:
+        return dataset_files(*reference)
     filesystem, path = fsspec.core.url_to_fs(pattern)
     found = sorted(filesystem.glob(path)) if any(c in path for c in "*?[") else [path] * filesystem.isfile(path)
     require(bool(found), f"{pattern}: no such Parquet shards; `make quickstart` makes some, or point the key at yours")
@@ -75,6 +82,9 @@ def _read_footer(path: str) -> list[RowGroup]:
             parquet = pq.ParquetFile(file)
             missing = [name for name in COLUMNS if name not in parquet.schema_arrow.names]
             require(not missing, f"{path}: lacks the column {missing and missing[0]}; LoquaciousSet's are {', '.join(COLUMNS)}")
+            wav = parquet.schema_arrow.field("wav").type
+            has_bytes = pa.types.is_struct(wav) and wav.get_field_index("bytes") >= 0
+            require(has_bytes, f"{path}: the column wav is {wav}; it must be a struct of `bytes` and `path`")
             footer = parquet.metadata
             return [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
     except pa.ArrowInvalid as error:
@@ -97,6 +107,35 @@ def read_footers(paths: list[str], max_rows: int | None = None) -> list[RowGroup
             kept.append(RowGroup(group.path, group.index, min(group.num_rows, left)))
             left -= group.num_rows
     return kept
+
+
+def read_mix(datasets: dict[str, float], max_rows: int | None = None) -> list[RowGroup]:
+    """Row groups of several datasets, each with its weight; of each dataset the first `max_rows` rows.
+
+    Raises:
+        ConfigError: as `list_shards` and `read_footers`.
+    """
+    return [
+        replace(group, dataset=name, weight=weight)
+        for name, weight in datasets.items()
+        for group in read_footers(list_shards(name), max_rows)
+    ]
+
+
+def epoch_groups(groups: list[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
+    """The row groups of an epoch, each as often as its weight gives it, in the order of `groups`.
+
+    Of weight 0.25, a quarter of a dataset's row groups in each epoch, and each once in four; of 1.5, each once or twice.
+    """
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group.dataset, []).append(i)
+    phases = np.zeros(len(groups))  # in [0, 1), evenly over a dataset: whose turn it is first
+    for number, found in enumerate(members.values()):
+        phases[found] = np.random.default_rng((seed, number, 1)).permutation(len(found)) / len(found)
+    taken = [np.floor(number * np.array([group.weight for group in groups]) + phases) for number in (epoch, epoch + 1)]
+    copies = (taken[1] - taken[0]).astype(int)
+    return [group for group, count in zip(groups, copies, strict=True) for _ in range(count)]
 
 
 def steps_per_epoch(groups: list[RowGroup], batch_rows: int) -> int:
@@ -126,20 +165,30 @@ def plan_windows(
     The first window may begin before `start_step`: its earlier steps are for the reader to leave out.
     """
     require(bool(groups), "the training shards hold no rows")
-    per_epoch = steps_per_epoch(groups, batch_rows)
-    num_rows = sum(group.num_rows for group in groups)
-    for epoch in range(start_step // per_epoch, -(-num_steps // per_epoch)):
-        order = np.random.default_rng((seed, epoch)).permutation(len(groups))
-        shuffled = [groups[i] for i in order]
-        ends = np.cumsum([group.num_rows for group in shuffled])
-        skipped = max(0, start_step - epoch * per_epoch) // steps_per_window
-        for index in range(skipped, -(-per_epoch // steps_per_window)):
-            step = index * steps_per_window
-            if epoch * per_epoch + step >= num_steps:
-                return
-            stop_step = min(step + steps_per_window, per_epoch)
-            rows = _slices(shuffled, ends, step * batch_rows, min(stop_step * batch_rows, num_rows))
-            yield Window(epoch, index, epoch * per_epoch + step, stop_step - step, rows)
+    epoch = epoch_step = 0  # the epoch's first step
+    while epoch_step < num_steps:
+        taken = epoch_groups(groups, seed, epoch)
+        per_epoch = steps_per_epoch(taken, batch_rows)
+        if start_step < epoch_step + per_epoch:
+            order = np.random.default_rng((seed, epoch)).permutation(len(taken))
+            line = [taken[i] for i in order]
+            yield from _epoch_windows(line, epoch, epoch_step, batch_rows, steps_per_window, num_steps, start_step)
+        epoch, epoch_step = epoch + 1, epoch_step + per_epoch
+
+
+def _epoch_windows(
+    line: list[RowGroup], epoch: int, epoch_step: int, batch_rows: int, steps_per_window: int, num_steps: int, start_step: int
+) -> Iterator[Window]:
+    """The windows of one epoch, whose first step is `epoch_step`, that hold steps from `start_step` to `num_steps`."""
+    ends = np.cumsum([group.num_rows for group in line])
+    per_epoch = steps_per_epoch(line, batch_rows)
+    for index in range(max(0, start_step - epoch_step) // steps_per_window, -(-per_epoch // steps_per_window)):
+        step = index * steps_per_window
+        if epoch_step + step >= num_steps:
+            return
+        stop_step = min(step + steps_per_window, per_epoch)
+        rows = _slices(line, ends, step * batch_rows, min(stop_step * batch_rows, int(ends[-1])))
+        yield Window(epoch, index, epoch_step + step, stop_step - step, rows)
 
 
 def plan_pass(groups: list[RowGroup]) -> Iterator[RowSlice]:

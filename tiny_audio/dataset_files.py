@@ -1,0 +1,65 @@
+"""The Parquet files of DATASET:CONFIG:SPLIT, as the `datasets` library reads them out of a dataset's README.md.
+
+Nothing but that README is fetched, and files are listed: no data are downloaded or extracted, and nothing that comes with
+them is run. A folder need not hold all of the dataset: `load_dataset_builder` would want the first config's files too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tiny_audio.config import ConfigError, is_hub_id, require
+
+README = "README.md"
+
+
+def _find_readme(dataset: str) -> tuple[Path, str]:
+    """A dataset's README.md, and what its paths are relative to."""
+    folder = Path(dataset)
+    if folder.is_dir():
+        require((folder / README).is_file(), f"{dataset}: has no {README} that says its configs; copy it too, or give a glob")
+        return folder / README, dataset
+    require(is_hub_id(dataset), f"{dataset}: no such folder, and no hub id (OWNER/NAME)")
+    from huggingface_hub import hf_hub_download
+
+    readme = Path(hf_hub_download(dataset, README, repo_type="dataset"))
+    return readme, f"hf://datasets/{dataset}@{readme.parent.name}"  # the commit: files that stay as they are
+
+
+def _list_files(dataset: str, config: str, split: str) -> list[str]:
+    from datasets.data_files import resolve_pattern, sanitize_patterns  # here: a glob does without these seconds
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard
+
+    readme, root = _find_readme(dataset)
+    configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data)
+    name = f"{dataset}:{config}:{split}"
+    require(config in configs, f"{name}: no such config; known: {', '.join(configs) or 'none'}")
+    patterns = sanitize_patterns(configs[config].get("data_files", {}))
+    require(split in patterns, f"{name}: no such split; known: {', '.join(patterns) or 'none'}")
+    try:
+        found = [path for pattern in patterns[split] for path in resolve_pattern(pattern, root, [".parquet"])]
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: {root} has no Parquet files {' '.join(patterns[split])}") from None
+    return sorted(found)
+
+
+def dataset_files(dataset: str, config: str, split: str) -> list[str]:
+    """Paths, or hf:// URLs that name the commit, sorted.
+
+    Args:
+        dataset: a local folder or a hub id, OWNER/NAME.
+
+    Raises:
+        ConfigError: there is no such dataset, config or split (the known ones are listed), or the hub is out of reach.
+    """
+    try:
+        return _list_files(dataset, config, split)
+    except ConfigError:
+        raise
+    except Exception as error:  # the hub's client has many, and none of them is a defect of ours
+        said = " ".join(str(error).split()).partition(". ")[0]
+        if Path(dataset).is_dir():
+            raise ConfigError(f"{dataset}/{README}: not readable as a dataset's: {said}") from None
+        remedy = "without a network, give a local folder of the dataset in place of its hub id"
+        raise ConfigError(f"{dataset}: not found on the hub, or no way to it; {remedy} ({said})") from None

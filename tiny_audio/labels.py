@@ -1,0 +1,100 @@
+"""Labels as they are trained and scored: markup dropped, single spaces and, where that is asked for, English case.
+
+LoquaciousSet's text has neither case nor punctuation. Case can be put back, roughly, and without a model: a capital at
+the start, the pronoun "I", and names, as a text of the user's own spells them. Punctuation is not put back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import fsspec
+
+from tiny_audio.config import DataConfig, require
+
+_MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # <unk>, <noise>, [laughter], [background noise]
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_APOSTROPHE = re.compile(r"['’]")
+_SENTENCE_ENDS = tuple(".?!")
+MIN_SIGHTINGS = 2  # a form seen once may be a slip
+
+
+def clean_label(text: str) -> str:
+    """Without markup, with single spaces; "" if what is left has neither a letter nor a digit."""
+    label = " ".join(_MARKUP.sub(" ", text).split())
+    return label if any(c.isalnum() for c in label) else ""
+
+
+def _starts_sentence(before: str) -> bool:
+    return not before or before.endswith(_SENTENCE_ENDS)
+
+
+def learn_names(lines: Iterable[str]) -> dict[str, str]:
+    """Lower-case word -> its usual form, of words that are mostly written with capitals inside sentences.
+
+    The first word of a line or sentence says nothing of its case, nor does a line without lower-case letters.
+    """
+    forms: dict[str, Counter[str]] = {}
+    for line in lines:
+        if line == line.upper():
+            continue
+        for found in _WORD.finditer(line):
+            if not _starts_sentence(line[: found.start()].rstrip(" \t\"'“‘(")):
+                forms.setdefault(found.group().lower(), Counter())[found.group()] += 1
+    names = {}
+    for word, counts in forms.items():
+        form, count = counts.most_common(1)[0]
+        if form != word and count >= MIN_SIGHTINGS and 2 * count > counts.total():
+            names[word] = form
+    return names
+
+
+@dataclass(frozen=True)
+class Truecaser:
+    """Gives text of one case the case of written English, as far as `names` (see `learn_names`) go."""
+
+    names: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, text: str) -> str:
+        """Text that has both cases already is left alone."""
+        if text not in (text.lower(), text.upper()):
+            return text
+        words, start = [], True
+        for word in text.lower().split():
+            cased = _WORD.sub(self._case, word)
+            words.append(_capitalize(cased) if start else cased)
+            start = word.endswith(_SENTENCE_ENDS)
+        return " ".join(words)
+
+    def _case(self, found: re.Match[str]) -> str:
+        word = found.group()
+        stem = _APOSTROPHE.split(word)[0]
+        rest = word[len(stem) :]
+        if stem == "i" and rest[1:] in ("", "m", "ll", "ve", "d"):
+            return "I" + rest
+        return self.names.get(word) or self.names.get(stem, stem) + rest
+
+
+def _capitalize(word: str) -> str:
+    """'tis -> 'Tis; a word that begins with a digit, or has a capital already, stays."""
+    first = next((i for i, c in enumerate(word) if c.isalnum()), None)
+    if first is None or word != word.lower():
+        return word
+    return word[:first] + word[first].upper() + word[first + 1 :]
+
+
+def make_truecaser(data: DataConfig) -> Truecaser | None:
+    """What `data.truecase` asks for; None leaves the case as it is.
+
+    Raises:
+        ConfigError: `data.truecase_text` cannot be read.
+    """
+    if not data.truecase or data.truecase_text is None:
+        return Truecaser() if data.truecase else None
+    filesystem, path = fsspec.core.url_to_fs(data.truecase_text)
+    require(filesystem.isfile(path), f"data.truecase_text={data.truecase_text}: no such text file")
+    with filesystem.open(path, "rt", encoding="utf-8", errors="replace") as file:
+        return Truecaser(learn_names(file))
