@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
 from tiny_audio.evaluate import EvaluateConfig, evaluate
+from tiny_audio.metrics import rejects_line
 
 
 def _table(result: dict) -> str:
@@ -25,7 +26,7 @@ def run(config: EvaluateConfig) -> None:
         words = sum(len(clip["text"].split()) for clip in result["silence"])
         print(f"words heard in {len(result['silence'])} clips of silence and noise: {words}")
     if result["rejected"]:
-        print("rejected: " + ", ".join(f"{count} {reason}" for reason, count in sorted(result["rejected"].items())))
+        print("rejected: " + rejects_line(result["rejected"]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ ray job submit --working-dir . -- python -m ray_jobs.train CONFIG runs_dir=/shar
 
 from ray_jobs.command import run_command, start_ray
 from tiny_audio.config import TrainConfig
+from tiny_audio.metrics import rejects_line
 
 
 def run(config: TrainConfig) -> None:
@@ -13,7 +14,9 @@ def run(config: TrainConfig) -> None:
 
     progress = train(config, lambda: start_ray(config.num_workers, config.num_workers * config.use_gpu))
     if progress.rejects:
-        print("rejected: " + ", ".join(f"{count} {reason}" for reason, count in sorted(progress.rejects.items())))
+        print("rejected: " + rejects_line(progress.rejects))
+    if progress.left_out:
+        print("left out by source_weights: " + ", ".join(f"{n} of {name}" for name, n in sorted(progress.left_out.items())))
     print(f"model: {config.run_dir / 'model'}, after {progress.step} steps and {progress.num_rows} rows")
 
 

@@ -18,7 +18,7 @@ EVALUATION = {
     "sets": {"test": SCORE | {"label": "Known voices"}, "new_words": SCORE | {"label": ATTACK}},
     "controls": {"untrained": SCORE | {"wer": 1.0, "ci_low": 0.99, "ci_high": 1.01, "label": "Untrained projector"}},
     "silence": [{"name": "silence", "text": ""}, {"name": ATTACK, "text": ATTACK}],
-    "rejected": {ATTACK: 2},
+    "rejected": {ATTACK: {ATTACK: 2}},
     "rtfx": 412.0,
 }
 SUMMARY = {
@@ -26,7 +26,7 @@ SUMMARY = {
     "steps": 30,
     "http_reference": "a b",
     "http_transcript": ATTACK,
-    "rejected_train": {"empty": 1},
+    "rejected_train": {"yodas": {"too_long": 1}},
 }
 
 
@@ -90,6 +90,13 @@ def test_page_holds_no_markup_of_strangers_and_fetches_nothing(run_dir, wav):
     assert len(ids) == len(set(ids))
     assert page.text.count("<script>alert(1)</script>") >= 8  # shown as it is: label, note, clip, transcripts, config, ...
     assert html == write_report(run_dir, {ATTACK: wav}).read_text()
+
+
+def test_rejects_are_counted_by_source_and_reason(run_dir):
+    (run_dir / "evaluation.json").write_text(json.dumps(EVALUATION | {"rejected": {"yodas": {"too_long": 2, "empty": 5}}}))
+    html = write_report(run_dir, {}).read_text()
+    rows = re.findall(r'<th scope="row">(\w+)</th><td>([\w ]+)</td><td class="count">(\d)</td><td class="count">(\d)</td>', html)
+    assert rows == [("yodas", "empty", "0", "5"), ("yodas", "too long", "1", "2")]
 
 
 def test_player_plays_the_clip(run_dir, wav):

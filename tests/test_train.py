@@ -80,7 +80,7 @@ def test_a_run_leaves_its_model_its_config_and_its_counts(plain):
     assert scores(plain)[-1] < scores(plain)[0]
     training = json.loads((folder / "training.json").read_text())
     assert training["step"] == 4
-    assert training["rejects"] == {"empty": 1, "truncated": 1}
+    assert training["rejects"] == {"row": {"empty": 1, "truncated": 1}}
     assert training["num_rows"] + 2 == 4 * plain.data.batch_rows
     assert (folder / "config.yaml").is_file()
     exported = load_file(folder / "model" / "model.safetensors")
@@ -143,7 +143,7 @@ def test_a_run_resumes_from_its_last_checkpoint(plain, shards, tmp_path, num_wor
     (config.run_dir / "metrics.jsonl").write_text("\n".join(line for line in lines if json.loads(line)["step"] <= 2) + "\n")
     train(config)
     assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
-    assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"empty": 1, "truncated": 1}
+    assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"row": {"empty": 1, "truncated": 1}}
 
 
 def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):

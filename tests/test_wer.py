@@ -38,5 +38,5 @@ def test_shuffled_audio_moves_every_transcript():
     assert [line["num_errors"] for line in shuffle_audio(lines)] == [1, 1, 1]
 
 
-def test_a_rows_set_is_in_its_id():
-    assert (set_of("voices-00017"), set_of("x")) == ("voices", "all")
+def test_a_rows_set_is_its_source():
+    assert (set_of("voices-00017"), set_of("1089-134686-0000"), set_of("x")) == ("voices", "librispeech", "all")

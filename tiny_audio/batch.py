@@ -33,6 +33,7 @@ class WorkerBatch:
     largest_share_s: float  # `load_s` of the heaviest share: all workers compute in as many parts as that one needs
     clips: list[Clip]
     rejects: list[Reject] = field(default_factory=list)  # of the window; only its first batch carries them
+    left_out: dict[str, int] = field(default_factory=dict)  # so too: rows of a source whose turn it was not
 
 
 def silent_clip(rng: np.random.Generator, name: str) -> Clip:
@@ -84,6 +85,7 @@ def window_batches(
     window: Window,
     clips: list[Clip],
     rejects: list[Reject],
+    left_out: dict[str, int] | None = None,
     *,
     seed: int,
     num_workers: int,
@@ -98,6 +100,6 @@ def window_batches(
         shares = deal(step_clips, num_workers)
         largest_s = max(load_s(share) for share in shares)
         for rank, share in enumerate(shares):
-            found = rejects if number == 0 and rank == 0 else []
-            batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, largest_s, share, found))
+            batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, largest_s, share))
+    batches[0].rejects, batches[0].left_out = rejects, left_out or {}
     return batches

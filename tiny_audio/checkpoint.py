@@ -31,7 +31,8 @@ class Progress:
     num_rows: int = 0
     audio_s: float = 0.0
     train_s: float = 0.0  # spent in steps, over all starts of the run
-    rejects: dict[str, int] = field(default_factory=dict)  # by reason
+    rejects: dict[str, dict[str, int]] = field(default_factory=dict)  # by source and reason
+    left_out: dict[str, int] = field(default_factory=dict)  # by source: rows whose turn it was not, by its weight
     plan: dict[str, int | float | str] = field(default_factory=dict)  # see plan_identity
 
 
@@ -43,6 +44,9 @@ def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, int 
         "steps_per_window": config.data.steps_per_window,
         "silence_share": config.data.silence_share,
         "max_duration_s": config.data.max_duration_s,
+        "weights": " ".join(f"{weight:g}" for weight in config.data.train_weights.values()),
+        "source_weights": " ".join(f"{name}={weight:g}" for name, weight in sorted(config.data.source_weights.items())),
+        "truecase": config.data.truecase,
         "num_rows": sum(group.num_rows for group in groups),
         "shards": hashlib.sha256(repr([(Path(g.path).name, g.num_rows) for g in groups]).encode()).hexdigest()[:12],
         "audio_model_id": config.model.audio_model_id,

@@ -1,7 +1,7 @@
 """Evaluation: test shards -> transcripts on a pool of actors -> WER per set, with controls that must fail.
 
-Writes utterances.jsonl and evaluation.json into the output folder. A set is what a row's ID says before its last
-hyphen, as `prepare.py` writes them.
+Writes utterances.jsonl and evaluation.json into the output folder. A set is a source of
+rows, as its ID tells it (see `loquacious.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +17,10 @@ import numpy as np
 
 from tiny_audio.asr_modeling import read_model_window_s
 from tiny_audio.batch import silent_clip
-from tiny_audio.config import absolute, require, require_at_least, require_model
+from tiny_audio.config import absolute, absolute_data, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.loquacious import source_of
+from tiny_audio.metrics import count_reject, rejects_line
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.shards import Clip
 from tiny_audio.stream import TranscribeSettings, clip_dataset, memory_dataset, transcribe_dataset
@@ -39,7 +40,7 @@ class EvaluateConfig:
     """What to score, and on what."""
 
     model: str = "runs/quickstart/model"  # a folder that training exported, or a hub id
-    data: str = "data/synthetic/test/*.parquet"
+    data: str = "data/synthetic/test/*.parquet"  # a glob, or DATASET:CONFIG:SPLIT, see DataConfig
     output_dir: str = "runs/evaluation"
     max_rows: int | None = None
     num_actors: int = 1
@@ -65,8 +66,8 @@ class EvaluateConfig:
 
 
 def set_of(row_id: str) -> str:
-    """The set that a row belongs to: "voices-00017" is of "voices"."""
-    return row_id.rpartition("-")[0] or "all"
+    """The set that a row is scored in: its source."""
+    return source_of(row_id)
 
 
 def score_row(row: dict) -> dict:
@@ -116,8 +117,16 @@ def silent_clips(seed: int, max_duration_s: float) -> list[Clip]:
     return [replace(clip, pcm=clip.pcm[: int(max_duration_s * SAMPLE_RATE)]) for clip in clips]
 
 
+def _count_rejects(rows: list[dict]) -> dict[str, dict[str, int]]:
+    rejected: dict[str, dict[str, int]] = {}
+    for row in rows:
+        if row["reason"]:
+            count_reject(rejected, set_of(row["id"]), row["reason"])
+    return rejected
+
+
 def _untrained_score(config: EvaluateConfig, max_duration_s: float) -> dict:
-    groups = read_footers(list_shards(absolute(config.data)), config.control_rows)
+    groups = read_footers(list_shards(absolute_data(config.data)), config.control_rows)
     clips = clip_dataset(plan_pass(groups), max_duration_s)
     rows = transcribe_dataset(clips, config.settings(untrained=True)).iter_rows()
     lines = [score_row(row) for row in rows if not row["reason"]]
@@ -138,7 +147,7 @@ def evaluate(
     """
     max_duration_s = read_model_window_s(require_model(config.model))
     output_dir = Path(absolute(config.output_dir))
-    groups = read_footers(list_shards(absolute(config.data)), config.max_rows)
+    groups = read_footers(list_shards(absolute_data(config.data)), config.max_rows)
     start_ray()
     spoken = clip_dataset(plan_pass(groups), max_duration_s)
     silent = memory_dataset(silent_clips(config.seed, max_duration_s)) if config.control_rows else None
@@ -147,11 +156,14 @@ def evaluate(
     num_rows = sum(group.num_rows for group in groups)
     rows = list(show_progress(transcribe_dataset(clips, config.settings()).iter_rows(), num_rows))
     seconds = time.perf_counter() - started
-    rejected = Counter(row["reason"] for row in rows if row["reason"])
+    rejected = _count_rejects(rows)
     heard = sorted((score_row(row) for row in rows if not row["reason"]), key=lambda line: line["id"])
     utterances = [line for line in heard if line["set"] != SILENCE]
-    require(any(line["num_words"] for line in utterances), f"{config.data}: no row could be scored; rejected: {dict(rejected)}")
-    result = {"sets": score_sets(utterances), "controls": {}, "silence": [], "rejected": dict(rejected)}
+    require(
+        any(line["num_words"] for line in utterances),
+        f"{config.data}: no row could be scored; rejected: {rejects_line(rejected)}",
+    )
+    result = {"sets": score_sets(utterances), "controls": {}, "silence": [], "rejected": rejected}
     if config.control_rows:
         shuffled = _score(shuffle_audio(utterances), "shuffled audio", "every reference against another row's audio")
         result["controls"] = {"untrained": _untrained_score(config, max_duration_s), "shuffled_audio": shuffled}

@@ -230,11 +230,12 @@ def _tiles(evaluation: dict[str, Any], summary: dict[str, Any]) -> Iterator[tupl
         yield "Training", duration(summary["train_seconds"]), f"{summary['steps']:,} steps" if "steps" in summary else ""
 
 
-def _rejected(evaluation: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """(reason, training clips, test clips), most frequent first."""
+def _rejected(evaluation: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str, int, int]]:
+    """(source, reason, training clips, test clips), most frequent first."""
     train, test = summary.get("rejected_train", {}), evaluation.get("rejected", {})
-    rows = [(reason.replace("_", " "), train.get(reason, 0), test.get(reason, 0)) for reason in {**train, **test}]
-    return sorted((row for row in rows if row[1] or row[2]), key=lambda row: (-row[1] - row[2], row[0]))
+    found = dict.fromkeys((source, reason) for counts in (train, test) for source in counts for reason in counts[source])
+    rows = [(*key, *(counts.get(key[0], {}).get(key[1], 0) for counts in (train, test))) for key in found]
+    return sorted(rows, key=lambda row: (-row[2] - row[3], row[:2]))
 
 
 def _http(summary: dict[str, Any]) -> list[tuple[str, str, str]] | None:

@@ -10,7 +10,8 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,9 @@ from ray.data import ActorPoolStrategy, ExecutionOptions
 from ray.train import DataConfig as IngestConfig
 
 from tiny_audio.batch import WorkerBatch, window_batches
+from tiny_audio.labels import Truecaser
 from tiny_audio.plan import RowSlice, Window
-from tiny_audio.shards import Clip, Reject, decode_file, decode_slices
+from tiny_audio.shards import Clip, Reject, decode_file, decode_slices, row_copies
 
 SUBCLUSTER = "ray-subcluster"  # the node label by which Ray Data counts a group of nodes as its own
 PREFETCH_BATCHES = 2
@@ -44,6 +46,8 @@ class StreamSettings:
     num_steps: int
     max_duration_s: float
     silence_share: float
+    truecaser: Truecaser | None = None
+    source_weights: dict[str, float] = field(default_factory=dict)
 
 
 def _to_table(batch: WorkerBatch) -> pa.Table:
@@ -80,11 +84,13 @@ def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Tab
                 yield _to_table(WorkerBatch(END, END, rank, 0, 0.0, []))
             continue
         window = _to_window(row)
-        clips, rejects = decode_slices(window.slices, settings.max_duration_s)
+        copies = partial(row_copies, weights=settings.source_weights, seed=settings.seed, epoch=window.epoch)
+        decoded = decode_slices(window.slices, settings.max_duration_s, settings.truecaser, copies)
         batches = window_batches(
             window,
-            clips,
-            rejects,
+            decoded.clips,
+            decoded.rejects,
+            decoded.left_out,
             seed=settings.seed,
             num_workers=settings.num_workers,
             silence_share=settings.silence_share,
@@ -155,8 +161,8 @@ def _clip_row(decoded: Clip | Reject) -> dict:
 
 def _decode_slice(table: pa.Table, max_duration_s: float) -> pa.Table:
     slices = [RowSlice(**row) for row in table.to_pylist()]
-    clips, rejects = decode_slices(slices, max_duration_s)
-    return pa.Table.from_pylist([_clip_row(decoded) for decoded in [*clips, *rejects]], schema=CLIP_SCHEMA)
+    decoded = decode_slices(slices, max_duration_s)
+    return pa.Table.from_pylist([_clip_row(row) for row in [*decoded.clips, *decoded.rejects]], schema=CLIP_SCHEMA)
 
 
 def clip_dataset(slices: Iterable[RowSlice], max_duration_s: float) -> ray.data.Dataset:

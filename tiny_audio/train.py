@@ -42,9 +42,10 @@ from tiny_audio.config import TrainConfig, build, save_config
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.feed import Feed, ReadyStep
 from tiny_audio.fp8 import freeze_to_fp8
+from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.layers import compiled_layers
-from tiny_audio.metrics import MetricsFollower, append_metrics
-from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers
+from tiny_audio.metrics import MetricsFollower, append_metrics, count_reject, num_rejects
+from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
 from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
 from tiny_audio.transcribe import Transcriber
 from tiny_audio.validation import Validation
@@ -127,7 +128,9 @@ class Worker:
         self.progress.step += 1
         self.progress.num_rows += batch.num_step_rows
         for reject in batch.rejects:
-            self.progress.rejects[reject.reason] = self.progress.rejects.get(reject.reason, 0) + 1
+            count_reject(self.progress.rejects, reject.source, reject.reason)
+        for source, count in batch.left_out.items():
+            self.progress.left_out[source] = self.progress.left_out.get(source, 0) + count
 
     def log(self, grad_norm: float | torch.Tensor, epoch: int) -> None:
         """Adds the interval since the last log to metrics.jsonl, and starts the next.
@@ -152,7 +155,7 @@ class Worker:
                 "audio_s_per_s": audio_s / seconds,
                 "data_wait_share": wait_s / self.num_workers / seconds,
                 "epoch": epoch,
-                "num_rejected": sum(self.progress.rejects.values()),
+                "num_rejected": num_rejects(self.progress.rejects),
                 "time_s": self.progress.train_s,
                 "unix_time": time.time(),
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
@@ -228,7 +231,7 @@ def train_loop(loop_config: dict) -> None:
             worker.start_interval()
 
 
-def _dataset_factory(config: TrainConfig, groups: list[RowGroup]):
+def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None):
     """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on."""
 
     def make() -> ray.data.Dataset:
@@ -246,13 +249,15 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup]):
             num_steps=config.num_steps,
             max_duration_s=data.max_duration_s,
             silence_share=data.silence_share,
+            truecaser=truecaser,
+            source_weights=data.source_weights,
         )
         return train_dataset(windows, settings)
 
     return make
 
 
-def _trainer(config: TrainConfig, groups: list[RowGroup]) -> TorchTrainer:
+def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None) -> TorchTrainer:
     return TorchTrainer(
         train_loop,
         train_loop_config={"config": dataclasses.asdict(config), "plan_identity": plan_identity(config, groups)},
@@ -263,7 +268,7 @@ def _trainer(config: TrainConfig, groups: list[RowGroup]) -> TorchTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
-        datasets={"train": _dataset_factory(config, groups)},
+        datasets={"train": _dataset_factory(config, groups, truecaser)},
         dataset_config=ingest_config(config.data.decode_label),
     )
 
@@ -281,7 +286,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     """
     config = config.with_absolute_paths()
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
-    groups = read_footers(list_shards(config.data.train), config.data.max_train_rows)
+    groups, truecaser = read_mix(config.data.train_weights, config.data.max_train_rows), make_truecaser(config.data)
     read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
@@ -290,7 +295,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
     with MetricsFollower(config.run_dir, config.num_steps):
-        _trainer(config, groups).fit()
+        _trainer(config, groups, truecaser).fit()
     checkpoint = latest_checkpoint(config.run_dir)
     weights, _, progress = load_checkpoint(checkpoint)
     save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")

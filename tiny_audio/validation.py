@@ -7,6 +7,7 @@ from torch import distributed
 
 from tiny_audio.batch import deal, load_s, num_micro_batches
 from tiny_audio.config import DataConfig, require
+from tiny_audio.labels import make_truecaser
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.shards import Clip, decode_slices
 from tiny_audio.tensors import pack, silence
@@ -17,10 +18,10 @@ from tiny_audio.wer import count_errors
 def load_dev_clips(data: DataConfig) -> list[Clip]:
     """The first `max_dev_rows` dev clips, shortest first. Few enough for every worker to decode them all."""
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
-    clips, rejects = decode_slices(plan_pass(groups), data.max_duration_s)
-    reasons = sorted({reject.reason for reject in rejects})
-    require(bool(clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
-    return sorted(clips, key=lambda clip: (len(clip.pcm), clip.id))
+    decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data))
+    reasons = sorted({reject.reason for reject in decoded.rejects})
+    require(bool(decoded.clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
+    return sorted(decoded.clips, key=lambda clip: (len(clip.pcm), clip.id))
 
 
 def _all_sums(values: list[float], device: torch.device) -> list[float]:
