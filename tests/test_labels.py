@@ -46,6 +46,7 @@ def test_names_are_learned_from_the_inside_of_sentences():
         "The train to Paris. Trains like Paris, and “Paris was full.”",
         "Will asked Will if the will of Will O'Brien, says O'Brien, will do; he will, and will.",
         "Once he saw Nice.",
+        "A Rose, and Rose again, beside a rose and a rose.",
         "CHAPTER ONE OF THE BOOK OF THE PARROTS",
         "Chapter and chapter.",
     ]

@@ -99,7 +99,7 @@ def folder(tmp_path_factory) -> Path:
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         dataset_of(rows).to_parquet(folder / f"{name}.parquet", batch_size=5)
-    (folder / "small/notes.txt").write_text("no shard")
+    (folder / "small/train-notes.txt").write_text("no shard")
     (folder / "README.md").write_text(README)
     return folder
 
