@@ -1,7 +1,7 @@
 import pytest
 
 from tests.conftest import ROOT
-from tiny_audio.config import ConfigError, TrainConfig, dataset_reference, load_config, save_config
+from tiny_audio.config import BenchmarkConfig, ConfigError, TrainConfig, dataset_reference, load_config, save_config
 
 QUICKSTART = ROOT / "ray_jobs/configs/quickstart.yaml"
 
@@ -74,7 +74,8 @@ def config_class_of(path) -> type:
     from tiny_audio.pretrain import PretrainConfig
     from tiny_audio.transcribe_files import TranscribeConfig
 
-    others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": PrepareConfig, "backbones": PretrainConfig}
+    others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": PrepareConfig}
+    others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig}
     return others.get(path.stem, TrainConfig)
 
 
@@ -93,7 +94,7 @@ def test_every_config_loads_and_a_run_is_named_after_its_file(path):
 @pytest.mark.parametrize(("name", "rows"), [("small", 107_000), ("medium", 1_074_114), ("large", 10_000_000)])
 def test_a_loquacious_run_is_whole_passes_and_divides_among_gpus(name, rows):
     config = load_config(TrainConfig, ROOT / f"ray_jobs/configs/loquacious_{name}.yaml")
-    assert f"LoquaciousSet/{name}/train" in config.data.train
+    assert config.data.train == f"speechbrain/LoquaciousSet:{name}:train"
     passes = config.num_steps * config.data.batch_rows / rows
     assert passes == pytest.approx(round(passes), rel=0.01)
     for num_workers in (1, 2, 4, 8, 16):

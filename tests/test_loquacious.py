@@ -187,7 +187,7 @@ def test_left_out_rows_are_counted_and_travel_with_the_first_batch(folder):
     assert decoded.left_out == {"yodas": 7}  # the eighth has no ID: that is its reject
     assert [reject.reason for reject in decoded.rejects] == ["no_id"]
     assert set(Counter(clip.id for clip in decoded.clips).values()) == {2}
-    options = {"seed": 0, "num_workers": 2, "micro_batch_s": 9.0, "window_s": None}
+    options = {"seed": 0, "num_workers": 2}
     batches = window_batches(window, decoded.clips, decoded.rejects, decoded.left_out, **options)
     assert [batch.left_out for batch in batches] == [{"yodas": 7}, {}]
 
@@ -208,7 +208,7 @@ def read_stream(folder, num_workers, start_step=0, num_steps=6):
     """step -> sorted ids of all workers; rejects and left-out rows by source, through Ray Data as Ray Train splits it."""
     weights = {"librispeech": 0.5, "commonvoice": 2.0}
     mix = read_mix({f"{folder}:small:train": 1.0, f"{folder}/dev/*.parquet": 2.0})
-    settings = StreamSettings(3, num_workers, start_step, num_steps, 30.0, 16.0, None, 0.0, Truecaser(), weights)
+    settings = StreamSettings(3, num_workers, start_step, num_steps, 30.0, 0.0, Truecaser(), weights)
     datasets_ = {"train": train_dataset(plan_windows(mix, 3, 10, 2, num_steps, start_step), settings)}
     shares = ingest_config(None).configure(datasets_, num_workers, None, None)
     streams = [WorkerStream(share["train"], rank, start_step) for rank, share in enumerate(shares)]

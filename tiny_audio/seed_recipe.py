@@ -2,16 +2,18 @@
 
 Rows padded to 30 s, so 750 audio tokens each; 8 rows at a time, 4 times a step; gradient checkpointing; logits at all
 positions; projector and optimizer in bfloat16. Its authors' own run: 18:14 for 500 steps on one H100, 14.6 rows/s.
-It padded on the left and used the package flash-attn; here rows are padded on the right without a mask, so that torch's
-own FlashAttention runs, which is as fast.
+Its package flash-attn stands in torch's own FlashAttention here, with transformers' unpadding around it.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import gelu
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.modeling_flash_attention_utils import _pad_input, _unpad_input, _upad_input
 
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.features import SAMPLES_PER_TOKEN, log_mel, pad_waveforms
@@ -19,6 +21,17 @@ from tiny_audio.shards import Clip
 from tiny_audio.text import IGNORED_LABEL, label_ids
 
 MICRO_BATCH_ROWS = 8
+UNPADDED = "tiny_audio_unpadded"  # of our attention function in transformers' register
+
+
+def _flash_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
+    """transformers' "flash_attention_2": padding is taken out before the kernel and put back behind it, in every layer."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    rows, length = query.shape[:2]
+    parts = _upad_input(query, key, value, attention_mask, length, _unpad_input)
+    query, key, value, indices, bounds, longest = parts
+    seen = varlen_attn(query, key, value, *bounds, *longest, scale=scaling, window_size=(-1, 0))
+    return _pad_input(seen, indices, rows, length), None
 
 
 class SeedRecipe:
@@ -35,31 +48,45 @@ class SeedRecipe:
         self.conv, self.linear_1, self.linear_2 = (layer.to(device, torch.bfloat16) for layer in layers)
         self.weights = [weight for layer in layers for weight in layer.parameters()]
         self.adamw = torch.optim.AdamW(self.weights, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        AttentionInterface.register(UNPADDED, _flash_attention)
+        AttentionMaskInterface.register(UNPADDED, lambda *_, attention_mask=None, **__: attention_mask)
+        model.decoder.set_attn_implementation(UNPADDED)
         model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
         model.decoder.train()  # or transformers would not checkpoint
 
     def close(self) -> None:
         self.model.decoder.gradient_checkpointing_disable()
+        self.model.decoder.set_attn_implementation("sdpa")
         self.model.decoder.eval()
 
     def _loss(self, clips: list[Clip]) -> torch.Tensor:
         model, device = self.model, self.model.decoder.device
         pcm = pad_waveforms([torch.from_numpy(clip.pcm) for clip in clips], model.window_num_samples).to(device)
+        log_mels = log_mel(pcm, model.num_mels).to(torch.bfloat16)
+        with torch.autocast(device.type, torch.bfloat16):  # as its Trainer's bf16 option does
+            return self._autocast_loss(clips, log_mels)
+
+    def _autocast_loss(self, clips: list[Clip], log_mels: torch.Tensor) -> torch.Tensor:
+        model, device = self.model, self.model.decoder.device
         with torch.no_grad():
-            encoded = model.encoder(log_mel(pcm, model.num_mels).to(torch.bfloat16)).last_hidden_state
+            encoded = model.encoder(log_mels).last_hidden_state
         audio = self.linear_2(gelu(self.linear_1(self.conv(encoded.transpose(1, 2)).transpose(1, 2))))
         answers = label_ids(model.tokenizer, model.prompt, [clip.text for clip in clips])
         num_audio = model.window_num_samples // SAMPLES_PER_TOKEN
-        before = len(model.prompt.prefix) + num_audio + len(model.prompt.suffix)
-        ids = [torch.tensor([*model.prompt.prefix, *[0] * num_audio, *model.prompt.suffix, *row]) for row in answers]
+        prefix, suffix = model.prompt.prefix, model.prompt.suffix
+        before = len(prefix) + num_audio + len(suffix)
+        ids = [torch.tensor([*prefix, *[0] * num_audio, *suffix, *row]) for row in answers]
         labels = [torch.tensor([*[IGNORED_LABEL] * before, *row]) for row in answers]
-        ids = pad_sequence(ids, batch_first=True).to(device)
-        labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL).to(device)
-        is_audio = torch.zeros_like(ids, dtype=torch.bool)
-        is_audio[:, len(model.prompt.prefix) : before - len(model.prompt.suffix)] = True
+        is_audio = [torch.zeros(len(row), dtype=torch.bool) for row in ids]
+        for row in is_audio:
+            row[len(prefix) : len(prefix) + num_audio] = True
+        ids, labels, is_audio, mask = (
+            pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left").to(device)
+            for rows, value in ((ids, 0), (labels, IGNORED_LABEL), (is_audio, False), ([torch.ones_like(row) for row in ids], 0))
+        )
         inputs = model.decoder.model.embed_tokens(ids)
         inputs = inputs.masked_scatter(is_audio[..., None].expand_as(inputs), audio.flatten(0, 1).to(inputs.dtype))
-        return model.decoder(inputs_embeds=inputs, labels=labels, use_cache=False).loss
+        return model.decoder(inputs_embeds=inputs, attention_mask=mask, labels=labels, use_cache=False).loss
 
     def prepare(self, clips: list[Clip]) -> list[Clip]:
         return clips
