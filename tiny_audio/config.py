@@ -20,6 +20,7 @@ import yaml
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16")
 ZERO_STAGES = (0, 1, 2, 3)
+SCHEDULES = ("cosine", "constant")
 WEIGHTS = (0.01, 100.0)  # of a dataset: beyond these a slip is likelier than a wish
 _DATASET_REFERENCE = re.compile(r"([^:*?\[]+):([\w.-]+):([\w-]+)")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -171,9 +172,10 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine decay to zero."""
+    """AdamW with a linear warm-up."""
 
     learning_rate: float = 3e-4
+    schedule: str = "cosine"  # after the warm-up: cosine, down to zero at the last step | constant
     warmup_steps: int = 50
     weight_decay: float = 0.1
     beta_1: float = 0.9
@@ -181,6 +183,7 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self):
+        require(self.schedule in SCHEDULES, f"optimizer.schedule must be cosine or constant, not {self.schedule!r}")
         require_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
         for name in ("beta_1", "beta_2"):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name} must be in [0, 1), not {getattr(self, name)}")

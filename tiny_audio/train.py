@@ -46,10 +46,11 @@ from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.layers import compiled_layers
 from tiny_audio.metrics import MetricsFollower, append_metrics, count_reject, num_rejects
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
+from tiny_audio.schedule import learning_rate
 from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
 from tiny_audio.transcribe import Transcriber
 from tiny_audio.validation import Validation
-from tiny_audio.zero import Engine, learning_rate
+from tiny_audio.zero import Engine
 
 WORKER_START_TIMEOUT_S = 1800  # nodes may have to come up and models to be fetched first
 

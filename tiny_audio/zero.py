@@ -8,7 +8,6 @@ checkpoint knows neither the number of workers nor the stage.
 from __future__ import annotations
 
 import logging
-import math
 
 import torch
 from torch import nn
@@ -40,14 +39,6 @@ def _engine_config(optimizer: OptimizerConfig, stage: int) -> dict:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
-
-
-def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Of step number `step` (from 0): linear warm-up, then half a cosine down to zero."""
-    if step < optimizer.warmup_steps:
-        return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
-    progress = (step - optimizer.warmup_steps) / max(1, num_steps - optimizer.warmup_steps)
-    return optimizer.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Engine:
