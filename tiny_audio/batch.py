@@ -12,11 +12,12 @@ from heapq import heapify, heapreplace
 
 import numpy as np
 
+from tiny_audio.augment import NOISES, make_noise
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.plan import Window
 from tiny_audio.shards import Clip, Reject
 
-NOISES = ("silence", "white noise", "brown noise")
+SILENCE = "silence"
 SILENCE_S = (0.25, 4.0)  # shortest and longest of the silent clips
 NOISE_PEAK = (10, 4000)  # quietest and loudest of the noisy ones, of 32,767
 CLIP_S = 2.0  # what a clip's prompt and label cost, in seconds of audio: about 50 of the decoder's positions
@@ -39,11 +40,8 @@ class WorkerBatch:
 def silent_clip(rng: np.random.Generator, name: str) -> Clip:
     """Digital silence, white noise or brown noise, with an empty label: what a recogniser must not hear words in."""
     num_samples = int(rng.uniform(*SILENCE_S) * SAMPLE_RATE)
-    kind = NOISES[rng.integers(len(NOISES))]
-    noise = rng.standard_normal(num_samples) * (kind != "silence")
-    if kind == "brown noise":
-        noise = np.cumsum(noise)
-        noise -= noise.mean()
+    kind = (SILENCE, *NOISES)[rng.integers(1 + len(NOISES))]
+    noise = make_noise(rng, num_samples, kind) * (kind != SILENCE)
     peak = np.exp(rng.uniform(*np.log(NOISE_PEAK)))
     pcm = noise * peak / max(1e-9, float(np.abs(noise).max()))
     return Clip(name, pcm.astype(np.int16), text="", speaker=kind)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,11 +34,11 @@ class Progress:
     train_s: float = 0.0  # spent in steps, over all starts of the run
     rejects: dict[str, dict[str, int]] = field(default_factory=dict)  # by source and reason
     left_out: dict[str, int] = field(default_factory=dict)  # by source: rows whose turn it was not, by its weight
-    plan: dict[str, int | float | str] = field(default_factory=dict)  # see plan_identity
+    plan: dict[str, Any] = field(default_factory=dict)  # see plan_identity
 
 
-def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, int | float | str]:
-    """What the order of the rows follows from. A run resumed under another identity would skip rows and repeat others."""
+def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, Any]:
+    """What a step trains follows from. A run resumed under another identity would skip rows and repeat others."""
     return {
         "seed": config.seed,
         "batch_rows": config.data.batch_rows,
@@ -51,6 +52,7 @@ def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, int 
         "shards": hashlib.sha256(repr([(Path(g.path).name, g.num_rows) for g in groups]).encode()).hexdigest()[:12],
         "audio_model_id": config.model.audio_model_id,
         "text_model_id": config.model.text_model_id,
+        **{f"augment.{key}": value for key, value in dataclasses.asdict(config.augment).items()},
     }
 
 
@@ -80,8 +82,8 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return run_dir / CHECKPOINTS / latest["checkpoint_dir_name"] if latest else None
 
 
-def require_same_plan(run_dir: Path, identity: dict[str, int | float | str]) -> None:
-    """Refuses to go on with a run whose rows would now come in another order.
+def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> None:
+    """Refuses to go on with a run whose steps would now train other rows, or the same ones otherwise.
 
     Raises:
         ConfigError: naming the setting that changed.

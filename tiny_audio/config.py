@@ -171,6 +171,27 @@ class DataConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """Training clips made harder, see augment.py; all off. Validation and evaluation hear clips as they are."""
+
+    speed_factors: list[float] = field(default_factory=list)  # one is drawn for each clip, such as [0.9, 1.0, 1.1]
+    noise_share: float = 0.0  # of the clips, that get white or brown noise
+    noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])  # loudest and softest of that noise
+    time_masks: int = 0  # spans of time hidden in each clip; sizes as SpecAugment's policy LD (Park et al. 2019, table 1)
+    time_mask_frames: int = 100  # widest of them, in mel frames of 10 ms; a fifth of the clip at most
+    frequency_masks: int = 0  # bands of mel bins hidden in each clip
+    frequency_mask_mels: int = 27  # widest of them, in mel bins (LD has 80 bins in all, Whisper 80 or 128)
+
+    def __post_init__(self):
+        fair = all(0.5 <= factor <= 2 for factor in self.speed_factors)
+        require(fair, f"augment.speed_factors must lie in [0.5, 2], not {self.speed_factors}")
+        require(0 <= self.noise_share <= 1, f"augment.noise_share must be in [0, 1], not {self.noise_share}")
+        ordered = len(self.noise_snr_db) == 2 and self.noise_snr_db[0] <= self.noise_snr_db[1]
+        require(ordered, f"augment.noise_snr_db must be [lowest, highest], not {self.noise_snr_db}")
+        require_at_least(self, 0, "time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_mels")
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW with a linear warm-up."""
 
@@ -211,6 +232,7 @@ class TrainConfig:
     max_failures: int = 3  # restarts from the last checkpoint before the run gives up
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):

@@ -19,7 +19,9 @@ import ray.data
 from ray.data import ActorPoolStrategy, ExecutionOptions
 from ray.train import DataConfig as IngestConfig
 
+from tiny_audio.augment import augment_clip
 from tiny_audio.batch import WorkerBatch, window_batches
+from tiny_audio.config import AugmentConfig
 from tiny_audio.labels import Truecaser
 from tiny_audio.plan import RowSlice, Window
 from tiny_audio.shards import Clip, Reject, decode_file, decode_slices, row_copies
@@ -48,6 +50,7 @@ class StreamSettings:
     silence_share: float
     truecaser: Truecaser | None = None
     source_weights: dict[str, float] = field(default_factory=dict)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 def _to_table(batch: WorkerBatch) -> pa.Table:
@@ -86,9 +89,11 @@ def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Tab
         window = _to_window(row)
         copies = partial(row_copies, weights=settings.source_weights, seed=settings.seed, epoch=window.epoch)
         decoded = decode_slices(window.slices, settings.max_duration_s, settings.truecaser, copies)
+        how = (settings.augment, settings.max_duration_s, settings.seed, window.epoch)
+        clips = [augment_clip(clip, *how) for clip in decoded.clips]  # before they are dealt: durations change
         batches = window_batches(
             window,
-            decoded.clips,
+            clips,
             decoded.rejects,
             decoded.left_out,
             seed=settings.seed,

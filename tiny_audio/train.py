@@ -252,6 +252,7 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
             silence_share=data.silence_share,
             truecaser=truecaser,
             source_weights=data.source_weights,
+            augment=config.augment,
         )
         return train_dataset(windows, settings)
 
