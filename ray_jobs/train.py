@@ -12,12 +12,13 @@ from tiny_audio.metrics import rejects_line
 def run(config: TrainConfig) -> None:
     from tiny_audio.train import train
 
-    progress = train(config, lambda: start_ray(config.num_workers, config.num_workers * config.use_gpu))
-    if progress.rejects:
-        print("rejected: " + rejects_line(progress.rejects))
-    if progress.left_out:
-        print("left out by source_weights: " + ", ".join(f"{n} of {name}" for name, n in sorted(progress.left_out.items())))
-    print(f"model: {config.run_dir / 'model'}, after {progress.step} steps and {progress.num_rows} rows")
+    training = train(config, lambda: start_ray(config.num_workers, config.num_workers * config.use_gpu))
+    if training["rejects"]:
+        print("rejected: " + rejects_line(training["rejects"]))
+    if training["left_out"]:
+        print("left out by source_weights: " + ", ".join(f"{n} of {name}" for name, n in sorted(training["left_out"].items())))
+    print(f"the run is over: {training['end']}; {training['num_rows']} rows")
+    print(f"model: {config.run_dir / 'model'}, of step {training['exported_step']}")
 
 
 if __name__ == "__main__":

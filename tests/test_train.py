@@ -83,6 +83,9 @@ def test_a_run_leaves_its_model_its_config_and_its_counts(plain):
     assert training["rejects"] == {"row": {"empty": 1, "truncated": 1}}
     assert training["num_rows"] + 2 == 4 * plain.data.batch_rows
     assert (folder / "config.yaml").is_file()
+    assert training["end"] == "all 4 steps are done"
+    assert training["exported_step"] == training["best"]["step"] == 4
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
     exported = load_file(folder / "model" / "model.safetensors")
     checkpoint = load_file(latest_checkpoint(folder) / "projector.safetensors")
     assert all(torch.equal(exported[f"projector.{name}"], weight) for name, weight in checkpoint.items())
@@ -164,3 +167,30 @@ def test_the_progress_line_says_what_matters():
     said = progress_line(line, 40, 75)
     for part in ("20", "50%", "loss 0.5000", "lr 1.0e-03", "33 s of audio/s", "2% waiting for data", "3 rejected", "1:15 left"):
         assert part in said
+    assert progress_line({"step": 20, "val_loss": 0.5, "val_wer": 0.25}, 40, 0).endswith("validation loss 0.500  WER 25.0%")
+    assert progress_line({"step": 20, "val_loss": 0.5}, 40, 0).endswith("validation loss 0.500")
+
+
+def test_a_run_that_gets_worse_ends_early_exports_its_best_and_stays_ended(shards, tmp_path):
+    """On two workers, which must agree; and a second start, which must know."""
+    changes = {"num_steps": 12, "num_workers": 2, "zero_stage": 2, "eval_every": 1, "checkpoint_every": 100}
+    config = config_of(shards, tmp_path, "early", **changes, keep_checkpoints=1, early_stopping_patience=2)
+    config.data.max_wer_rows = 0
+    config.optimizer = OptimizerConfig(learning_rate=0.01, schedule="constant", warmup_steps=0)
+    training = train(config)
+    logged = {line["step"]: line["val_loss"] for line in read_metrics(config.run_dir) if line.get("val_loss") and line["step"]}
+    best = min(logged, key=logged.get)
+    assert training["exported_step"] == training["best"]["step"] == best == training["step"] - 2
+    assert training["step"] < 12
+    assert training["end"] == f"no better val_loss in 2 validations since step {best}"
+    kept = sorted(path.name for path in (config.run_dir / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{best:08d}", f"step-{best + 2:08d}"]  # the best one, and the last to resume from
+    exported = load_file(config.run_dir / "model" / "model.safetensors")
+    checkpoint = load_file(config.run_dir / "checkpoints" / kept[0] / "projector.safetensors")
+    assert all(torch.equal(exported[f"projector.{name}"], weight) for name, weight in checkpoint.items())
+    assert not any("val_wer" in line for line in read_metrics(config.run_dir))
+    lines = (config.run_dir / "metrics.jsonl").read_text()
+    config.export = "last"
+    again = train(config)
+    assert again == training | {"exported_step": best + 2}
+    assert (config.run_dir / "metrics.jsonl").read_text() == lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tiny_audio.plan import RowGroup
 
 CHECKPOINTS = "checkpoints"  # Ray Train's folder in a run's
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of what is committed there
+UNSCORED = 1e9  # of a checkpoint without a validation: worse than any; finite, for Ray's list would turn infinity into null
+SCORES = ("val_loss", "val_wer")
 WEIGHTS, MOMENTS, STATE = "projector.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -34,7 +37,25 @@ class Progress:
     train_s: float = 0.0  # spent in steps, over all starts of the run
     rejects: dict[str, dict[str, int]] = field(default_factory=dict)  # by source and reason
     left_out: dict[str, int] = field(default_factory=dict)  # by source: rows whose turn it was not, by its weight
+    best: dict[str, float] = field(default_factory=dict)  # scores of the best validation so far, and its `step`
+    num_worse: int = 0  # validations since
     plan: dict[str, Any] = field(default_factory=dict)  # see plan_identity
+
+    def count_validation(self, scores: dict[str, float], metric: str) -> bool:
+        """Takes the scores of a validation at this step; returns whether it is the best so far."""
+        better = scores[metric] < self.best.get(metric, math.inf)
+        self.best = {"step": self.step, **scores} if better else self.best
+        self.num_worse = 0 if better else self.num_worse + 1
+        return better
+
+    def end_reason(self, config: TrainConfig) -> str:
+        """Why the run is over here, in words; empty while it is not. A function of what checkpoints keep and the config."""
+        if self.step >= config.num_steps:
+            return f"all {config.num_steps} steps are done"
+        patience = config.early_stopping_patience
+        if patience is None or self.num_worse < patience:
+            return ""
+        return f"no better {config.score_metric} in {self.num_worse} validations since step {self.best.get('step', 0)}"
 
 
 def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, Any]:
@@ -73,13 +94,30 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[s
     return load_file(Path(folder) / WEIGHTS), load_file(Path(folder) / MOMENTS), load_progress(folder)
 
 
+def checkpoint_metrics(step: int, scores: dict[str, float]) -> dict[str, float]:
+    """What is reported with a checkpoint: its step, and every score; UNSCORED where it was not measured, or is no number."""
+    known = {name: scores[name] for name in SCORES if math.isfinite(scores.get(name, math.inf))}
+    return {"step": step, **dict.fromkeys(SCORES, UNSCORED), **known}
+
+
+def _committed(run_dir: Path) -> dict[str, Any]:
+    snapshot = run_dir / CHECKPOINTS / SNAPSHOT
+    return json.loads(snapshot.read_text()) if snapshot.is_file() else {}
+
+
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The last checkpoint that Ray Train committed for a run; None for a new run."""
-    snapshot = run_dir / CHECKPOINTS / SNAPSHOT
-    if not snapshot.is_file():
-        return None
-    latest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
+    latest = _committed(run_dir).get("latest_checkpoint_result")
     return run_dir / CHECKPOINTS / latest["checkpoint_dir_name"] if latest else None
+
+
+def best_checkpoint(run_dir: Path, metric: str) -> Path | None:
+    """The kept checkpoint with the lowest `metric`, of equals the last; None for a new run."""
+    kept = _committed(run_dir).get("checkpoint_results", [])
+    if not kept:
+        return None
+    best = min(kept, key=lambda result: (result["metrics"].get(metric, UNSCORED), -result["metrics"]["step"]))
+    return run_dir / CHECKPOINTS / best["checkpoint_dir_name"]
 
 
 def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ import yaml
 T = TypeVar("T")
 DTYPES = ("float32", "bfloat16")
 ZERO_STAGES = (0, 1, 2, 3)
+EXPORTS = ("best", "last")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 SCHEDULES = ("cosine", "constant")
 WEIGHTS = (0.01, 100.0)  # of a dataset: beyond these a slip is likelier than a wish
 _DATASET_REFERENCE = re.compile(r"([^:*?\[]+):([\w.-]+):([\w-]+)")
@@ -135,7 +137,8 @@ class DataConfig:
     truecase: bool = False  # gives labels without case the case of written English, see labels.py
     truecase_text: str | None = None  # a file of ordinary English, local or a URL, that shows which words are names
     max_train_rows: int | None = None  # the first rows of each train dataset only
-    max_dev_rows: int = 256
+    max_dev_rows: int = 256  # of the dev shards, the first: for the validation loss
+    max_wer_rows: int = 64  # of these, the first: for the validation WER, which is far slower; 0 leaves it out
     max_duration_s: float = 30.0  # longer clips, and those over the encoder's window, are rejected and counted, never cut
     batch_rows: int = 32  # the global batch, whatever the number of workers
     steps_per_window: int = 16  # steps whose rows are read, sorted by duration and shuffled together
@@ -145,6 +148,7 @@ class DataConfig:
 
     def __post_init__(self):
         require_at_least(self, 1, "batch_rows", "steps_per_window", "max_train_rows", "max_dev_rows", "micro_batch_s")
+        require_at_least(self, 0, "max_wer_rows")
         require_at_least(self, 0.01, "max_duration_s")
         require(0 <= self.silence_share < 1, f"data.silence_share must be in [0, 1), not {self.silence_share}")
         require(bool(self.train), "data.train names no dataset")
@@ -226,9 +230,12 @@ class TrainConfig:
     fp8: bool = False  # the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     cache_features_gib: float = 0.0  # host memory per worker for encoder frames, where epochs repeat: 1 GiB for 2.3 hours
     eval_every: int = 100
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
+    checkpoint_every: int = 100  # and after every validation that is the best so far
+    keep_checkpoints: int = 2  # the best ones; the last one is kept beside them, to resume from
+    export: str = "best"  # which checkpoint model/ is made from: best, by WER on the dev clips (loss, if none) | last
+    early_stopping_patience: int | None = None  # validations in a row without a better one that end the run
     log_every: int = 10
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # any of tensorboard, wandb, mlflow; see tracking.py
     max_failures: int = 3  # restarts from the last checkpoint before the run gives up
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -238,7 +245,10 @@ class TrainConfig:
     def __post_init__(self):
         require(self.zero_stage in ZERO_STAGES, f"zero_stage must be one of 0, 1, 2, 3, not {self.zero_stage}")
         require_at_least(self, 1, "num_workers", "num_steps", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
-        require_at_least(self, 1, "threads_per_worker")
+        require_at_least(self, 1, "threads_per_worker", "early_stopping_patience")
+        unknown = [name for name in self.trackers if name not in TRACKERS]
+        require(not unknown, f"trackers: {unknown and unknown[0]!r} is none of {', '.join(TRACKERS)}")
+        require(self.export in EXPORTS, f"export must be best or last, not {self.export!r}")
         require_at_least(self, 0, "seed", "max_failures", "cache_features_gib")
         require(
             not (self.cache_features_gib and self.zero_stage == 3),
@@ -259,6 +269,11 @@ class TrainConfig:
             text_model_id=_absolute_backbone(self.model.text_model_id),
         )
         return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=self.data.with_absolute_paths(), model=model)
+
+    @property
+    def score_metric(self) -> str:
+        """What validations are compared by: lower is better."""
+        return "val_wer" if self.data.max_wer_rows else "val_loss"
 
     @property
     def run_dir(self) -> Path:

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
@@ -63,7 +64,8 @@ def progress_line(values: dict, num_steps: int, left_s: float) -> str:
     done = values["step"] / num_steps
     bar = ("█" * int(done * BAR_WIDTH)).ljust(BAR_WIDTH, "░")
     if "val_loss" in values:
-        return f"step {values['step']:>5}  validation loss {values['val_loss']:.3f}  WER {values['val_wer']:.1%}"
+        wer = f"  WER {values['val_wer']:.1%}" if "val_wer" in values else ""
+        return f"step {values['step']:>5}  validation loss {values['val_loss']:.3f}{wer}"
     return (
         f"step {values['step']:>5} {bar} {done:4.0%}  loss {values['loss']:.4f}  lr {values['learning_rate']:.1e}  "
         f"{values['audio_s_per_s']:.0f} s of audio/s  {values['data_wait_share']:.0%} waiting for data  "
@@ -72,10 +74,10 @@ def progress_line(values: dict, num_steps: int, left_s: float) -> str:
 
 
 class MetricsFollower:
-    """Prints what a run adds to its metrics.jsonl, from a thread, until closed. Used as a context."""
+    """Prints what a run adds to its metrics.jsonl, and hands it on, from a thread, until closed. Used as a context."""
 
-    def __init__(self, run_dir: Path, num_steps: int):
-        self.path, self.num_steps = run_dir / METRICS_FILE, num_steps
+    def __init__(self, run_dir: Path, num_steps: int, track: Callable[[dict], None]):
+        self.path, self.num_steps, self.track = run_dir / METRICS_FILE, num_steps, track
         self.position = self.path.stat().st_size if self.path.exists() else 0
         self.first: tuple[int, float] | None = None
         self.closed = threading.Event()
@@ -109,3 +111,4 @@ class MetricsFollower:
         first_step, started = self.first = self.first or (values["step"], now)
         pace = (now - started) / max(1, values["step"] - first_step)
         print(progress_line(values, self.num_steps, (self.num_steps - values["step"]) * pace), flush=True, file=sys.stdout)
+        self.track(values)

@@ -31,6 +31,8 @@ from tiny_audio.budget import find_micro_batch_s
 from tiny_audio.checkpoint import (
     CHECKPOINTS,
     Progress,
+    best_checkpoint,
+    checkpoint_metrics,
     latest_checkpoint,
     load_checkpoint,
     load_progress,
@@ -48,6 +50,7 @@ from tiny_audio.metrics import MetricsFollower, append_metrics, count_reject, nu
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
 from tiny_audio.schedule import learning_rate
 from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
+from tiny_audio.tracking import Tracking, require_trackers
 from tiny_audio.transcribe import Transcriber
 from tiny_audio.validation import Validation
 from tiny_audio.zero import Engine
@@ -168,21 +171,27 @@ class Worker:
         self.interval = Interval(torch.zeros((), device=self.device))
         self.interval_started = time.perf_counter()
 
-    def validate(self) -> None:
+    def validate(self) -> dict[str, float]:
+        """The scores, logged; the same on every worker."""
         scores = self.validation()
         if self.rank == 0:
             append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
+        return scores
 
-    def save(self) -> None:
-        """Reports a checkpoint; returns once Ray Train has stored it. All workers must call it."""
+    def save(self, scores: dict[str, float]) -> None:
+        """Reports a checkpoint, with the `scores` of a validation at its step, if there was one.
+
+        Returns once Ray Train has stored it. All workers must call it.
+        """
         weights, moments = self.engine.weights(), self.engine.moments()
+        metrics = checkpoint_metrics(self.progress.step, scores)
         name = f"step-{self.progress.step:08d}"
         if self.rank != 0:
-            ray.train.report({"step": self.progress.step}, checkpoint_dir_name=name)
+            ray.train.report(metrics, checkpoint_dir_name=name)
             return
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), weights, moments, self.progress)
-            ray.train.report({"step": self.progress.step}, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+            ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
 def all_min(value: float, device: torch.device) -> float:
@@ -205,7 +214,10 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
 
 
 def train_loop(loop_config: dict) -> None:
-    """What every worker runs, from start or from the last checkpoint to the last step."""
+    """What every worker runs, from start or from the last checkpoint to the end.
+
+    A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
+    """
     config = build(TrainConfig, loop_config["config"])
     torch.set_num_threads(config.threads_per_worker)
     worker = Worker(config, loop_config["plan_identity"])
@@ -213,7 +225,7 @@ def train_loop(loop_config: dict) -> None:
     if worker.progress.step == 0:
         worker.validate()
     worker.start_interval()
-    while worker.progress.step < config.num_steps:
+    while not worker.progress.end_reason(config):
         asked = time.perf_counter()
         ready = next(feed)
         wait_s = time.perf_counter() - asked
@@ -224,10 +236,10 @@ def train_loop(loop_config: dict) -> None:
         eval_due = step % config.eval_every == 0 or last
         if step % config.log_every == 0 or save_due or eval_due:
             worker.log(grad_norm, ready.batch.epoch)
-        if eval_due:
-            worker.validate()
-        if save_due:
-            worker.save()
+        scores = worker.validate() if eval_due else {}
+        best = bool(scores) and worker.progress.count_validation(scores, config.score_metric)
+        if save_due or best or worker.progress.end_reason(config):
+            worker.save(scores)
         if eval_due or save_due:
             worker.start_interval()
 
@@ -267,7 +279,7 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=str(config.run_dir.resolve()),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            checkpoint_config=CheckpointConfig(config.keep_checkpoints, config.score_metric, checkpoint_score_order="min"),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
         datasets={"train": _dataset_factory(config, groups, truecaser)},
@@ -275,10 +287,22 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
     )
 
 
-def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> Progress:
-    """Trains a projector, or goes on with the run of that name; returns how far it came.
+def _export(config: TrainConfig) -> dict:
+    """Writes model/ from the best or the last checkpoint, and training.json; returns what that says."""
+    latest = latest_checkpoint(config.run_dir)
+    exported = best_checkpoint(config.run_dir, config.score_metric) if config.export == "best" else latest
+    weights, _, at_export = load_checkpoint(exported)
+    save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")
+    progress = load_progress(latest)
+    training = {**dataclasses.asdict(progress), "end": progress.end_reason(config), "exported_step": at_export.step}
+    (config.run_dir / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+    return training
 
-    Writes to the run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, model/.
+
+def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> dict:
+    """Trains a projector, or goes on with the run of that name; returns what training.json says.
+
+    Writes to the run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, model/, and what `trackers` keep.
 
     Args:
         start_ray: called once all inputs are checked, unless Ray is up already.
@@ -293,13 +317,10 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
     require_same_plan(config.run_dir, plan_identity(config, groups))
+    require_trackers(config.trackers)
     start_ray()
     save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
-    with MetricsFollower(config.run_dir, config.num_steps):
+    with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
         _trainer(config, groups, truecaser).fit()
-    checkpoint = latest_checkpoint(config.run_dir)
-    weights, _, progress = load_checkpoint(checkpoint)
-    save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")
-    (config.run_dir / "training.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1) + "\n")
-    return progress
+    return _export(config)

@@ -11,22 +11,33 @@ from tiny_audio.labels import make_truecaser
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.shards import Clip, decode_slices
 from tiny_audio.tensors import pack, silence
-from tiny_audio.transcribe import Transcriber
+from tiny_audio.transcribe import MAX_BATCH_S, Transcriber
 from tiny_audio.wer import count_errors
 
 
 def load_dev_clips(data: DataConfig) -> list[Clip]:
-    """The first `max_dev_rows` dev clips, shortest first. Few enough for every worker to decode them all."""
+    """The clips of the first `max_dev_rows` dev rows, in order. Few enough for every worker to decode them all."""
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
     decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data))
     reasons = sorted({reject.reason for reject in decoded.rejects})
     require(bool(decoded.clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
-    return sorted(decoded.clips, key=lambda clip: (len(clip.pcm), clip.id))
+    return decoded.clips
+
+
+def wer_parts(clips: list[Clip], rank: int, num_workers: int, window_s: float) -> list[list[Clip]]:
+    """A worker's share of the clips, each part one batch to the transcriber; every worker has as many parts."""
+    clips = sorted(clips, key=lambda clip: (len(clip.pcm), clip.id))
+    rows_at_once = max(1, int(MAX_BATCH_S // window_s))
+    num_parts = -(-len(clips) // (num_workers * rows_at_once))
+    share = clips[rank::num_workers]
+    return [share[number::num_parts] for number in range(num_parts)]
 
 
 def _all_sums(values: list[float], device: torch.device) -> list[float]:
+    """Sums over the workers, to the last bit the same on each: what they decide by them, they decide alike."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(total)
+    distributed.broadcast(total, src=0)
     return total.tolist()
 
 
@@ -34,25 +45,35 @@ class Validation:
     """Scores a model on its dev clips; every worker does its share, in the same number of parts."""
 
     def __init__(self, data: DataConfig, transcriber: Transcriber, micro_batch_s: float, grouped: bool):
-        shares = deal(load_dev_clips(data), distributed.get_world_size())
-        parts = num_micro_batches(max(load_s(share) for share in shares), micro_batch_s)
-        self.parts = deal(shares[distributed.get_rank()], parts)
-        packing = transcriber.model.packing(grouped)
-        self.batches = [pack(clips, packing) for clips in self.parts]
+        rank, num_workers = distributed.get_rank(), distributed.get_world_size()
+        clips, packing = load_dev_clips(data), transcriber.model.packing(grouped)
+        shares = deal(clips, num_workers)
+        num_parts = num_micro_batches(max(load_s(share) for share in shares), micro_batch_s)
+        self.loss_parts = [pack(part, packing) for part in deal(shares[rank], num_parts)]
+        self.wer_parts = wer_parts(clips[: data.max_wer_rows], rank, num_workers, transcriber.max_duration_s)
         self.transcriber = transcriber
 
     def __call__(self) -> dict[str, float]:
-        """`val_loss`, per label token, and `val_wer`, over all dev clips. All workers must call it."""
-        model, device = self.transcriber.model, self.transcriber.model.decoder.device
-        loss_sum = num_tokens = num_errors = num_words = 0.0
-        for clips, batch in zip(self.parts, self.batches, strict=True):
-            output = model(batch.to(device))  # with gradients, which nobody takes: so it runs as compiled for training
+        """`val_loss`, per label token, and `val_wer`, unless no rows are meant for it. All workers must call it."""
+        scores = {"val_loss": self._loss()}
+        return {**scores, "val_wer": self._wer()} if self.wer_parts else scores
+
+    def _loss(self) -> float:
+        model, loss_sum, num_tokens = self.transcriber.model, 0.0, 0.0
+        for batch in self.loss_parts:
+            output = model(batch.to(model.decoder.device))  # with gradients, which nobody takes: compiled as for training
             loss_sum += float(output.loss_sum.detach())
             num_tokens += output.num_label_tokens
+        loss_sum, num_tokens = _all_sums([loss_sum, num_tokens], model.decoder.device)
+        return loss_sum / max(1.0, num_tokens)
+
+    def _wer(self) -> float:
+        num_errors = num_words = 0.0
+        for clips in self.wer_parts:
             heard = self.transcriber([clip.pcm for clip in clips or [silence()]])
             for clip, transcript in zip(clips, heard, strict=False):
                 errors = count_errors(clip.text, transcript.text)
                 num_errors += errors.num_errors
                 num_words += errors.num_words
-        sums = _all_sums([loss_sum, num_tokens, num_errors, num_words], device)
-        return {"val_loss": sums[0] / max(1.0, sums[1]), "val_wer": sums[2] / max(1.0, sums[3])}
+        num_errors, num_words = _all_sums([num_errors, num_words], self.transcriber.model.decoder.device)
+        return num_errors / max(1.0, num_words)
