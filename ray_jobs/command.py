@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from tiny_audio.config import ConfigError, load_config, require
+from tiny_audio.config import ConfigError, require
+from tiny_audio.config_files import load_config
 
 T = TypeVar("T")
 SPARE_CPUS = 2

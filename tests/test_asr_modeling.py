@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from torch.nn.functional import conv1d, gelu
 from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel, Projector
+from tiny_audio.augment import MaskSpans
 from tiny_audio.backbone import load_decoder, load_encoder
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.features import log_mel, num_audio_tokens, pad_waveforms
@@ -183,3 +185,19 @@ def test_a_full_cache_takes_no_more():
     cache.keep([CLIPS[1]], torch.zeros(2, 8), [2])
     assert cache.find(CLIPS[0]) is not None
     assert cache.find(CLIPS[1]) is None
+
+
+@torch.no_grad()
+def test_masks_hide_the_log_mels_of_the_clips_they_were_drawn_for(model):
+    """All of one clip hidden: its loss changes as if it alone were encoded so; the others' do not."""
+
+    def hide_the_longest(clips):
+        spans = np.zeros((len(clips), 1, 2), int)
+        spans[-1, 0, 1] = 100
+        return MaskSpans(spans, np.zeros((len(clips), 0, 2), int), np.array([len(clip.pcm) // 160 for clip in clips]))
+
+    packing = model.packing()
+    masked, plain = (model(pack(CLIPS, packing, None, draw)).encoded for draw in (hide_the_longest, lambda clips: None))
+    first = masked.shape[0] - 2 * num_audio_tokens(len(CLIPS[1].pcm))
+    torch.testing.assert_close(masked[:first], plain[:first])
+    assert not torch.allclose(masked[first:], plain[first:])

@@ -1,7 +1,8 @@
 import pytest
 
 from tests.conftest import ROOT
-from tiny_audio.config import BenchmarkConfig, ConfigError, TrainConfig, dataset_reference, load_config, save_config
+from tiny_audio.config import BenchmarkConfig, ConfigError, TrainConfig, dataset_reference
+from tiny_audio.config_files import load_config, save_config
 
 QUICKSTART = ROOT / "ray_jobs/configs/quickstart.yaml"
 

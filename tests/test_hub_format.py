@@ -13,7 +13,8 @@ from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.backbone import load_decoder, load_encoder, read_window_s, require_decoder, require_encoder
-from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig, load_config
+from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
+from tiny_audio.config_files import load_config
 from tiny_audio.metrics import read_metrics
 from tiny_audio.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
 from tiny_audio.train import train

@@ -15,7 +15,8 @@ from jsonschema import Draft7Validator, Draft202012Validator
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from serve.app import Arguments, build
-from tiny_audio.config import TrainConfig, load_config
+from tiny_audio.config import TrainConfig
+from tiny_audio.config_files import load_config
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"

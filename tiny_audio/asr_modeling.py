@@ -22,6 +22,7 @@ from tiny_audio.backbone import load_decoder, load_encoder, load_feature_extract
 from tiny_audio.config import ConfigError
 from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, estimated_num_samples, log_mel, num_audio_tokens
 from tiny_audio.layers import Layers, encode, stem
+from tiny_audio.masks import apply_masks
 from tiny_audio.tensors import Group, PackedBatch, Packing, Segments, frame_index, padded_rows, segments
 from tiny_audio.text import END_OF_TURN, build_prompt
 
@@ -167,8 +168,12 @@ class ASRModel(PreTrainedModel):
         """`encode` of those clips of a packed batch whose frames are not known, from their PCM."""
         if not batch.groups:
             return None
-        mels = (log_mel(padded_rows(batch.pcm, batch.sample_bounds, group), self.num_mels) for group in batch.groups)
+        mels = (self._log_mels(batch, group) for group in batch.groups)
         return self.encode(mels, batch.group_frames(), batch.frames)
+
+    def _log_mels(self, batch: PackedBatch, group: Group) -> torch.Tensor:
+        mels = log_mel(padded_rows(batch.pcm, batch.sample_bounds, group), self.num_mels)
+        return apply_masks(mels, batch.masks.of(group.first, group.last)) if batch.masks else mels
 
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Audio tokens (A, D) in their places -> the loss, summed over the labels.

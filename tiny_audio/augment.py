@@ -79,6 +79,10 @@ class MaskSpans:
     frequency: np.ndarray  # (B, frequency masks, 2) mel bins
     num_frames: np.ndarray  # (B,) frames of each clip, without its padding
 
+    def of(self, first: int, last: int) -> MaskSpans:
+        """Those of clips [first, last)."""
+        return MaskSpans(self.time[first:last], self.frequency[first:last], self.num_frames[first:last])
+
 
 def _draw_spans(rng: np.random.Generator, count: int, widest: int, length: int) -> np.ndarray:
     """(count, 2): a width from 0 to `widest`, then a start that keeps it within [0, length)."""

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import soundfile
 
 from tiny_audio.benchmark_step import benchmark_clips
-from tiny_audio.config import TrainConfig, load_config
+from tiny_audio.config import TrainConfig
+from tiny_audio.config_files import load_config
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.metrics import read_metrics
 from tiny_audio.quickstart import Cluster, submit_job

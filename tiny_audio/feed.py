@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from tiny_audio.augment import MaskSpans
 from tiny_audio.batch import WorkerBatch, deal, num_micro_batches
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.shards import Clip
@@ -33,8 +36,17 @@ class ReadyStep:
 class Feed:
     """The steps of a stream in order, each in as many micro-batches as its heaviest share needs: the same on all workers."""
 
-    def __init__(self, stream: WorkerStream, num_steps: int, packing: Packing, micro_batch_s: float, cache: FeatureCache):
-        self.stream, self.packing, self.micro_batch_s, self.cache = stream, packing, micro_batch_s, cache
+    def __init__(
+        self,
+        stream: WorkerStream,
+        num_steps: int,
+        packing: Packing,
+        micro_batch_s: float,
+        cache: FeatureCache,
+        draw_masks: Callable[[list[Clip], int], MaskSpans | None],  # of clips in an epoch
+    ):
+        self.stream, self.packing, self.micro_batch_s = stream, packing, micro_batch_s
+        self.cache, self.draw_masks = cache, draw_masks
         self.left = num_steps
         self.thread = ThreadPoolExecutor(1, "feed")
         self.ahead: deque[Future[ReadyStep]] = deque()
@@ -50,7 +62,8 @@ class Feed:
         batch = next(self.stream)
         shares = deal(batch.clips, num_micro_batches(batch.largest_share_s, self.micro_batch_s))
         known = [self._known(share) for share in shares]
-        parts = [pack(share, self.packing, found) for share, found in zip(shares, known, strict=True)]
+        draw_masks = partial(self.draw_masks, epoch=batch.epoch)
+        parts = [pack(share, self.packing, found, draw_masks) for share, found in zip(shares, known, strict=True)]
         unknown = [[clip for i, clip in enumerate(share) if i not in found] for share, found in zip(shares, known, strict=True)]
         return ReadyStep(batch, [part.pin() for part in parts] if torch.cuda.is_available() else parts, unknown)
 

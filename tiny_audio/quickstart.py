@@ -24,7 +24,8 @@ import requests
 import yaml
 
 from tiny_audio.backbone import PACKAGE_ROOT
-from tiny_audio.config import TrainConfig, absolute, require, save_config
+from tiny_audio.config import TrainConfig, absolute, require
+from tiny_audio.config_files import save_config
 from tiny_audio.decode import decode
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.prepare import MANIFEST, PrepareConfig, encode_audio, prepare

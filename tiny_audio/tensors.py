@@ -7,13 +7,14 @@ are those of `features.py`; N is the packed length of the decoder's input over a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from tiny_audio.augment import MaskSpans
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.features import SAMPLES_PER_ENCODER_FRAME, SAMPLES_PER_TOKEN, num_audio_tokens, padded_num_samples
 from tiny_audio.shards import Clip
@@ -63,6 +64,7 @@ class PackedBatch:
     frame_index: torch.Tensor  # (frames,) of each group's encoder frames, rows flattened, those that clips fill
     num_frames: list[int]  # of each clip to encode
     frames: Segments | None  # where theirs lie
+    masks: MaskSpans | None  # what of their log-mels is hidden from the encoder
     first_tokens: torch.Tensor  # (B,) each clip's first audio token
     ids: torch.Tensor  # (N,) prompt, audio (any id), answer
     positions: torch.Tensor  # (N,) within the clip
@@ -148,11 +150,17 @@ def frame_index(groups: list[Group], num_frames: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def pack(clips: Sequence[Clip], packing: Packing, known: dict[int, torch.Tensor] | None = None) -> PackedBatch:
+def pack(
+    clips: Sequence[Clip],
+    packing: Packing,
+    known: dict[int, torch.Tensor] | None = None,
+    draw_masks: Callable[[list[Clip]], MaskSpans | None] = lambda clips: None,
+) -> PackedBatch:
     """Lays out clips; without any, one silent clip whose labels do not count.
 
     Args:
         known: encoder frames (frames, C) of some clips, by their place in `clips`.
+        draw_masks: what to hide of the log-mels of the others.
     """
     known = known or {}
     idle = not clips
@@ -178,6 +186,7 @@ def pack(clips: Sequence[Clip], packing: Packing, known: dict[int, torch.Tensor]
         frame_index=frame_index(groups, num_frames),
         num_frames=num_frames,
         frames=segments(num_frames) if fresh else None,
+        masks=draw_masks(fresh),
         first_tokens=torch.from_numpy(_bounds(num_tokens)[:-1]),
         ids=torch.from_numpy(np.concatenate(parts).astype(np.int64)),
         positions=torch.from_numpy(_runs(np.zeros(len(clips), int), lengths)),

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -25,6 +26,7 @@ from torch import distributed
 
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel, save_projector
+from tiny_audio.augment import batch_masks
 from tiny_audio.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.budget import find_micro_batch_s
@@ -40,7 +42,8 @@ from tiny_audio.checkpoint import (
     require_same_plan,
     save_checkpoint,
 )
-from tiny_audio.config import TrainConfig, build, save_config
+from tiny_audio.config import TrainConfig
+from tiny_audio.config_files import build, save_config
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.feed import Feed, ReadyStep
 from tiny_audio.fp8 import freeze_to_fp8
@@ -108,7 +111,9 @@ class Worker:
         return moments
 
     def feed(self, stream: WorkerStream) -> Feed:
-        return Feed(stream, self.config.num_steps - self.progress.step, self.packing, self.micro_batch_s, self.cache)
+        config, left = self.config, self.config.num_steps - self.progress.step
+        draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=config.augment, seed=config.seed)
+        return Feed(stream, left, self.packing, self.micro_batch_s, self.cache, draw_masks)
 
     def train_step(self, step: ReadyStep) -> float | torch.Tensor:
         """Forward, backward and update over this worker's share of a step; returns the gradient's norm."""
