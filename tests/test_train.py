@@ -176,7 +176,7 @@ def test_a_run_that_gets_worse_ends_early_exports_its_best_and_stays_ended(shard
     changes = {"num_steps": 12, "num_workers": 2, "zero_stage": 2, "eval_every": 1, "checkpoint_every": 100}
     config = config_of(shards, tmp_path, "early", **changes, keep_checkpoints=1, early_stopping_patience=2)
     config.data.max_wer_rows = 0
-    config.optimizer = OptimizerConfig(learning_rate=0.01, schedule="constant", warmup_steps=0)
+    config.optimizer = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0)
     training = train(config)
     logged = {line["step"]: line["val_loss"] for line in read_metrics(config.run_dir) if line.get("val_loss") and line["step"]}
     best = min(logged, key=logged.get)

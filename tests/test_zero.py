@@ -8,7 +8,7 @@ from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.config import OptimizerConfig
 from tiny_audio.shards import Clip
-from tiny_audio.tensors import collate
+from tiny_audio.tensors import pack
 from tiny_audio.zero import MOMENTS, Engine
 
 RATE = 1e-6  # AdamW's first steps move a weight by about this much; bfloat16 near 0.02 knows steps of 1.2e-4
@@ -20,9 +20,9 @@ def test_updates_too_small_for_bfloat16_are_kept(one_worker, hub_folders, stage)
     model = ASRModel(ASRConfig(audio_model_id=hub_folders[0], text_model_id=hub_folders[1], dtype="bfloat16"))
     before = {name: weight.detach().clone() for name, weight in model.projector.named_parameters()}
     engine = Engine(model, model.projector, OptimizerConfig(learning_rate=RATE, weight_decay=0.0), stage=stage)
-    batch = collate(model, [Clip("a", tone(1.0), "the old baker")], 16_000)
+    batch = pack([Clip("a", tone(1.0), "the old baker")], model.packing())
     for _ in range(3):
-        engine.backward(engine(*batch).loss_sum, last=True)
+        engine.backward(engine(batch).loss_sum, last=True)
         engine.step(RATE)
     after, moments = engine.weights(), engine.moments()
     assert {weight.dtype for weight in model.projector.parameters()} == {torch.float32}

@@ -1,7 +1,7 @@
 """Whole runs through Ray, timed: the seed's job from submit to checkpoint; more GPUs and other ZeRO stages; FP8's learning.
 
 Backbones have the true shapes and random weights, clips are noise of LoquaciousSet's durations: for speed that is
-enough. Every run is a `ray job submit` to a cluster of this process's own, and is read off its metrics.jsonl.
+enough. Runs go to a cluster of this process's own, and are read off their metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from tiny_audio.batch import window_batches
 from tiny_audio.benchmark_step import benchmark_clips
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.metrics import read_metrics
+from tiny_audio.plan import Window, list_shards, plan_pass, read_footers
 from tiny_audio.quickstart import Cluster, submit_job
 from tiny_audio.random_backbones import write_random_backbones
+from tiny_audio.shards import decode_slices
+from tiny_audio.train import train
 
 ROWS_PER_FILE, ROWS_PER_ROW_GROUP = 512, 64
 DEV_ROWS = 512
-SCALE_STEPS, SCALE_WARMUP = 24, 8
+SCALE_STEPS, SCALE_WARMUP = 20, 8
 ROWS_PER_GPU = 128  # in a step of the scale runs
 CONFIGS = Path("ray_jobs/configs")
 
@@ -70,31 +74,32 @@ def make_inputs(folder: Path, num_rows: int) -> Inputs:
 
 def timed_run(cluster: Cluster, config: str, runs_dir: Path, overrides: list[str]) -> tuple[TrainConfig, float, float]:
     """Submits a training; returns its config, and when it was submitted and done."""
-    overrides = [*overrides, f"runs_dir={runs_dir}"]
+    overrides = [*overrides, f"runs_dir={runs_dir}", "max_failures=0"]
     submitted = time.time()
     submit_job(cluster, "python", "-m", "ray_jobs.train", str(CONFIGS / config), *overrides)
     return load_config(TrainConfig, CONFIGS / config, overrides), submitted, time.time()
 
 
+def decode_rate(inputs: Inputs) -> float:
+    """Rows a second that one CPU core decodes and lays out for the workers: what the decode nodes are to be sized by."""
+    slices = list(plan_pass(read_footers(list_shards(inputs.dev))))
+    started = time.perf_counter()
+    decoded = decode_slices(slices, 30.0)
+    window = Window(0, 0, 0, max(1, len(decoded.clips) // 32), tuple(slices))
+    window_batches(window, decoded.clips, decoded.rejects, seed=0, num_workers=1)
+    return len(decoded.clips) / (time.perf_counter() - started)
+
+
 def seed_job(cluster: Cluster, inputs: Inputs, runs_dir: Path) -> list[dict]:
-    """The seed's job as its config has it, without keeping encoder frames, and trimmed."""
-    variants = {
-        "seed-full": ["cache_features_gib=0"],
-        "seed-cached": [],
-        "seed-trimmed": ["model.encoder_window=trimmed", "cache_features_gib=0"],
-    }
-    return [_seed_run(cluster, inputs, runs_dir, name, changes) for name, changes in variants.items()]
-
-
-def _seed_run(cluster: Cluster, inputs: Inputs, runs_dir: Path, name: str, changes: list[str]) -> dict:
-    overrides = [*inputs.overrides(), f"name={name}", *changes]
+    """The seed's job as its config has it: how long from submit to the model, and how much of that is start-up."""
+    overrides = [*inputs.overrides(), "name=seed"]
     config, submitted, done = timed_run(cluster, "seed.yaml", runs_dir, overrides)
     lines = read_metrics(config.run_dir)
     steps = [line for line in lines if "loss" in line]
     began = steps[0]["unix_time"] - steps[0]["time_s"]
     weights = [line["samples_per_s"] for line in steps[1:]]
-    return {
-        "name": name,
+    row = {
+        "name": "seed.yaml",
         "startup_s": began - submitted,
         "training_s": done - began,
         "in_steps_s": steps[-1]["time_s"],
@@ -103,18 +108,20 @@ def _seed_run(cluster: Cluster, inputs: Inputs, runs_dir: Path, name: str, chang
         "data_wait_share": sum(line["data_wait_share"] for line in steps[1:]) / len(weights),
         "peak_gib": steps[-1]["peak_gib"],
         "num_evaluations": sum("val_loss" in line for line in lines) - 1,
+        "decode_rows_per_s_and_core": decode_rate(inputs),
     }
+    return [row]
 
 
-def scale(cluster: Cluster, inputs: Inputs, runs_dir: Path, num_gpus: int) -> list[dict]:
+def scale(inputs: Inputs, runs_dir: Path, num_gpus: int) -> list[dict]:
     """The same work per GPU on one GPU and on more, at every ZeRO stage; and the same global batch on one."""
     counts = [count for count in (1, 2, 4, 8) if count <= num_gpus]
     runs = [(count, 2, count * ROWS_PER_GPU) for count in counts]
     runs += [(num_gpus, stage, num_gpus * ROWS_PER_GPU) for stage in (0, 1, 3)] + [(1, 2, num_gpus * ROWS_PER_GPU)]
-    return [_scale_run(cluster, inputs, runs_dir, *run) for run in dict.fromkeys(runs)]
+    return [_scale_run(inputs, runs_dir, *run) for run in dict.fromkeys(runs)]
 
 
-def _scale_run(cluster: Cluster, inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int) -> dict:
+def _scale_run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int) -> dict:
     name = f"scale-{num_workers}-zero{stage}-{batch_rows}"
     overrides = {
         "name": name,
@@ -124,11 +131,15 @@ def _scale_run(cluster: Cluster, inputs: Inputs, runs_dir: Path, num_workers: in
         "data.max_dev_rows": 8 * num_workers,
         "data.max_wer_rows": 0,
         "model.encoder_window": "trimmed",
+        "runs_dir": runs_dir,
+        "max_failures": 0,
         "num_steps": SCALE_STEPS,
-        "log_every": SCALE_WARMUP,
+        "optimizer.warmup_steps": 2,
+        "log_every": 4,
     }
     changes = [f"{key}={value}" for key, value in overrides.items()]
-    config, _, _ = timed_run(cluster, "loquacious_small.yaml", runs_dir, [*inputs.overrides(), *changes])
+    config = load_config(TrainConfig, CONFIGS / "loquacious_small.yaml", [*inputs.overrides(), *changes])
+    train(config)
     steps = [line for line in read_metrics(config.run_dir) if "loss" in line]
     steady = [line["samples_per_s"] for line in steps if line["step"] > SCALE_WARMUP]
     return {

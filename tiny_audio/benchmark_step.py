@@ -62,11 +62,11 @@ def matmul_tflops(seconds: float = 1.5) -> float:
     return rate
 
 
-def needed_tflop(model: ASRModel, clips: list[Clip]) -> float:
+def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
     """Multiply-adds (twice) that training on these clips needs: no padding, no recomputing, frozen weights' gradients never.
 
-    Encoder forward at its window; projector forward and for its weights; decoder forward and back to its inputs, the
-    last layer and the logits at the label positions only.
+    Encoder forward at its window, unless its frames are known; projector forward and for its weights; decoder forward
+    and back to its inputs, the last layer and the logits at the label positions only.
     """
     encoder, decoder = model.encoder.config, model.decoder.config
     tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in clips], float)
@@ -85,7 +85,7 @@ def needed_tflop(model: ASRModel, clips: list[Clip]) -> float:
     last = length * kept + answers * (queried + rest) + 4 * answers * length * hidden
     logits = answers * 2 * hidden * decoder.vocab_size
     backward = 2  # as much again, towards the inputs
-    total = encoder.encoder_layers * encoder_layer + stem + projector
+    total = encodes * (encoder.encoder_layers * encoder_layer + stem) + projector
     total += backward * ((decoder.num_hidden_layers - 1) * decoder_layer + last + logits)
     return float(total.sum()) / 1e12
 
@@ -143,7 +143,7 @@ def time_steps(name: str, model: ASRModel, rows: int, num_steps: int, step: Seed
         rows_per_step=rows,
         samples_per_s=len(clips) / seconds,
         audio_s_per_s=sum(clip.duration_s for clip in clips) / seconds,
-        tflops=needed_tflop(model, clips) / seconds,
+        tflops=needed_tflop(model, clips, step.encodes) / seconds,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30,
         first_step_s=first_step_s,
     )
@@ -159,6 +159,10 @@ class OurStep:
     def prepare(self, clips: list[Clip]) -> list[PackedBatch]:
         parts = deal(clips, num_micro_batches(load_s(clips), self.micro_batch_s))
         return [pack(part, self.model.packing(), self._encoded(part)).pin() for part in parts]
+
+    @property
+    def encodes(self) -> bool:
+        return not self.cached
 
     def _encoded(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
         """What a feature cache would know of the clips, where there is one: all."""

@@ -33,7 +33,9 @@ from tiny_audio.report import worst_utterances, write_report
 from tiny_audio.shards import read_rows
 from tiny_audio.stream import quiet_ray_data
 
-RAYS_OWN_LINE = re.compile(rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job ")
+RAYS_OWN_LINE = re.compile(
+    rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc"
+)
 SERVE_START_TIMEOUT_S = 180
 BIN = Path(sys.executable).parent
 NUM_SEEDS = 5

@@ -37,6 +37,8 @@ def _flash_attention(module, query, key, value, attention_mask, scaling, **_) ->
 class SeedRecipe:
     """Trains a projector of its own between a model's backbones; leaves the backbones as they were once closed."""
 
+    encodes = True  # every row, every time
+
     def __init__(self, model: ASRModel):
         self.model, device = model, model.decoder.device
         width, out = model.encoder.config.d_model, model.decoder.config.hidden_size
@@ -53,6 +55,10 @@ class SeedRecipe:
         model.decoder.set_attn_implementation(UNPADDED)
         model.decoder.gradient_checkpointing_enable({"use_reentrant": False})
         model.decoder.train()  # or transformers would not checkpoint
+
+    def use_mask_kernel(self) -> None:
+        """What transformers does without the package flash-attn: one kernel over all rows under a mask of their padding."""
+        self.model.decoder.set_attn_implementation("sdpa")
 
     def close(self) -> None:
         self.model.decoder.gradient_checkpointing_disable()

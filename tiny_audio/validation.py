@@ -10,7 +10,7 @@ from tiny_audio.config import DataConfig, require
 from tiny_audio.labels import make_truecaser
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.shards import Clip, decode_slices
-from tiny_audio.tensors import pack, silence
+from tiny_audio.tensors import PackedBatch, pack, silence
 from tiny_audio.transcribe import MAX_BATCH_S, Transcriber
 from tiny_audio.wer import count_errors
 
@@ -59,13 +59,15 @@ class Validation:
         return {**scores, "val_wer": self._wer()} if self.wer_parts else scores
 
     def _loss(self) -> float:
-        model, loss_sum, num_tokens = self.transcriber.model, 0.0, 0.0
-        for batch in self.loss_parts:
-            output = model(batch.to(model.decoder.device))  # with gradients, which nobody takes: compiled as for training
-            loss_sum += float(output.loss_sum.detach())
-            num_tokens += output.num_label_tokens
-        loss_sum, num_tokens = _all_sums([loss_sum, num_tokens], model.decoder.device)
+        device = self.transcriber.model.decoder.device
+        loss_sum = sum(self._batch_loss(batch.to(device)) for batch in self.loss_parts)
+        num_tokens = sum(batch.num_label_tokens for batch in self.loss_parts)
+        loss_sum, num_tokens = _all_sums([loss_sum, num_tokens], device)
         return loss_sum / max(1.0, num_tokens)
+
+    def _batch_loss(self, batch: PackedBatch) -> float:
+        """With gradients, which nobody takes: so it runs as compiled for training. They are let go on return."""
+        return float(self.transcriber.model(batch).loss_sum.detach())
 
     def _wer(self) -> float:
         num_errors = num_words = 0.0

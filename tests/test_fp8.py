@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from tiny_audio import fp8
+from tiny_audio.config import ConfigError
+from tiny_audio.fp8 import FLOAT8, FrozenLinear8, freeze_to_fp8, quantize_rows
+
+
+@pytest.fixture
+def scaled_mm(monkeypatch):
+    """The product that GPUs have and CPUs lack, with its demands on the layout of its operands."""
+
+    def product(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
+        assert a.dtype == b.dtype == FLOAT8
+        assert a.is_contiguous()
+        assert b.t().is_contiguous()
+        assert scale_a.shape == (a.shape[0], 1)
+        assert scale_b.shape == (1, b.shape[1])
+        out = (a.float() * scale_a) @ (b.float() * scale_b)
+        return (out if bias is None else out + bias.float()).to(out_dtype)
+
+    monkeypatch.setattr(fp8.torch, "_scaled_mm", product)
+
+
+def test_rows_come_back_within_half_a_step_of_float8():
+    x = torch.randn(50, 64) * torch.logspace(-6, 3, 50)[:, None]
+    rows, scale = quantize_rows(x)
+    largest = x.abs().amax(dim=1, keepdim=True)
+    assert ((rows.float() * scale - x).abs() <= x.abs() * 2**-4 + largest * 2**-9 / 448).all()  # 3 bits of mantissa
+    assert quantize_rows(torch.zeros(2, 8))[0].float().abs().max() == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_in_fp8_gives_about_the_outputs_and_gradients_of_the_layer(scaled_mm, bias):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 96, bias=bias).requires_grad_(False)
+    x, weight = torch.randn(40, 64, requires_grad=True), torch.randn(40, 96)
+    found = []
+    for module in (layer, FrozenLinear8(layer)):
+        x.grad = None
+        output = module(x)
+        (output * weight).sum().backward()
+        found.append((output.detach(), x.grad))
+    for plain, quantized in zip(*found, strict=True):
+        assert (plain - quantized).norm() / plain.norm() < 0.05
+        assert not torch.equal(plain, quantized)
+
+
+def test_without_a_gpu_that_can_it_is_refused(model, monkeypatch):
+    monkeypatch.setattr(fp8.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="fp8=true needs a GPU"):
+        freeze_to_fp8(model.encoder)
