@@ -136,7 +136,7 @@ CONFIG, INDEX, FEATURES = "config.json", "model.safetensors.index.json", "prepro
             "the tokenizer has no chat template (chat_template.jinja); take",
         ),
         ("decoder", cut("*.jinja"), require_decoder, "its chat template cannot be used"),
-        ("decoder", rewrite(CONFIG, vocab_size=500), require_decoder, "the tokenizer has ids to 1023, the model 500"),
+        ("decoder", rewrite(CONFIG, vocab_size=500), require_decoder, "the tokenizer has ids to 1029, the model 500"),
         ("encoder", delete("*.safetensors"), require_encoder, "neither model.safetensors nor model.safetensors.index.json there"),
         ("encoder", unsafe_weights, encoder_of, "neither model.safetensors nor model.safetensors.index.json there"),
         ("encoder", cut("*.safetensors"), require_encoder, "model.safetensors: not a safetensors file, or a truncated one"),
@@ -188,7 +188,7 @@ def test_the_seeds_config_trains_on_such_folders(local_ray, hub_folders, shards,
         [*places, *backbones, "use_gpu=false", "num_steps=1", "log_every=1", "max_failures=0"],
     )
     assert (config.model.dtype, config.model.encoder_window, config.data.batch_rows) == ("bfloat16", "full", 32)
-    assert train(config).step == 1
+    assert train(config)["step"] == 1
     lines = read_metrics(config.run_dir)
     assert [line["learning_rate"] for line in lines if "loss" in line] == [3e-4 / 50]
     assert 0 < lines[-1]["val_loss"] < 20

@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn.functional import ctc_loss
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from tiny_audio.asr_modeling import encode
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_TOKEN, log_mel
+from tiny_audio.layers import encode
 from tiny_audio.pretrain import WINDOW_S, PretrainConfig, one_cycle, save_backbone, update
 from tiny_audio.sentences import CHARACTERS, Grammar
 from tiny_audio.speech import synthesize, training_voices

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,7 +43,7 @@ from tiny_audio.checkpoint import (
     require_same_plan,
     save_checkpoint,
 )
-from tiny_audio.config import TrainConfig
+from tiny_audio.config import TrainConfig, require
 from tiny_audio.config_files import build, save_config
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.feed import Feed, ReadyStep
@@ -214,6 +215,8 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
         freeze_to_fp8(model.encoder)
         freeze_to_fp8(model.decoder.model)
     if config.compile and device.type == "cuda" and config.zero_stage < 3:
+        found = [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)]
+        require(bool(found), "compile=true needs a C compiler on the GPU nodes (apt install gcc); or set compile=false")
         model.layers = compiled_layers()
     return model
 
