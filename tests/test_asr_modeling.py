@@ -165,23 +165,25 @@ def test_the_embedded_backbones_are_small_and_ours():
 
 @torch.no_grad()
 def test_known_encoder_frames_stand_in_for_their_clips(model):
-    """Two of three clips from the cache, then all of them: the same loss as without."""
-    packing = model.packing()
-    plain = model(pack(CLIPS, packing))
-    cache, in_order = FeatureCache(1e9), sorted(CLIPS, key=lambda clip: len(clip.pcm))
-    cache.keep(in_order, plain.encoded, pack(CLIPS, packing).num_frames)
-    for places in ((0, 2), (0, 1, 2)):
-        known = {i: cache.find(CLIPS[i]) for i in places}
-        output = model(pack(CLIPS, packing, known))
+    """The first or both of two clips from the cache: the same loss as without. Made silence is not kept."""
+    packing, cache = model.packing(), FeatureCache(1e9)
+    batch = pack(CLIPS, packing)
+    cache.keep(batch.fresh, model(batch).encoded, batch.num_frames)
+    assert cache.find(CLIPS[2]) is None
+    spoken = CLIPS[:2]
+    plain = model(pack(spoken, packing))
+    for places in ((0,), (0, 1)):
+        output = model(pack(spoken, packing, {i: cache.find(spoken[i]) for i in places}))
         torch.testing.assert_close(output.loss_sum, plain.loss_sum, rtol=1e-5, atol=1e-4)
-        assert (output.encoded is None) == (len(places) == 3)
-    other = Clip("a", tone(1.0, 200), "the old baker")
-    assert cache.find(other) is None
+        assert (output.encoded is None) == (len(places) == 2)
+    assert cache.find(Clip("a", tone(1.0, 200), "the old baker")) is None  # its ID, but other audio
 
 
 def test_a_full_cache_takes_no_more():
     cache = FeatureCache(100.0)
-    cache.keep([CLIPS[0]], torch.zeros(2, 8), [2])
+    for _ in range(3):  # a clip counts once
+        cache.keep([CLIPS[0]], torch.zeros(2, 8), [2])
+    assert cache.left_bytes == 36
     cache.keep([CLIPS[1]], torch.zeros(2, 8), [2])
     assert cache.find(CLIPS[0]) is not None
     assert cache.find(CLIPS[1]) is None
@@ -201,3 +203,14 @@ def test_masks_hide_the_log_mels_of_the_clips_they_were_drawn_for(model):
     first = masked.shape[0] - 2 * num_audio_tokens(len(CLIPS[1].pcm))
     torch.testing.assert_close(masked[:first], plain[:first])
     assert not torch.allclose(masked[first:], plain[first:])
+
+
+@torch.no_grad()
+def test_generate_takes_log_mels_of_any_length_and_refuses_lengths_beyond_them(model):
+    """122 frames are 30 and a half tokens: the last of each row is its own, not its neighbour's."""
+    mels = torch.randn(2, 128, 122)
+    num_samples = torch.tensor([122 * 160, 122 * 160])
+    together = model.generate(mels, num_samples, max_new_tokens=3)
+    assert (together[1] == model.generate(mels[1:], num_samples[1:], max_new_tokens=3)[0]).all()
+    with pytest.raises(ValueError, match="more than the 122 frames"):
+        model.generate(mels, torch.tensor([122 * 160, 140 * 160]), max_new_tokens=3)

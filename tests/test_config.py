@@ -34,12 +34,27 @@ def test_overrides_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
         ("data.train=[a]", "data.train wants str or dict"),
         ("data.source_weights.yodas=-1", "data.source_weights.yodas must be 0 to 100, not -1"),
         ("data.truecase_text=a.txt", "of no use without data.truecase=true"),
+        ("fp8=true", "it wants model.dtype=bfloat16"),
+        ("export=worst", "export must be best or last"),
     ],
 )
 def test_a_bad_override_is_one_clear_line(override, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")) as caught:
         load_config(TrainConfig, QUICKSTART, [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cache_features_gib=1", "zero_stage=3"], "which zero_stage=3 shares out"),
+        (["cache_features_gib=1", "augment.time_masks=2"], "augment changes clips every epoch"),
+        (["fp8=true", "zero_stage=3"], "it wants zero_stage 0, 1 or 2"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(TrainConfig, QUICKSTART, overrides)
 
 
 def test_data_are_named_by_glob_url_or_dataset_reference(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from torch import nn
 
 from tiny_audio import fp8
 from tiny_audio.config import ConfigError
-from tiny_audio.fp8 import FLOAT8, FrozenLinear8, freeze_to_fp8, quantize_rows
+from tiny_audio.fp8 import FLOAT8, FrozenLinear8, quantize_rows, require_fp8
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_layer_in_fp8_gives_about_the_outputs_and_gradients_of_the_layer(scale
     layer = nn.Linear(64, 96, bias=bias).requires_grad_(False)
     x, weight = torch.randn(40, 64, requires_grad=True), torch.randn(40, 96)
     found = []
-    for module in (layer, FrozenLinear8(layer)):
+    for module in (layer, FrozenLinear8(layer, both_ways=True)):
         x.grad = None
         output = module(x)
         (output * weight).sum().backward()
@@ -47,7 +47,7 @@ def test_a_layer_in_fp8_gives_about_the_outputs_and_gradients_of_the_layer(scale
         assert not torch.equal(plain, quantized)
 
 
-def test_without_a_gpu_that_can_it_is_refused(model, monkeypatch):
+def test_without_a_gpu_that_can_it_is_refused(monkeypatch):
     monkeypatch.setattr(fp8.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="fp8=true needs a GPU"):
-        freeze_to_fp8(model.encoder)
+        require_fp8()

@@ -69,6 +69,13 @@ def test_no_tracker_is_told_a_secret(config, monkeypatch):
     assert "SECRET" not in "".join(path.read_bytes().decode("latin-1") for path in (config.run_dir / "tensorboard").iterdir())
 
 
+def test_a_mix_of_datasets_is_one_value_without_a_secret(config):
+    config.data.train = {"s3://KEY:SECRET@bucket/a/*.parquet": 1.0, "b:c:train": 0.5}
+    flat = flat_config(config)
+    assert flat["data.train"] == "s3://bucket/a/*.parquet x 1, b:c:train x 0.5"
+    assert "SECRET" not in str(flat)
+
+
 def test_a_tracker_that_fails_warns_once_and_the_others_go_on(config, monkeypatch, capsys):
     calls, kept = [], []
 

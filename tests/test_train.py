@@ -7,12 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import DECODER, ENCODER
+from tests.conftest import DECODER, ENCODER, tone
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.checkpoint import latest_checkpoint, load_progress
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tiny_audio.metrics import progress_line, read_metrics
+from tiny_audio.shards import Clip
+from tiny_audio.tensors import pack
 from tiny_audio.train import train
+from tiny_audio.zero import Engine
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -99,34 +102,39 @@ def test_a_checkpoint_holds_the_moments_of_the_projector_alone(plain):
     assert sum(value.numel() for value in moments.values()) == 2 * sum(w.numel() for w in trained.projector.parameters())
 
 
-def test_the_engine_leaves_the_backbones_as_they_were(model, monkeypatch):
+@pytest.fixture(scope="module")
+def two_epochs(local_ray, shards, tmp_path_factory):
+    """Clips at their own length, each met twice; the runs below must train alike."""
+    config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain", num_steps=8)
+    config.model.encoder_window = "trimmed"
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cache_features_gib": 1.0}, {"num_workers": 2, "zero_stage": 3}], ids=["frames kept", "sharded"]
+)
+def test_the_losses_are_the_same_where_frames_are_kept_and_where_all_is_sharded(two_epochs, shards, tmp_path, changes):
+    config = config_of(shards, tmp_path, "other", num_steps=8, **changes)
+    config.model.encoder_window = "trimmed"
+    train(config)
+    assert losses(config) == pytest.approx(losses(two_epochs), rel=1e-5)
+    assert scores(config) == pytest.approx(scores(two_epochs), rel=1e-5)
+
+
+def test_the_engine_leaves_the_backbones_as_they_were(one_worker, model):
     """In process: after real steps, every frozen weight is bit for bit what was loaded."""
-    import deepspeed
-    import torch.distributed as dist
-
-    from tests.conftest import tone
-    from tiny_audio.shards import Clip
-    from tiny_audio.tensors import pack
-    from tiny_audio.zero import Engine
-
-    for name in ("RANK", "LOCAL_RANK"):  # as Ray Train sets them
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29871", rank=0, world_size=1)
-    try:
-        before = {name: weight.clone() for name, weight in model.named_parameters()}
-        engine = Engine(model, model.projector, OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), stage=2)
-        given = [weight for group in engine.adamw.param_groups for weight in group["params"]]
-        assert sum(weight.numel() for weight in given) >= sum(weight.numel() for weight in model.projector.parameters())
-        assert sum(weight.numel() for weight in given) < 1.01 * sum(weight.numel() for weight in model.projector.parameters())
-        for _ in range(2):
-            engine.backward(engine(pack([Clip("a", tone(1.0), "the old baker")], model.packing())).loss_sum, last=True)
-            engine.step(1e-2)
-        changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
-        assert changed == {name for name in before if name.startswith("projector.")}
-        model.projector.load_state_dict({n.removeprefix("projector."): w for n, w in before.items() if n in changed})
-    finally:
-        deepspeed.comm.destroy_process_group()  # which forgets its own groups too
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    engine = Engine(model, model.projector, OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), stage=2)
+    given = [weight for group in engine.adamw.param_groups for weight in group["params"]]
+    assert sum(weight.numel() for weight in given) >= sum(weight.numel() for weight in model.projector.parameters())
+    assert sum(weight.numel() for weight in given) < 1.01 * sum(weight.numel() for weight in model.projector.parameters())
+    for _ in range(2):
+        engine.backward(engine(pack([Clip("a", tone(1.0), "the old baker")], model.packing())).loss_sum, last=True)
+        engine.step(1e-2)
+    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if name.startswith("projector.")}
+    model.projector.load_state_dict({n.removeprefix("projector."): w for n, w in before.items() if n in changed})
 
 
 @pytest.mark.parametrize(("num_workers", "zero_stage"), [(1, 0), (2, 2), (2, 3)])

@@ -1,6 +1,7 @@
 import pytest
 
-from tiny_audio.evaluate import set_of, shuffle_audio
+from tiny_audio.evaluate import shuffle_audio
+from tiny_audio.loquacious import source_of
 from tiny_audio.wer import ErrorCount, count_errors, normalize, word_error_rate
 
 
@@ -39,4 +40,9 @@ def test_shuffled_audio_moves_every_transcript():
 
 
 def test_a_rows_set_is_its_source():
-    assert (set_of("voices-00017"), set_of("1089-134686-0000"), set_of("x")) == ("voices", "librispeech", "all")
+    assert [source_of(name) for name in ("voices-00017", "1089-134686-0000", "x", "550e8400-e29b-41d4")] == [
+        "voices",
+        "librispeech",
+        "all",
+        "all",
+    ]

@@ -17,11 +17,11 @@ class ASRConfig(PretrainedConfig):
         audio_model_id: Whisper checkpoint: a hub id, a local folder in the hub's format, or an embedded backbone.
         text_model_id: SmolLM3 checkpoint, likewise; its tokenizer must have a chat template.
         projector_type: "mlp" (Conv1d of stride 2, Linear, GELU, Linear).
-        encoder_window: "full" pads each clip to the encoder's window (30 s), as Whisper was trained; "trimmed" pads to
-            the longest clip of a batch: less work, slightly different encodings.
+        encoder_window: "full" pads each clip to the encoder's window (30 s), as Whisper was trained; "trimmed" encodes
+            each at its own length: less work, slightly different encodings.
         max_new_tokens: longest transcript, in tokens.
-        **kwargs: `PretrainedConfig`'s; `dtype` (default float32) is the backbones', `attn_implementation` theirs too.
-            The projector is float32 whatever they are.
+        **kwargs: `PretrainedConfig`'s; `dtype` (default float32) is the backbones', `attn_implementation` the decoder's
+            while it generates. The projector is float32 whatever they are.
 
     Raises:
         ValueError: `projector_type` or `encoder_window` is none of the known ones.

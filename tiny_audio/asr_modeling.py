@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
@@ -20,7 +20,14 @@ from transformers.utils import cached_file
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.backbone import load_decoder, load_encoder, load_feature_extractor, load_tokenizer, read_window_s
 from tiny_audio.config import ConfigError
-from tiny_audio.features import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, estimated_num_samples, log_mel, num_audio_tokens
+from tiny_audio.features import (
+    HOP_SAMPLES,
+    SAMPLES_PER_ENCODER_FRAME,
+    SAMPLES_PER_TOKEN,
+    estimated_num_samples,
+    log_mel,
+    num_audio_tokens,
+)
 from tiny_audio.layers import Layers, encode, stem
 from tiny_audio.masks import apply_masks
 from tiny_audio.tensors import Group, PackedBatch, Packing, Segments, frame_index, padded_rows, segments
@@ -28,6 +35,7 @@ from tiny_audio.text import END_OF_TURN, build_prompt
 
 PROJECTOR_FILE = "model.safetensors"
 PROJECTOR_PREFIX = "projector."
+MELS_PER_TOKEN = SAMPLES_PER_TOKEN // HOP_SAMPLES
 INIT_STD = 0.02  # the seed's, for every projector weight
 
 
@@ -200,6 +208,10 @@ class ASRModel(PreTrainedModel):
     def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """What `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and the (B, T) mask."""
         rows, device = len(num_tokens), log_mels.device
+        missing = MELS_PER_TOKEN * max(num_tokens) - log_mels.shape[-1]
+        if missing >= MELS_PER_TOKEN:
+            raise ValueError(f"num_samples is more than the {log_mels.shape[-1]} frames of input_features hold")
+        log_mels = pad(log_mels, (0, max(0, missing)), mode="replicate")  # the last token's, where it was cut
         group = Group(0, rows, log_mels.shape[-1] * HOP_SAMPLES)
         num_frames = [2 * n for n in num_tokens]
         index = frame_index([group], num_frames).to(device)

@@ -17,7 +17,7 @@ from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.plan import Window
 from tiny_audio.shards import Clip, Reject
 
-SILENCE = "silence"
+SILENCE = "silence"  # a kind of made clip, and the source of them all
 SILENCE_S = (0.25, 4.0)  # shortest and longest of the silent clips
 NOISE_PEAK = (10, 4000)  # quietest and loudest of the noisy ones, of 32,767
 CLIP_S = 2.0  # what a clip's prompt and label cost, in seconds of audio: about 50 of the decoder's positions

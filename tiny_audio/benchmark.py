@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,17 @@ SEED_ROWS, OUR_ROWS = 32, 128  # of a step: the seed's own; enough to fill the G
 MICRO_BATCH_S = 1500.0
 MEMORIES_GIB = (24, 80)  # of common GPUs, beside this one's own
 SHARDS_ROWS = {"seed_job": 1000, "scale": 4096}
+
+
+KERNELS = {  # kernels by what they are named for
+    "attention": ("flash", "fmha", "native_sdpa"),  # before the products: their names hold those of its building blocks
+    "matrix products": ("gemm", "nvjet", "cutlass"),
+    "convolutions": ("conv", "implicit"),
+    "FFT of the log-mels": ("fft",),
+    "fused elementwise (norms, rotations, activations)": ("triton",),
+    "copies": ("Memcpy", "Memset", "copy"),
+    "optimizer": ("multi_tensor", "adam"),
+}
 
 
 def _model(inputs: Inputs) -> ASRModel:
@@ -53,8 +65,8 @@ def step_speeds(inputs: Inputs) -> list[dict]:
         speeds.append(time_steps("bf16, 32 rows", model, SEED_ROWS, 24, ours))
         for kind in ("bf16", "fp8"):
             if kind == "fp8":
-                freeze_to_fp8(model.encoder)
-                freeze_to_fp8(model.decoder.model)
+                freeze_to_fp8(model.encoder, both_ways=False)
+                freeze_to_fp8(model.decoder.model, both_ways=True)
             for window, name in (("trimmed", "25 tokens/s"), ("full", "exact encoder")):
                 model.config.encoder_window = window
                 speeds.append(time_steps(f"{kind}, {name}", model, OUR_ROWS, 8, ours))
@@ -110,17 +122,6 @@ def profile_step(inputs: Inputs, output_dir: Path) -> list[dict]:
     ]
 
 
-KERNELS = {  # kernels by what they are named for
-    "attention": ("flash", "fmha", "native_sdpa"),  # before the products: their names hold those of its building blocks
-    "matrix products": ("gemm", "nvjet", "cutlass"),
-    "convolutions": ("conv", "implicit"),
-    "FFT of the log-mels": ("fft", "regular_fft", "vector_fft"),
-    "fused elementwise (norms, rotations, activations)": ("triton",),
-    "copies": ("Memcpy", "Memset", "copy"),
-    "optimizer": ("multi_tensor", "adam"),
-}
-
-
 def measure(config: BenchmarkConfig) -> list[dict]:
     """Runs one part; returns its rows.
 
@@ -131,6 +132,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     require(num_gpus > 0, "the benchmark measures GPUs, and there is none here")
     output_dir = Path(absolute(config.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output_dir / "runs", ignore_errors=True)  # or runs of the same names would go on from there
     inputs = make_inputs(output_dir / "inputs", SHARDS_ROWS.get(config.part, 0))
     torch.cuda.empty_cache()  # what made the weights; the runs' workers want the memory
     parts: dict[str, Callable[[], list[dict]]] = {

@@ -64,7 +64,7 @@ def write_noise_shards(folder: Path, num_rows: int, seed: int) -> str:
 
 
 def make_inputs(folder: Path, num_rows: int) -> Inputs:
-    """Random backbones of the true shapes and noise shards, about 9 GB and 0.3 MB a row, unless they are there."""
+    """Random backbones of the true shapes, about 8 GB, unless they are there, and noise shards of 0.3 MB a row."""
     encoder, decoder = folder / "backbones/encoder", folder / "backbones/decoder"
     if not (decoder / "config.json").is_file():
         write_random_backbones(folder / "backbones", device="cuda")

@@ -170,7 +170,7 @@ class OurStep:
             return {}
         cache = FeatureCache(float("inf"))
         batch = pack(clips, self.model.packing())
-        cache.keep(clips, self.model.encode_batch(batch.to(self.engine.device)), batch.num_frames)
+        cache.keep(batch.fresh, self.model.encode_batch(batch.to(self.engine.device)), batch.num_frames)
         return {i: cache.find(clip) for i, clip in enumerate(clips)}
 
     def __call__(self, parts: list[PackedBatch]) -> None:

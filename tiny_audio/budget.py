@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from tiny_audio.asr_modeling import ASRModel
-from tiny_audio.batch import load_s
+from tiny_audio.batch import CLIP_S, load_s
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.shards import Clip
 from tiny_audio.tensors import pack
@@ -15,7 +15,7 @@ CPU_BUDGET_S = 480.0
 MAX_BUDGET_S = 1920.0  # larger products are no faster
 PROBE_CLIPS = (2, 12)
 PROBE_CLIP_S = 5.0
-PROBE_TEXT = "a label of common length for it"  # LoquaciousSet: about three words a second
+PROBE_TEXT = " ".join(["label"] * 16)  # speech has about three words a second, a few of them of more than one token
 MEMORY_SHARE = 0.88  # of the GPU's memory; the rest is for fragments and what others hold
 OPTIMIZER_BYTES_PER_WEIGHT = 24  # float32 gradient, moments, and the engine's own copies
 
@@ -46,5 +46,6 @@ def find_micro_batch_s(model: ASRModel) -> float:
     usable = torch.cuda.mem_get_info()[1] * torch.cuda.get_per_process_memory_fraction(device) * MEMORY_SHARE
     optimizer = OPTIMIZER_BYTES_PER_WEIGHT * sum(weight.numel() for weight in model.projector.parameters())
     budget_s = (usable - optimizer - (small - per_s * small_s)) / per_s
+    budget_s -= model.window_num_samples / SAMPLE_RATE + CLIP_S  # parts are made of whole clips: one may stick out
     torch.cuda.empty_cache()
     return float(min(MAX_BUDGET_S, max(30.0, budget_s // 10 * 10)))

@@ -69,6 +69,7 @@ def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, Any]
         "weights": " ".join(f"{weight:g}" for weight in config.data.train_weights.values()),
         "source_weights": " ".join(f"{name}={weight:g}" for name, weight in sorted(config.data.source_weights.items())),
         "truecase": config.data.truecase,
+        "truecase_text": config.data.truecase_text or "",
         "num_rows": sum(group.num_rows for group in groups),
         "shards": hashlib.sha256(repr([(Path(g.path).name, g.num_rows) for g in groups]).encode()).hexdigest()[:12],
         "audio_model_id": config.model.audio_model_id,

@@ -103,9 +103,9 @@ class ModelConfig:
     audio_model_id: str = "openai/whisper-large-v3-turbo"
     text_model_id: str = "HuggingFaceTB/SmolLM3-3B"
     projector_type: str = "mlp"
-    encoder_window: str = "full"  # full: padded to 30 s, as Whisper was trained | trimmed: to the step's longest clip
+    encoder_window: str = "full"  # full: padded to 30 s, as Whisper was trained | trimmed: clips at their own length
     dtype: str = "bfloat16"  # of the backbones; the projector is float32 always
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "sdpa"  # of the decoder while it transcribes; in training layers.py has its own
     max_new_tokens: int = 256
 
     def __post_init__(self):
@@ -126,16 +126,16 @@ class DataConfig:
 
     train: str | dict[str, float] = "speechbrain/LoquaciousSet:small:train"
     dev: str = "speechbrain/LoquaciousSet:small:dev"
-    source_weights: dict[str, float] = field(default_factory=dict)  # by `source_of` a row; how often it is taken an epoch
+    source_weights: dict[str, float] = field(default_factory=dict)  # by `source_of` a row: how often it is taken an epoch
     truecase: bool = False  # gives labels without case the case of written English, see labels.py
     truecase_text: str | None = None  # a file of ordinary English, local or a URL, that shows which words are names
     max_train_rows: int | None = None  # the first rows of each train dataset only
     max_dev_rows: int = 256  # of the dev shards, the first: for the validation loss
     max_wer_rows: int = 64  # of these, the first: for the validation WER, which is far slower; 0 leaves it out
     max_duration_s: float = 30.0  # longer clips, and those over the encoder's window, are rejected and counted, never cut
-    batch_rows: int = 32  # the global batch, whatever the number of workers
-    steps_per_window: int = 16  # steps whose rows are read, sorted by duration and shuffled together
-    micro_batch_s: float | None = None  # audio seconds that one worker computes at a time; null: as its GPU's memory allows
+    batch_rows: int = 32  # the global batch, whatever the number of workers; rejects and source_weights change it
+    steps_per_window: int = 16  # steps whose rows are read and shuffled together
+    micro_batch_s: float | None = None  # audio that a worker computes at a time, and 2 s a clip; null: as its memory allows
     silence_share: float = 0.0  # silent and noise-only clips with an empty label, added to each step
     decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
 
@@ -256,6 +256,8 @@ class TrainConfig:
             "cache_features_gib keeps what the encoder made of a clip, and augment changes clips every epoch: choose one",
         )
         require(not (self.fp8 and self.zero_stage == 3), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
+        able = self.use_gpu and self.model.dtype == "bfloat16"
+        require(able or not self.fp8, "fp8=true stands between layers in bfloat16 on a GPU: it wants model.dtype=bfloat16")
         require("://" not in self.runs_dir, f"runs_dir={self.runs_dir}: runs are kept in folders; mount the storage and name it")
         require(
             self.data.batch_rows % self.num_workers == 0,

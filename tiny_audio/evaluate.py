@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tiny_audio.asr_modeling import read_model_window_s
-from tiny_audio.batch import silent_clip
+from tiny_audio.batch import SILENCE, silent_clip
 from tiny_audio.config import absolute, absolute_data, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.loquacious import source_of
@@ -27,7 +27,6 @@ from tiny_audio.stream import TranscribeSettings, clip_dataset, memory_dataset, 
 from tiny_audio.wer import ErrorCount, count_errors, normalize, word_error_rate
 
 NUM_SILENT_CLIPS = 12
-SILENCE = "silence"  # the set of the silent clips
 SETS = {
     "sentences": ("unseen sentences", "in no projector training; said by its voices"),
     "voices": ("unseen voices", "unseen sentences, said by voices that no training heard"),
@@ -65,17 +64,12 @@ class EvaluateConfig:
         )
 
 
-def set_of(row_id: str) -> str:
-    """The set that a row is scored in: its source."""
-    return source_of(row_id)
-
-
 def score_row(row: dict) -> dict:
     """A transcribed row as a line of utterances.jsonl."""
     count = count_errors(row["text"], row["hypothesis"])
     return {
         "id": row["id"],
-        "set": set_of(row["id"]),
+        "set": source_of(row["id"]),
         "reference": normalize(row["text"]),
         "hypothesis": normalize(row["hypothesis"]),
         "num_errors": count.num_errors,
@@ -121,7 +115,7 @@ def _count_rejects(rows: list[dict]) -> dict[str, dict[str, int]]:
     rejected: dict[str, dict[str, int]] = {}
     for row in rows:
         if row["reason"]:
-            count_reject(rejected, set_of(row["id"]), row["reason"])
+            count_reject(rejected, source_of(row["id"]), row["reason"])
     return rejected
 
 

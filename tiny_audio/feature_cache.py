@@ -16,7 +16,10 @@ def key_of(clip: Clip) -> tuple[str, int]:
 
 
 class FeatureCache:
-    """(frames, C) encodings by clip, in host memory, until `limit_bytes` are full: then clips that came first stay."""
+    """(frames, C) encodings by clip, in host memory, until `limit_bytes` are full: then clips that came first stay.
+
+    Clips without text are silence that was made for one epoch: they do not come again.
+    """
 
     def __init__(self, limit_bytes: float):
         self.left_bytes = limit_bytes
@@ -27,8 +30,8 @@ class FeatureCache:
 
     def keep(self, clips: Sequence[Clip], encoded: torch.Tensor, num_frames: Sequence[int]) -> None:
         """Takes in what the encoder made of clips, end to end: (sum of num_frames, C)."""
-        if self.left_bytes < encoded.nbytes:
-            return
         for clip, frames in zip(clips, encoded.cpu().split(list(num_frames)), strict=True):
-            self.kept[key_of(clip)] = frames.clone()
-        self.left_bytes -= encoded.nbytes
+            key = key_of(clip)
+            if clip.text and key not in self.kept and frames.nbytes <= self.left_bytes:
+                self.kept[key] = frames.clone()
+                self.left_bytes -= frames.nbytes

@@ -26,7 +26,6 @@ class ReadyStep:
 
     batch: WorkerBatch
     micro_batches: list[PackedBatch]
-    unknown: list[list[Clip]]  # of each micro-batch, the clips that the encoder runs on, in its order
 
     @property
     def num_label_tokens(self) -> int:
@@ -61,11 +60,9 @@ class Feed:
     def _make(self) -> ReadyStep:
         batch = next(self.stream)
         shares = deal(batch.clips, num_micro_batches(batch.largest_share_s, self.micro_batch_s))
-        known = [self._known(share) for share in shares]
         draw_masks = partial(self.draw_masks, epoch=batch.epoch)
-        parts = [pack(share, self.packing, found, draw_masks) for share, found in zip(shares, known, strict=True)]
-        unknown = [[clip for i, clip in enumerate(share) if i not in found] for share, found in zip(shares, known, strict=True)]
-        return ReadyStep(batch, [part.pin() for part in parts] if torch.cuda.is_available() else parts, unknown)
+        parts = [pack(share, self.packing, self._known(share), draw_masks) for share in shares]
+        return ReadyStep(batch, [part.pin() for part in parts] if torch.cuda.is_available() else parts)
 
     def _known(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
         found = {i: self.cache.find(clip) for i, clip in enumerate(clips)}

@@ -1,7 +1,8 @@
 """Frozen linear layers in FP8: half the bytes and up to twice the rate of bf16 on Hopper GPUs and newer.
 
 Activations, and on the way back gradients, are scaled row by row to float8's range as they come; weights once, row by
-row of each of the two products they take part in. Products add up in float32. (Micikevicius et al. 2022, "FP8 formats
+row of each of the two products they take part in. Products add up as the tensor cores do it fast, in a little less than
+float32. (Micikevicius et al. 2022, "FP8 formats
 for deep learning"; row-wise scales as in PyTorch's own float8 training recipes.) The trained projector never is in FP8.
 """
 
@@ -47,14 +48,15 @@ def frozen_product(x, weight, weight_scale, turned, turned_scale, bias):
 
 
 class FrozenLinear8(nn.Module):
-    """Stands in for a frozen `nn.Linear`; its weight is kept twice, for the way forward and the way back."""
+    """Stands in for a frozen `nn.Linear`; its weight is kept twice, for the way forward and, if `both_ways`, back."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, both_ways: bool):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         self.weight, self.weight_scale = (nn.Buffer(x, persistent=False) for x in quantize_rows(linear.weight.detach()))
-        turned = quantize_rows(linear.weight.detach().t().contiguous())
+        weight = linear.weight.detach() if both_ways else linear.weight.detach()[:0]
+        turned = quantize_rows(weight.t().contiguous())
         self.turned, self.turned_scale = (nn.Buffer(x, persistent=False) for x in turned)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,16 +65,20 @@ class FrozenLinear8(nn.Module):
         return found.unflatten(0, x.shape[:-1])
 
 
-def freeze_to_fp8(backbone: nn.Module) -> None:
-    """Puts the linear layers of a backbone's layers in FP8, in place: not its embeddings, convolutions or output head.
-
-    Raises:
-        ConfigError: this machine's GPU, or its lack of one, cannot compute in FP8.
-    """
+def require_fp8() -> None:
+    """Raises ConfigError where this machine's GPU, or its lack of one, cannot compute in FP8."""
     able = torch.cuda.is_available() and torch.cuda.get_device_capability() >= MIN_CAPABILITY
     require(able, "fp8=true needs a GPU of the Ada, Hopper or a newer generation; set fp8=false")
+
+
+def freeze_to_fp8(backbone: nn.Module, both_ways: bool) -> None:
+    """Puts the linear layers of a backbone's layers in FP8, in place: not its embeddings, convolutions or output head.
+
+    Args:
+        both_ways: gradients go through it, as they do through the decoder on the way to the projector.
+    """
     for layer in backbone.layers:
         for module in list(layer.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
-                    setattr(module, name, FrozenLinear8(child))
+                    setattr(module, name, FrozenLinear8(child, both_ways))

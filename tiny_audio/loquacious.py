@@ -15,8 +15,8 @@ def source_of(row_id: str) -> str:
     """The corpus that a row comes from, to count and to score by.
 
     One of LoquaciousSet's: "voxpopuli", "commonvoice", "librispeech" (of LibriHeavy too: the same recordings and
-    readers), "peoples_speech", "yodas". For other data, what the ID says before its last hyphen ("voices-00017" is of
-    "voices"), else "all".
+    readers), "peoples_speech", "yodas". For other data, what the ID says before a last hyphen and a number
+    ("voices-00017" is of "voices"), else "all".
     """
     if "PLENARY" in row_id:
         return "voxpopuli"
@@ -30,4 +30,5 @@ def source_of(row_id: str) -> str:
         return "yodas"
     if row_id.endswith(".flac"):
         return "peoples_speech"
-    return row_id.rpartition("-")[0] or "all"
+    name, _, number = row_id.rpartition("-")
+    return name if name and number.isdigit() else "all"

@@ -1,8 +1,8 @@
 """Which rows train in which order: a function of (footers, seed, step) alone. Runs on the driver; reads no audio.
 
 An epoch takes every row group as often as its dataset's weight says, shuffles them, joins their rows end to end and
-cuts the line into windows of whole steps. A window is the unit of reading: its rows are decoded, shuffled and grouped by
-duration together. Since the plan depends neither on the number of workers nor on what ran before, a step number is all
+cuts the line into windows of whole steps. A window is the unit of reading: its rows are decoded and shuffled together.
+Since the plan depends neither on the number of workers nor on what ran before, a step number is all
 that a checkpoint must keep of the position in the data: `plan_windows` starts there, having read nothing of what came
 earlier.
 """

@@ -58,7 +58,8 @@ class PackedBatch:
     """Clips laid out for `ASRModel.forward`: first those whose encoder frames are at hand, then the rest, shortest first."""
 
     known: torch.Tensor | None  # (frames, C) of the clips that need not be encoded
-    pcm: torch.Tensor  # (S,) int16, of the clips to encode, end to end
+    fresh: list[Clip]  # those to encode, in order
+    pcm: torch.Tensor  # (S,) int16, theirs, end to end
     sample_bounds: torch.Tensor  # (b + 1,) where each of them begins
     groups: list[Group]  # of them; none where all are known
     frame_index: torch.Tensor  # (frames,) of each group's encoder frames, rows flattened, those that clips fill
@@ -180,6 +181,7 @@ def pack(
     num_frames = [2 * n for n in num_tokens[len(known) :]]
     return PackedBatch(
         known=torch.cat(list(known.values())) if known else None,
+        fresh=fresh,
         pcm=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *(clip.pcm for clip in fresh)])),
         sample_bounds=torch.from_numpy(_bounds([len(clip.pcm) for clip in fresh])),
         groups=groups,

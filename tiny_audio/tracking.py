@@ -61,7 +61,9 @@ def flat_config(config: TrainConfig) -> dict[str, Any]:
 
     def add(values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and f"{prefix}{key}" == "data.train":
+                flat[prefix + key] = without_secrets(", ".join(f"{name} x {weight:g}" for name, weight in value.items()))
+            elif isinstance(value, dict):
                 add(value, f"{prefix}{key}.")
             else:
                 flat[prefix + key] = without_secrets(value) if isinstance(value, str) else value

@@ -47,7 +47,7 @@ from tiny_audio.config import TrainConfig, require
 from tiny_audio.config_files import build, save_config
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.feed import Feed, ReadyStep
-from tiny_audio.fp8 import freeze_to_fp8
+from tiny_audio.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.layers import compiled_layers
 from tiny_audio.metrics import MetricsFollower, append_metrics, count_reject, num_rejects
@@ -122,12 +122,12 @@ class Worker:
         num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
         scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
-        for number, (micro_batch, clips) in enumerate(zip(step.micro_batches, step.unknown, strict=True), 1):
+        for number, micro_batch in enumerate(step.micro_batches, 1):
             output = self.engine(micro_batch.to(self.device))
             self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
             self.interval.loss_sum += output.loss_sum.detach()
-            if clips and self.config.cache_features_gib:
-                self.cache.keep(clips, output.encoded, micro_batch.num_frames)
+            if micro_batch.fresh and self.config.cache_features_gib:
+                self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
         return self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
 
     def count(self, batch: WorkerBatch, wait_s: float) -> None:
@@ -209,14 +209,17 @@ def all_min(value: float, device: torch.device) -> float:
 
 def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     """The model with a fresh projector, the same for a seed on every worker, as the config wants it computed."""
+    compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
+    found = [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)]
+    require(not compiles or bool(found), "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false")
+    if config.fp8:
+        require_fp8()
     torch.manual_seed(config.seed)
     model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
     if config.fp8:
-        freeze_to_fp8(model.encoder)
-        freeze_to_fp8(model.decoder.model)
-    if config.compile and device.type == "cuda" and config.zero_stage < 3:
-        found = [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)]
-        require(bool(found), "compile=true needs a C compiler on the GPU nodes (apt install gcc); or set compile=false")
+        freeze_to_fp8(model.encoder, both_ways=False)
+        freeze_to_fp8(model.decoder.model, both_ways=True)
+    if compiles:
         model.layers = compiled_layers()
     return model
 
@@ -302,6 +305,8 @@ def _export(config: TrainConfig) -> dict:
     weights, _, at_export = load_checkpoint(exported)
     save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")
     progress = load_progress(latest)
+    nothing = f"{config.run_dir}: no row was trained; rejected: {progress.rejects}; left out: {progress.left_out}"
+    require(progress.num_rows > 0, nothing)
     training = {**dataclasses.asdict(progress), "end": progress.end_reason(config), "exported_step": at_export.step}
     (config.run_dir / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     return training
