@@ -11,17 +11,15 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch import distributed
 
@@ -37,8 +35,10 @@ from tiny_audio.checkpoint import (
     best_checkpoint,
     checkpoint_metrics,
     latest_checkpoint,
+    leave_out_damaged,
     load_checkpoint,
     load_progress,
+    new_checkpoint_folder,
     plan_identity,
     require_same_plan,
     save_checkpoint,
@@ -103,11 +103,10 @@ class Worker:
         self.interval_started = time.perf_counter()
 
     def _restore_weights(self) -> dict[str, torch.Tensor] | None:
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = latest_checkpoint(self.config.run_dir)  # as the data's factory does; Ray Train's own may be damaged
         if checkpoint is None:
             return None
-        with checkpoint.as_directory() as folder:
-            weights, moments, self.progress = load_checkpoint(folder)
+        weights, moments, self.progress = load_checkpoint(checkpoint)
         self.model.projector.load_state_dict(weights)
         return moments
 
@@ -185,19 +184,18 @@ class Worker:
         return scores
 
     def save(self, scores: dict[str, float]) -> None:
-        """Reports a checkpoint, with the `scores` of a validation at its step, if there was one.
+        """Writes and reports a checkpoint, with the `scores` of a validation at its step, if there was one.
 
-        Returns once Ray Train has stored it. All workers must call it.
+        Returns once it is on disk and Ray Train has been told. All workers must call it.
         """
         weights, moments = self.engine.weights(), self.engine.moments()
         metrics = checkpoint_metrics(self.progress.step, scores)
-        name = f"step-{self.progress.step:08d}"
-        if self.rank != 0:
-            ray.train.report(metrics, checkpoint_dir_name=name)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), weights, moments, self.progress)
-            ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        checkpoint = None
+        if self.rank == 0:  # straight to its place: a copy would want room twice, and not keep the checksums for last
+            folder = new_checkpoint_folder(self.config.run_dir.resolve(), self.progress.step)
+            save_checkpoint(folder, weights, moments, self.progress)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
 def all_min(value: float, device: torch.device) -> float:
@@ -332,8 +330,10 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     require_same_plan(config.run_dir, plan_identity(config, groups))
     require_trackers(config.trackers)
     start_ray()
+    leave_out_damaged(config.run_dir, config.score_metric)
     save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
     with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
         _trainer(config, groups, truecaser).fit()
+    leave_out_damaged(config.run_dir, config.score_metric)
     return _export(config)
