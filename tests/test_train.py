@@ -157,6 +157,29 @@ def test_a_run_resumes_from_its_last_checkpoint(plain, shards, tmp_path, num_wor
     assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"row": {"empty": 1, "truncated": 1}}
 
 
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plain, shards, tmp_path, capsys):
+    """The driver, the data and both workers must choose the same one."""
+    shutil.copytree(plain.run_dir, tmp_path / "plain")
+    config = config_of(shards, tmp_path, "plain", num_workers=2, zero_stage=2)
+    newest = latest_checkpoint(config.run_dir)
+    assert newest.name == "step-00000004"
+    data = bytearray((newest / "projector.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newest / "projector.safetensors").write_bytes(data)
+    training = train(config)
+    said = [line for line in capsys.readouterr().err.splitlines() if str(newest) in line]
+    assert len(said) == 1
+    assert "the last whole one is step-00000002" in said[0]
+    steps = [json.loads(line)["step"] for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps.count(2) == 1
+    assert steps.count(3) == 2  # ran twice; counts once, as it ran last
+    assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
+    assert scores(config) == pytest.approx(scores(plain), rel=1e-5)
+    assert training["step"] == training["exported_step"] == 4
+    assert training["rejects"] == {"row": {"empty": 1, "truncated": 1}}
+    assert sorted(path.name for path in newest.parent.glob("step-*")) == ["step-00000002", "step-00000004"]
+
+
 def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):
     config = config_of(shards, tmp_path, "bf16", num_workers=2, zero_stage=2)
     config.model.dtype = "bfloat16"
