@@ -17,6 +17,8 @@ SAMPLE_RATE = 16_000
 MIN_SAMPLES = SAMPLE_RATE // 100  # 10 ms, one mel frame: less is no speech
 MP3_FRAME = 1152  # samples that an MP3's header may promise too many
 MAX_SAMPLES_PER_S = 8 * 48_000  # over all channels: a small file must not decode to gigabytes
+BYTES_PER_SAMPLE = 4  # of the widest audio that is taken: float32
+SPARE_BYTES = 2**20  # for headers, tags and a cover picture
 REASONS = ("empty", "not_audio", "truncated", "no_samples", "not_finite", "too_long")
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what a WAV written to a pipe says of its length
 
@@ -32,7 +34,12 @@ class AudioError(ValueError):
         return type(self), (self.reason, str(self))
 
 
-def _missing_wav_bytes(data: bytes) -> int:
+def max_bytes(max_duration_s: float) -> int:
+    """The size of the largest file that can hold a clip of this length: 8 channels of float32 at 48 kHz, 47 MB at 30 s."""
+    return int(max_duration_s * MAX_SAMPLES_PER_S) * BYTES_PER_SAMPLE + SPARE_BYTES
+
+
+def _missing_wav_bytes(data: bytes | memoryview) -> int:
     """How many bytes the data chunk of a RIFF WAV promises beyond the file's end; 0 for other formats."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return 0
@@ -45,7 +52,7 @@ def _missing_wav_bytes(data: bytes) -> int:
     return 0
 
 
-def _read(data: bytes, max_duration_s: float) -> tuple[np.ndarray, int]:
+def _read(data: bytes | memoryview, max_duration_s: float) -> tuple[np.ndarray, int]:
     """(S, channels) float32 and its sample rate."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -65,12 +72,12 @@ def _read(data: bytes, max_duration_s: float) -> tuple[np.ndarray, int]:
         ) from None
 
 
-def decode(data: bytes, max_duration_s: float = 30.0) -> np.ndarray:
+def decode(data: bytes | memoryview, max_duration_s: float = 30.0) -> np.ndarray:
     """Decodes one clip.
 
     Args:
         data: the bytes of an audio file, any channels and sample rate.
-        max_duration_s: longer clips are refused, before they are decoded.
+        max_duration_s: longer clips are refused, before they are decoded; so are files over `max_bytes` of it.
 
     Returns:
         (S,) int16, mono, 16 kHz.
@@ -80,6 +87,10 @@ def decode(data: bytes, max_duration_s: float = 30.0) -> np.ndarray:
     """
     if not data:
         raise AudioError("empty", "the audio is empty (0 bytes)")
+    if len(data) > max_bytes(max_duration_s):
+        raise AudioError(
+            "too_long", f"the file has {len(data)} bytes; the most for {max_duration_s:g} s is {max_bytes(max_duration_s)}"
+        )
     missing = _missing_wav_bytes(data)
     if missing:
         raise AudioError("truncated", f"the WAV file is cut short: {missing} bytes are missing")

@@ -19,6 +19,8 @@ _MARKUP = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # <unk>, <noise>, [laughter], [b
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _APOSTROPHE = re.compile(r"['’]")
 _SENTENCE_ENDS = tuple(".?!")
+LABEL_CHARS_PER_S = 25  # speech has about 14, fast speech 20
+SPARE_LABEL_CHARS = 50  # for clips that were cut close
 MIN_SIGHTINGS = 2  # a form seen once may be a slip
 
 
@@ -26,6 +28,11 @@ def clean_label(text: str) -> str:
     """Without markup, with single spaces; "" if what is left has neither a letter nor a digit."""
     label = " ".join(_MARKUP.sub(" ", text).split())
     return label if any(c.isalnum() for c in label) else ""
+
+
+def max_label_chars(duration_s: float) -> float:
+    """The longest label that a clip can have: a longer one belongs to other audio, and would take memory without bound."""
+    return SPARE_LABEL_CHARS + LABEL_CHARS_PER_S * duration_s
 
 
 def _starts_sentence(before: str) -> bool:

@@ -209,7 +209,7 @@ def _rows_by_id(pattern: str, ids: set[str]) -> dict[str, dict]:
 
 def as_wav(row: dict) -> bytes:
     """A row's audio, however it is stored, as a WAV that every browser plays."""
-    return encode_audio(decode(row["wav"]["bytes"]), "wav")
+    return encode_audio(decode(row["wav"]), "wav")
 
 
 def summarize(config: TrainConfig, evaluation: dict, transcript: str, reference: str) -> dict:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tiny_audio.decode import SAMPLE_RATE, AudioError, decode
-from tiny_audio.labels import Truecaser, clean_label
+from tiny_audio.decode import SAMPLE_RATE, AudioError, decode, max_bytes
+from tiny_audio.labels import Truecaser, clean_label, max_label_chars
 from tiny_audio.loquacious import source_of
 from tiny_audio.plan import RowSlice
 
 READ_COLUMNS = ("ID", "wav", "text", "spk_id", "duration")
+RETRY_PAUSES_S = (1.0, 5.0, 15.0)  # before remote storage is asked again
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that cannot be used. `reason` is one of `decode.REASONS`, "no_id", "no_label" or "unreadable"."""
+    """A row that cannot be used.
+
+    `reason` is one of `decode.REASONS`, "no_id", "no_label", "label_too_long", or "unreadable": then the row's file, or
+    its row group, could not be read, and the ID is not known.
+    """
 
     id: str
     reason: str
@@ -45,12 +55,44 @@ class Reject:
         return source_of(self.id)
 
 
+def _texts(column: pa.ChunkedArray) -> list[str | None]:
+    """None for a null, and for what is no UTF-8: one such row must not cost its neighbours."""
+    found: list[str | None] = []
+    for value in column.cast(pa.string()).cast(pa.binary()).to_pylist():
+        try:
+            found.append(None if value is None else value.decode())
+        except UnicodeDecodeError:
+            found.append(None)
+    return found
+
+
 def read_rows(part: RowSlice) -> list[dict]:
-    """The rows of a slice as dicts, audio still encoded."""
+    """The rows of a slice as dicts; `wav` is the encoded audio as it lies in the table, not copied, or None."""
     with fsspec.open(part.path, "rb") as file:
         parquet = pq.ParquetFile(file)
         columns = [name for name in READ_COLUMNS if name in parquet.schema_arrow.names]
-        return parquet.read_row_group(part.row_group, columns=columns).slice(part.start, part.stop - part.start).to_pylist()
+        table = parquet.read_row_group(part.row_group, columns=columns).slice(part.start, part.stop - part.start)
+    audio = pc.struct_field(table["wav"], "bytes").cast(pa.large_binary())
+    values = {name: _texts(table[name]) for name in columns if name not in ("wav", "duration")}
+    values["wav"] = [memoryview(one.as_buffer()) if one.is_valid else None for one in audio]
+    if "duration" in columns:
+        values["duration"] = table["duration"].cast(pa.float64()).to_pylist()
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def read_what_is_there(part: RowSlice) -> list[dict]:
+    """`read_rows`, or none of them if that fails. Remote storage is asked again, after pauses, before it counts as failed."""
+    pauses_s = RETRY_PAUSES_S if "://" in part.path else ()
+    for pause_s in (*pauses_s, None):
+        try:
+            return read_rows(part)
+        except Exception as error:  # storage clients have many kinds, and a damaged file raises nearly any
+            lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # asked again, it is the same
+            if lasting or pause_s is None:
+                log.warning("%s: row group %d cannot be read (%s)", part.path, part.row_group, type(error).__name__)
+                return []
+        time.sleep(pause_s)
+    return []
 
 
 def decode_row(row: dict, path: str, max_duration_s: float, truecaser: Truecaser | None = None) -> Clip | Reject:
@@ -60,12 +102,16 @@ def decode_row(row: dict, path: str, max_duration_s: float, truecaser: Truecaser
         return Reject(name, "no_id", path)
     if not text:
         return Reject(name, "no_label", path)
+    if len(text) > max_label_chars(max_duration_s):
+        return Reject(name, "label_too_long", path)
     if (row.get("duration") or 0.0) > max_duration_s:
         return Reject(name, "too_long", path)
     try:
-        pcm = decode((row["wav"] or {}).get("bytes") or b"", max_duration_s)
+        pcm = decode(row["wav"] or b"", max_duration_s)
     except AudioError as error:
         return Reject(name, error.reason, path)
+    if len(text) > max_label_chars(len(pcm) / SAMPLE_RATE):
+        return Reject(name, "label_too_long", path)
     return Clip(name, pcm, truecaser(text) if truecaser else text, row.get("spk_id") or "")
 
 
@@ -73,7 +119,7 @@ def decode_file(path: str, max_duration_s: float) -> Clip | Reject:
     """One audio file decoded, or the reason why not; its path is its id, and it has no label."""
     try:
         with fsspec.open(path, "rb") as file:
-            return Clip(path, decode(file.read(), max_duration_s), "")
+            return Clip(path, decode(file.read(max_bytes(max_duration_s) + 1), max_duration_s), "")
     except AudioError as error:
         return Reject(path, error.reason, path)
     except OSError:
@@ -112,14 +158,16 @@ def decode_slices(
     truecaser: Truecaser | None = None,
     copies: Callable[[str], int] = _once,
 ) -> Decoded:
-    """All rows of the slices.
+    """All rows of the slices. What cannot be read is rejected, as many rows as were planned, and never an error.
 
     Args:
         copies: how often to take the row of an ID; one that is not taken is not decoded either.
     """
     found = Decoded()
     for part in slices:
-        for row in read_rows(part):
+        rows = read_what_is_there(part)
+        found.rejects += [Reject("", "unreadable", part.path)] * (part.stop - part.start - len(rows))
+        for row in rows:
             count = copies(row["ID"] or "")
             if count == 0:
                 source = source_of(row["ID"] or "")

@@ -19,6 +19,8 @@ def load_dev_clips(data: DataConfig) -> list[Clip]:
     """The clips of the first `max_dev_rows` dev rows, in order. Few enough for every worker to decode them all."""
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
     decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data))
+    unread = sorted({reject.path for reject in decoded.rejects if reject.reason == "unreadable"})
+    require(not unread, f"{unread and unread[0]}: cannot be read; validation needs all of data.dev, on every worker")
     reasons = sorted({reject.reason for reject in decoded.rejects})
     require(bool(decoded.clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
     return decoded.clips
