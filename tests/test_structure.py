@@ -14,6 +14,7 @@ KNOW_NOTHING_OF_RAY = (
     *("dataset_files", "plan", "loquacious", "labels", "shards", "augment", "batch"),
     *("asr_config", "asr_modeling", "backbone", "random_backbones", "tensors", "masks", "layers", "fp8", "budget"),
     "feature_cache",
+    "rejects",
 )
 
 

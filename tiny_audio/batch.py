@@ -35,6 +35,7 @@ class WorkerBatch:
     clips: list[Clip]
     rejects: list[Reject] = field(default_factory=list)  # of the window; only its first batch carries them
     left_out: dict[str, int] = field(default_factory=dict)  # so too: rows of a source whose turn it was not
+    num_read: int = 0  # so too: rows of the window whose turn it was, good or rejected
 
 
 def silent_clip(rng: np.random.Generator, name: str) -> Clip:
@@ -100,4 +101,5 @@ def window_batches(
         for rank, share in enumerate(shares):
             batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, largest_s, share))
     batches[0].rejects, batches[0].left_out = rejects, left_out or {}
+    batches[0].num_read = len(clips) + len(rejects)
     return batches

@@ -137,6 +137,7 @@ class DataConfig:
     steps_per_window: int = 16  # steps whose rows are read and shuffled together
     micro_batch_s: float | None = None  # audio that a worker computes at a time, and 2 s a clip; null: as its memory allows
     silence_share: float = 0.0  # silent and noise-only clips with an empty label, added to each step
+    max_reject_share: float = 0.5  # of the rows read of late (500 or more): beyond it the run stops; 1 lets it go on always
     decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
 
     def __post_init__(self):
@@ -144,6 +145,7 @@ class DataConfig:
         require_at_least(self, 0, "max_wer_rows")
         require_at_least(self, 0.01, "max_duration_s")
         require(0 <= self.silence_share < 1, f"data.silence_share must be in [0, 1), not {self.silence_share}")
+        require(0 <= self.max_reject_share <= 1, f"data.max_reject_share must be in [0, 1], not {self.max_reject_share}")
         require(bool(self.train), "data.train names no dataset")
         require(self.truecase or self.truecase_text is None, "data.truecase_text is of no use without data.truecase=true")
         low, high = WEIGHTS

@@ -13,7 +13,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import ray
@@ -48,10 +47,12 @@ from tiny_audio.config_files import build, save_config
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.feed import Feed, ReadyStep
 from tiny_audio.fp8 import freeze_to_fp8, require_fp8
+from tiny_audio.interval import Interval
 from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.layers import compiled_layers
 from tiny_audio.metrics import MetricsFollower, append_metrics, count_reject, num_rejects
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
+from tiny_audio.rejects import RejectLog, drop_rejects_after, worst_files
 from tiny_audio.schedule import learning_rate
 from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
@@ -60,24 +61,6 @@ from tiny_audio.validation import Validation
 from tiny_audio.zero import Engine
 
 WORKER_START_TIMEOUT_S = 1800  # nodes may have to come up and models to be fetched first
-
-
-@dataclass
-class Interval:
-    """What a worker saw since the last logged step. Sums over the workers are what is logged."""
-
-    loss_sum: torch.Tensor
-    num_tokens: float = 0.0
-    audio_s: float = 0.0
-    wait_s: float = 0.0
-    num_rows: int = 0  # of all workers
-
-    def sums(self) -> list[float]:
-        """Over all workers: loss, tokens, audio seconds, seconds of waiting. All workers must call it."""
-        rest = torch.tensor([self.num_tokens, self.audio_s, self.wait_s], dtype=torch.float64, device=self.loss_sum.device)
-        total = torch.cat([self.loss_sum.double().reshape(1), rest])
-        distributed.all_reduce(total)
-        return total.tolist()
 
 
 class Worker:
@@ -99,8 +82,10 @@ class Worker:
         synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
         self.validation = Validation(config.data, Transcriber(self.model, **synced), self.micro_batch_s, grouped)
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
-        self.interval = Interval(torch.zeros((), device=self.device))
-        self.interval_started = time.perf_counter()
+        self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
+        if self.rank == 0:
+            drop_rejects_after(config.run_dir, self.progress.step)
+        self.start_interval()
 
     def _restore_weights(self) -> dict[str, torch.Tensor] | None:
         checkpoint = latest_checkpoint(self.config.run_dir)  # as the data's factory does; Ray Train's own may be damaged
@@ -136,18 +121,22 @@ class Worker:
         self.interval.num_rows += batch.num_step_rows
         self.progress.step += 1
         self.progress.num_rows += batch.num_step_rows
+        self.rejects.add(batch)
         for reject in batch.rejects:
             count_reject(self.progress.rejects, reject.source, reject.reason)
         for source, count in batch.left_out.items():
             self.progress.left_out[source] = self.progress.left_out.get(source, 0) + count
 
-    def log(self, grad_norm: float | torch.Tensor, epoch: int) -> None:
+    def log(self, grad_norm: float | torch.Tensor, epoch: int) -> str:
         """Adds the interval since the last log to metrics.jsonl, and starts the next.
+
+        Returns why the run must stop, in words on rank 0, or an empty string: the same on all workers otherwise.
 
         Raises:
             RuntimeError: the loss is not a finite number.
         """
-        loss_sum, num_tokens, audio_s, wait_s = self.interval.sums()
+        too_many_rejects = self.rejects.judge()
+        loss_sum, num_tokens, audio_s, wait_s, stops = self.interval.sums(bool(too_many_rejects))
         seconds = time.perf_counter() - self.interval_started
         step, loss = self.progress.step, loss_sum / max(1.0, num_tokens)
         if not math.isfinite(loss):
@@ -170,7 +159,9 @@ class Worker:
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
             }
             append_metrics(self.config.run_dir, values)
+            self.rejects.write(step)
         self.start_interval()
+        return too_many_rejects or ("rank 0 says so" if stops else "")
 
     def start_interval(self) -> None:
         self.interval = Interval(torch.zeros((), device=self.device))
@@ -222,8 +213,8 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     return model
 
 
-def train_loop(loop_config: dict) -> None:
-    """What every worker runs, from start or from the last checkpoint to the end.
+def train_loop(loop_config: dict) -> str:
+    """What every worker runs, from start or from the last checkpoint to the end; returns what stopped it before, if so.
 
     A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
     """
@@ -244,13 +235,16 @@ def train_loop(loop_config: dict) -> None:
         save_due = step % config.checkpoint_every == 0 or last
         eval_due = step % config.eval_every == 0 or last
         if step % config.log_every == 0 or save_due or eval_due:
-            worker.log(grad_norm, ready.batch.epoch)
+            stopped = worker.log(grad_norm, ready.batch.epoch)
+            if stopped:
+                return stopped
         scores = worker.validate() if eval_due else {}
         best = bool(scores) and worker.progress.count_validation(scores, config.score_metric)
         if save_due or best or worker.progress.end_reason(config):
             worker.save(scores)
         if eval_due or save_due:
             worker.start_interval()
+    return ""
 
 
 def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None):
@@ -306,6 +300,7 @@ def _export(config: TrainConfig) -> dict:
     nothing = f"{config.run_dir}: no row was trained; rejected: {progress.rejects}; left out: {progress.left_out}"
     require(progress.num_rows > 0, nothing)
     training = {**dataclasses.asdict(progress), "end": progress.end_reason(config), "exported_step": at_export.step}
+    training["reject_files"] = worst_files(config.run_dir)
     (config.run_dir / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     return training
 
@@ -313,13 +308,15 @@ def _export(config: TrainConfig) -> dict:
 def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> dict:
     """Trains a projector, or goes on with the run of that name; returns what training.json says.
 
-    Writes to the run's folder: config.yaml, metrics.jsonl, checkpoints/, training.json, model/, and what `trackers` keep.
+    Writes to the run's folder: config.yaml, metrics.jsonl, rejects.parquet/, checkpoints/, training.json, model/, and what
+    `trackers` keep.
 
     Args:
         start_ray: called once all inputs are checked, unless Ray is up already.
 
     Raises:
-        ConfigError: a shard or backbone is not there or is no such thing, or the run was started with other settings.
+        ConfigError: a shard or backbone is not there or is no such thing, the run was started with other settings, or too
+            many rows are rejected.
     """
     config = config.with_absolute_paths()
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
@@ -334,6 +331,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
     with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
-        _trainer(config, groups, truecaser).fit()
+        stopped = _trainer(config, groups, truecaser).fit().return_value  # rank 0's
+    require(not stopped, f"{config.run_dir}: {stopped}")
     leave_out_damaged(config.run_dir, config.score_metric)
     return _export(config)
