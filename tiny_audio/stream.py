@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, ExecutionOptions
+from ray.data import ActorPoolStrategy, ExecutionOptions, TaskPoolStrategy
 from ray.train import DataConfig as IngestConfig
 
 from tiny_audio.augment import augment_clip
@@ -29,6 +29,7 @@ from tiny_audio.shards import Clip, Reject, decode_file, decode_slices, row_copi
 SUBCLUSTER = "ray-subcluster"  # the node label by which Ray Data counts a group of nodes as its own
 PREFETCH_BATCHES = 2
 FILES_A_TASK = 64
+STEPS_A_PLAN = 256  # of a planning task: at 10 million rows it takes under a second, and decodes for minutes
 END = -1  # step of the rows after the last one; see train_dataset
 
 
@@ -105,17 +106,57 @@ def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Tab
                 yield _to_table(batch)
 
 
-def train_dataset(windows: Iterable[Window], settings: StreamSettings) -> ray.data.Dataset:
-    """The stream of training batches, in the order of the steps. Lazy: nothing is read before a worker asks.
+def _plan_steps(table: pa.Table, plan: Callable[..., Iterator[Window]], settings: StreamSettings) -> Iterator[pa.Table]:
+    """The task that plans: a stretch of steps in, a one-row table per window that begins in it out.
 
-    At a stream's end Ray's equal split deals out what is left in runs, not in turns; so rows that nobody reads follow.
+    The window that holds the first step of all may have begun earlier.
     """
-    plans = [{"window": json.dumps(dataclasses.asdict(window))} for window in windows]
-    plans += [{"window": ""}] * 2
-    dataset = ray.data.from_items(plans, override_num_blocks=len(plans)).map_batches(
-        _decode_window, batch_size=1, batch_format="pyarrow", fn_kwargs={"settings": settings}
+    for row in table.to_pylist():
+        start, stop = row["start_step"], row["stop_step"]
+        if start == settings.num_steps:
+            yield from [pa.table({"window": [""]})] * 2
+            continue
+        for window in plan(num_steps=stop, start_step=start):
+            if window.first_step >= start or start == settings.start_step:
+                yield pa.table({"window": [json.dumps(dataclasses.asdict(window))]})
+
+
+def window_dataset(plan: Callable[..., Iterator[Window]], settings: StreamSettings) -> ray.data.Dataset:
+    """The planned windows, a row each, in order, and two empty ones after them. They are planned as they are asked for.
+
+    To list and store the windows of a whole run would take the driver seconds for each epoch of LoquaciousSet large, at
+    every start. So a task plans a stretch of steps at a time. It holds no CPU: it waits for those that decode its windows,
+    who may then find none. Nor may Ray make one task of both: a decode task has one window, for they are to run abreast.
+
+    Args:
+        plan: `plan_windows` with all but `num_steps` and `start_step` given.
+    """
+    starts = [*range(settings.start_step, settings.num_steps, STEPS_A_PLAN), settings.num_steps]
+    stretches = [{"start_step": start, "stop_step": min(start + STEPS_A_PLAN, settings.num_steps)} for start in starts]
+    dataset = ray.data.from_items(stretches, override_num_blocks=len(stretches)).map_batches(
+        _plan_steps,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"plan": plan, "settings": settings},
+        num_cpus=0,
+        compute=TaskPoolStrategy(size=1),
     )
     dataset.context.target_max_block_size = 1  # byte: a row is a block, as soon as it is made
+    return dataset
+
+
+def train_dataset(plan: Callable[..., Iterator[Window]], settings: StreamSettings) -> ray.data.Dataset:
+    """The stream of training batches, in the order of the steps. Lazy: nothing is planned or read before a worker asks.
+
+    At a stream's end Ray's equal split deals out what is left in runs, not in turns; so rows that nobody reads follow.
+
+    Args:
+        plan: as `window_dataset` takes it.
+    """
+    dataset = window_dataset(plan, settings).map_batches(
+        _decode_window, batch_size=1, batch_format="pyarrow", fn_kwargs={"settings": settings}
+    )
+    dataset.context.target_max_block_size = 1  # as above
     return dataset
 
 

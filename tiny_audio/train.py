@@ -257,7 +257,7 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
         checkpoint = latest_checkpoint(config.run_dir)
         start_step = load_progress(checkpoint).step if checkpoint else 0
         data = config.data
-        windows = plan_windows(groups, config.seed, data.batch_rows, data.steps_per_window, config.num_steps, start_step)
+        plan = partial(plan_windows, groups, config.seed, data.batch_rows, data.steps_per_window)
         settings = StreamSettings(
             seed=config.seed,
             num_workers=config.num_workers,
@@ -269,7 +269,7 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
             source_weights=data.source_weights,
             augment=config.augment,
         )
-        return train_dataset(windows, settings)
+        return train_dataset(plan, settings)
 
     return make
 
