@@ -110,3 +110,14 @@ def test_shards_are_checked_before_anything_starts(tmp_path):
     pq.write_table(pa.table({"ID": ["a"], "wav": [b"RIFF"], "text": ["b"]}), tmp_path / "flat.parquet")
     with pytest.raises(ConfigError, match=r"flat\.parquet: the column wav is binary; it must be a struct of `bytes`"):
         read_footers([str(tmp_path / "flat.parquet")])
+
+
+def test_a_long_plan_needs_no_files_and_starts_near_its_end_at_once():
+    groups = [RowGroup(f"/absent/{i // 100}.parquet", i % 100, 100) for i in range(1000)]  # 100,000 rows
+    whole = list(plan_windows(groups, 0, 512, 4, num_steps=196))
+    assert [window.num_steps for window in whole] == [4] * 49
+    assert set(Counter(row for window in whole for row in rows_of(window)).values()) == {1}
+    assert sum(window.num_rows for window in whole) == 100_000
+    rest = plan_windows(groups, 0, 512, 4, num_steps=196, start_step=193)
+    assert next(rest) == whole[-1]
+    assert next(rest, None) is None

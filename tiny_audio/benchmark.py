@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
+from tiny_audio.benchmark_plan import PlanSize, plan_figures
 from tiny_audio.benchmark_runs import Inputs, fp8_learning, make_inputs, scale, seed_job
 from tiny_audio.benchmark_step import OurStep, StepSpeed, benchmark_clips, matmul_tflops, process_group, time_steps
 from tiny_audio.budget import find_micro_batch_s
@@ -128,10 +129,12 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     Raises:
         ConfigError: there are fewer GPUs here than it takes.
     """
-    num_gpus = torch.cuda.device_count()
-    require(num_gpus > 0, "the benchmark measures GPUs, and there is none here")
     output_dir = Path(absolute(config.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
+    if config.part == "plan":
+        return _through_ray(lambda cluster: plan_figures(PlanSize()))
+    num_gpus = torch.cuda.device_count()
+    require(num_gpus > 0, f"part={config.part} measures GPUs, and there is none here; part=plan needs none")
     shutil.rmtree(output_dir / "runs", ignore_errors=True)  # or runs of the same names would go on from there
     inputs = make_inputs(output_dir / "inputs", SHARDS_ROWS.get(config.part, 0))
     torch.cuda.empty_cache()  # what made the weights; the runs' workers want the memory

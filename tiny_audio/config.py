@@ -293,5 +293,5 @@ class BenchmarkConfig:
     output_dir: str = "runs/benchmark"
 
     def __post_init__(self):
-        parts = ("step", "memory", "profile", "seed_job", "scale", "fp8")
+        parts = ("step", "memory", "profile", "seed_job", "scale", "fp8", "plan")
         require(self.part in parts, f"part must be one of {', '.join(parts)}, not {self.part!r}")

@@ -1,0 +1,20 @@
+import json
+
+import pytest
+
+from tiny_audio.benchmark_plan import PlanSize, plan_figures
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_plan_is_measured_without_a_gpu_and_without_the_files_it_is_of():
+    rows = {row["name"]: row for row in plan_figures(PlanSize(num_files=10, num_footers=2))}
+    json.dumps(rows)
+    assert rows["footers read"]["num_row_groups"] == 200
+    resumed = rows["resumed near the end of an epoch"]
+    assert (resumed["num_rows"], resumed["num_files"], resumed["num_steps"]) == (100_000, 10, 196)
+    assert resumed["step"] == 188
+    assert resumed["same_as_from_the_start"]
+    assert rows["all windows of the epoch"]["num_windows"] == 49
+    assert rows["position in a checkpoint"]["step"] == 188
+    assert rows["through Ray Data, epochs: 10"]["num_steps"] == 1960
+    assert rows["through Ray Data, epochs: 10"]["first_step"] == 188
