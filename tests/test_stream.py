@@ -39,7 +39,7 @@ def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(sha
     assert read(split(shards, 2), 7) == one
     resumed = read(split(shards, 2, start_step=3), 4)
     assert resumed == {step: one[step] for step in range(3, 7)}
-    monkeypatch.setattr("tiny_audio.stream.STEPS_A_PLAN", 3)  # windows of two steps: some lie across two planning tasks
+    monkeypatch.setattr("tiny_audio.stream.STEPS_A_PLAN", 2)  # windows of two steps: some lie across two planning tasks
     assert read(split(shards, 2, start_step=1), 6) == {step: one[step] for step in range(1, 7)}
 
 
