@@ -322,6 +322,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
     groups, truecaser = read_mix(config.data.train_weights, config.data.max_train_rows), make_truecaser(config.data)
     read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
+    require(bool(groups), f"{config.data.train}: the training shards hold no rows")
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
     require_same_plan(config.run_dir, plan_identity(config, groups))
