@@ -17,8 +17,9 @@ from tests.conftest import DECODER, ENCODER, encode_audio, tone, write_shard
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from tiny_audio.decode import AudioError, decode
+from tiny_audio.parts import drop_parts_after
 from tiny_audio.plan import RowSlice, plan_pass, read_footers
-from tiny_audio.rejects import JUDGED_ROWS, RejectLog, drop_rejects_after, worst_files
+from tiny_audio.rejects import JUDGED_ROWS, REJECTS, RejectLog, worst_files
 from tiny_audio.shards import Reject, decode_slices
 from tiny_audio.validation import load_dev_clips
 
@@ -222,7 +223,7 @@ def test_a_restarted_run_counts_every_reject_once(tmp_path):
     for step in range(4):
         log.add(batch(step, 2, ("empty", "a.parquet"), ("too_long", "b.parquet" if step else "a.parquet")))
         log.write(step + 1)
-    drop_rejects_after(tmp_path, 2)
+    drop_parts_after(tmp_path / REJECTS, 2)
     again = RejectLog(tmp_path, 1.0)
     again.add(batch(2, 1, ("empty", "c.parquet")))
     again.write(3)

@@ -1,8 +1,6 @@
 """The rows that a run rejected: rejects.parquet, for people to look into, and whether they are too many to go on.
 
-rejects.parquet is a folder with a part for each logged interval that had rejects, named by the step at its end: so a run
-that is killed keeps what it wrote, and one that goes on from a checkpoint drops what it is about to meet again. A row's
-`step` is the first one of the window that it was read in.
+rejects.parquet is a folder of parts (see parts.py). A row's `step` is the first one of the window that it was read in.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiny_audio.batch import WorkerBatch
+from tiny_audio.parts import part_paths, write_part
 
 REJECTS = "rejects.parquet"
 SCHEMA = pa.schema(
@@ -25,19 +24,10 @@ JUDGED_ROWS = 500  # at least, before their share of rejects is judged: one bad 
 WORST_FILES = 20
 
 
-def drop_rejects_after(run_dir: Path, step: int) -> None:
-    """Forgets the parts of steps that will run again. Every checkpoint is at the end of a part, for it is logged first."""
-    for part in (run_dir / REJECTS).glob("step-*.parquet"):
-        if int(part.stem.removeprefix("step-")) > step:
-            part.unlink()
-
-
 def worst_files(run_dir: Path) -> list[dict]:
     """The files with the most rejects, at most WORST_FILES, each with its rejects counted by reason."""
-    if not (run_dir / REJECTS).is_dir():
-        return []
     files: dict[str, Counter[str]] = {}
-    for part in sorted((run_dir / REJECTS).glob("step-*.parquet")):
+    for part in part_paths(run_dir / REJECTS):
         table = pq.read_table(part, columns=["path", "reason"])
         for row in table.group_by(["path", "reason"]).aggregate([([], "count_all")]).to_pylist():
             files.setdefault(row["path"], Counter())[row["reason"]] += row["count_all"]
@@ -69,14 +59,8 @@ class RejectLog:
             self.unwritten.append(row | dataclasses.asdict(reject))
 
     def write(self, step: int) -> None:
-        """Adds a part, whole or not at all, of what was rejected up to `step`."""
-        if not self.unwritten:
-            return
-        folder = self.run_dir / REJECTS
-        folder.mkdir(exist_ok=True)
-        unfinished = folder / ".unfinished"  # a name that readers of Parquet folders pass over
-        pq.write_table(pa.Table.from_pylist(self.unwritten, SCHEMA), unfinished)
-        unfinished.rename(folder / f"step-{step:08d}.parquet")
+        """Adds a part of what was rejected up to `step`."""
+        write_part(self.run_dir / REJECTS, step, 0, self.unwritten, SCHEMA)
         self.unwritten = []
 
     def judge(self) -> str:

@@ -50,9 +50,11 @@ from tiny_audio.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.interval import Interval
 from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.layers import compiled_layers
+from tiny_audio.ledger import LEDGER, Ledger
 from tiny_audio.metrics import MetricsFollower, append_metrics, count_reject, num_rejects
+from tiny_audio.parts import drop_parts_after
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
-from tiny_audio.rejects import RejectLog, drop_rejects_after, worst_files
+from tiny_audio.rejects import REJECTS, RejectLog, worst_files
 from tiny_audio.schedule import learning_rate
 from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
@@ -82,9 +84,11 @@ class Worker:
         synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
         self.validation = Validation(config.data, Transcriber(self.model, **synced), self.micro_batch_s, grouped)
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
+        self.ledger = Ledger(config.run_dir, self.rank)
         self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
         if self.rank == 0:
-            drop_rejects_after(config.run_dir, self.progress.step)
+            for table in (REJECTS, LEDGER):
+                drop_parts_after(config.run_dir / table, self.progress.step)
         self.start_interval()
 
     def _restore_weights(self) -> dict[str, torch.Tensor] | None:
@@ -121,6 +125,7 @@ class Worker:
         self.interval.num_rows += batch.num_step_rows
         self.progress.step += 1
         self.progress.num_rows += batch.num_step_rows
+        self.ledger.add(batch)
         self.rejects.add(batch)
         for reject in batch.rejects:
             count_reject(self.progress.rejects, reject.source, reject.reason)
@@ -160,6 +165,7 @@ class Worker:
             }
             append_metrics(self.config.run_dir, values)
             self.rejects.write(step)
+        self.ledger.write(step)
         self.start_interval()
         return too_many_rejects or ("rank 0 says so" if stops else "")
 
@@ -308,8 +314,8 @@ def _export(config: TrainConfig) -> dict:
 def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> dict:
     """Trains a projector, or goes on with the run of that name; returns what training.json says.
 
-    Writes to the run's folder: config.yaml, metrics.jsonl, rejects.parquet/, checkpoints/, training.json, model/, and what
-    `trackers` keep.
+    Writes to the run's folder: config.yaml, metrics.jsonl, ledger.parquet/, rejects.parquet/, checkpoints/, training.json,
+    model/, and what `trackers` keep.
 
     Args:
         start_ray: called once all inputs are checked, unless Ray is up already.

@@ -1,0 +1,27 @@
+"""Audits a run: was every row of every finished epoch trained once, or rejected with a reason? Exit code 1 if not.
+
+python -m ray_jobs.ledger runs/quickstart/config.yaml
+"""
+
+import sys
+
+from ray_jobs.command import run_command
+from tiny_audio.config import TrainConfig
+
+
+def run(config: TrainConfig) -> None:
+    from tiny_audio.ledger import audit
+
+    found = audit(config)
+    for row in found:
+        print(
+            f"epoch {row.epoch}: {row.num_rows} rows, {row.num_trained} trained, {row.num_rejected} rejected, "
+            f"{row.num_missing} missing, {row.num_twice} twice"
+        )
+    if not found:
+        print("no epoch is finished yet")
+    sys.exit(any(row.num_missing or row.num_twice for row in found))
+
+
+if __name__ == "__main__":
+    run_command(__doc__, TrainConfig, run)
