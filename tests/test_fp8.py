@@ -2,9 +2,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import DECODER, ENCODER, tone
 from tiny_audio import fp8
+from tiny_audio.asr_config import ASRConfig
+from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.config import ConfigError
-from tiny_audio.fp8 import FLOAT8, FrozenLinear8, quantize_rows, require_fp8
+from tiny_audio.fp8 import FLOAT8, FrozenLinear8, freeze_to_fp8, quantize_rows, require_fp8
+from tiny_audio.shards import Clip
+from tiny_audio.tensors import pack
 
 
 @pytest.fixture
@@ -45,6 +50,28 @@ def test_a_layer_in_fp8_gives_about_the_outputs_and_gradients_of_the_layer(scale
     for plain, quantized in zip(*found, strict=True):
         assert (plain - quantized).norm() / plain.norm() < 0.05
         assert not torch.equal(plain, quantized)
+
+
+def test_a_model_in_fp8_has_about_the_loss_and_gradient_of_the_model(scaled_mm):
+    """Both backbones; the encoder, through which nothing goes back, keeps each weight once."""
+    torch.manual_seed(0)
+    model = ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, encoder_window="trimmed"))
+    batch = pack([Clip("a", tone(1.0), "the old baker"), Clip("b", tone(2.5, 300), "seven lemons")], model.packing())
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        output = model(batch)
+        output.loss.backward()
+        found.append((output.loss.item(), torch.cat([w.grad.flatten() for w in model.projector.parameters()])))
+        if len(found) == 1:
+            freeze_to_fp8(model)
+    (loss, gradient), (fp8_loss, fp8_gradient) = found
+    assert fp8_loss == pytest.approx(loss, rel=0.05)
+    assert fp8_loss != loss
+    assert torch.cosine_similarity(gradient, fp8_gradient, dim=0) > 0.8
+    assert model.encoder.layers[0].fc1.turned.numel() == 0
+    assert model.decoder.model.layers[0].mlp.up_proj.turned.numel() > 0
+    assert isinstance(model.projector.linear_1, nn.Linear)
 
 
 def test_without_a_gpu_that_can_it_is_refused(monkeypatch):

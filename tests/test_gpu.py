@@ -44,8 +44,7 @@ def test_the_gpu_computes_what_the_cpu_does(window, compiled):
 def test_fp8_stays_near_bf16():
     model = build("cuda")
     loss, gradient = loss_and_gradient(model)
-    freeze_to_fp8(model.encoder, both_ways=False)
-    freeze_to_fp8(model.decoder.model, both_ways=True)
+    freeze_to_fp8(model)
     model.layers = compiled_layers()
     fp8_loss, fp8_gradient = loss_and_gradient(model)
     assert fp8_loss == pytest.approx(loss, rel=0.05)

@@ -66,8 +66,7 @@ def step_speeds(inputs: Inputs) -> list[dict]:
         speeds.append(time_steps("bf16, 32 rows", model, SEED_ROWS, 24, ours))
         for kind in ("bf16", "fp8"):
             if kind == "fp8":
-                freeze_to_fp8(model.encoder, both_ways=False)
-                freeze_to_fp8(model.decoder.model, both_ways=True)
+                freeze_to_fp8(model)
             for window, name in (("trimmed", "25 tokens/s"), ("full", "exact encoder")):
                 model.config.encoder_window = window
                 speeds.append(time_steps(f"{kind}, {name}", model, OUR_ROWS, 8, ours))

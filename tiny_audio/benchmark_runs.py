@@ -97,15 +97,15 @@ def seed_job(cluster: Cluster, inputs: Inputs, runs_dir: Path) -> list[dict]:
     lines = read_metrics(config.run_dir)
     steps = [line for line in lines if "loss" in line]
     began = steps[0]["unix_time"] - steps[0]["time_s"]
-    weights = [line["samples_per_s"] for line in steps[1:]]
+    rates = [line["samples_per_s"] for line in steps[1:]]
     row = {
         "name": "seed.yaml",
         "startup_s": began - submitted,
         "training_s": done - began,
         "in_steps_s": steps[-1]["time_s"],
         "total_s": done - submitted,
-        "samples_per_s": sum(weights) / len(weights),
-        "data_wait_share": sum(line["data_wait_share"] for line in steps[1:]) / len(weights),
+        "samples_per_s": sum(rates) / len(rates),
+        "data_wait_share": sum(line["data_wait_share"] for line in steps[1:]) / len(rates),
         "peak_gib": steps[-1]["peak_gib"],
         "num_evaluations": sum("val_loss" in line for line in lines) - 1,
         "decode_rows_per_s_and_core": decode_rate(inputs),

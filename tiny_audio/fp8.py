@@ -54,9 +54,9 @@ class FrozenLinear8(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.weight, self.weight_scale = (nn.Buffer(x, persistent=False) for x in quantize_rows(linear.weight.detach()))
-        weight = linear.weight.detach() if both_ways else linear.weight.detach()[:0]
-        turned = quantize_rows(weight.t().contiguous())
+        weight = linear.weight.detach()
+        self.weight, self.weight_scale = (nn.Buffer(x, persistent=False) for x in quantize_rows(weight))
+        turned = quantize_rows(weight.t().contiguous()) if both_ways else (weight.new_empty(0), weight.new_empty(0))
         self.turned, self.turned_scale = (nn.Buffer(x, persistent=False) for x in turned)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,14 +71,13 @@ def require_fp8() -> None:
     require(able, "fp8=true needs a GPU of the Ada, Hopper or a newer generation; set fp8=false")
 
 
-def freeze_to_fp8(backbone: nn.Module, both_ways: bool) -> None:
-    """Puts the linear layers of a backbone's layers in FP8, in place: not its embeddings, convolutions or output head.
+def freeze_to_fp8(model: nn.Module) -> None:
+    """Puts the linear layers of an `ASRModel`'s backbones in FP8, in place: not their embeddings, convolutions or output head.
 
-    Args:
-        both_ways: gradients go through it, as they do through the decoder on the way to the projector.
+    Gradients go through the decoder, on their way to the projector, and never through the encoder.
     """
-    for layer in backbone.layers:
-        for module in list(layer.modules()):
+    for layers, both_ways in ((model.encoder.layers, False), (model.decoder.model.layers, True)):
+        for module in list(layers.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):
                     setattr(module, name, FrozenLinear8(child, both_ways))

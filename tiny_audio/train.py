@@ -212,8 +212,7 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     torch.manual_seed(config.seed)
     model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
     if config.fp8:
-        freeze_to_fp8(model.encoder, both_ways=False)
-        freeze_to_fp8(model.decoder.model, both_ways=True)
+        freeze_to_fp8(model)
     if compiles:
         model.layers = compiled_layers()
     return model
