@@ -1,0 +1,232 @@
+"""What every Ray Train worker runs: one rank's state, and the loop from start or from the last checkpoint to the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import time
+from functools import partial
+
+import ray.train
+import torch
+from ray.train import CheckpointUploadMode
+from torch import distributed
+
+from tiny_audio.asr_config import ASRConfig
+from tiny_audio.asr_modeling import ASRModel
+from tiny_audio.augment import batch_masks
+from tiny_audio.batch import WorkerBatch
+from tiny_audio.budget import find_micro_batch_s
+from tiny_audio.checkpoint import (
+    Progress,
+    checkpoint_metrics,
+    latest_checkpoint,
+    load_checkpoint,
+    new_checkpoint_folder,
+    save_checkpoint,
+)
+from tiny_audio.config import TrainConfig, require
+from tiny_audio.config_files import build
+from tiny_audio.feature_cache import FeatureCache
+from tiny_audio.feed import Feed, ReadyStep
+from tiny_audio.fp8 import freeze_to_fp8, require_fp8
+from tiny_audio.interval import Interval
+from tiny_audio.layers import compiled_layers
+from tiny_audio.ledger import LEDGER, Ledger
+from tiny_audio.metrics import append_metrics, count_reject, num_rejects
+from tiny_audio.parts import drop_parts_after
+from tiny_audio.rejects import REJECTS, RejectLog
+from tiny_audio.schedule import learning_rate
+from tiny_audio.stream import WorkerStream
+from tiny_audio.transcribe import Transcriber
+from tiny_audio.validation import Validation
+from tiny_audio.zero import Engine
+
+
+class Worker:
+    """One rank's state through `train_loop`."""
+
+    def __init__(self, config: TrainConfig, groups_identity: dict[str, int]):
+        context = ray.train.get_context()
+        self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.model = build_model(config, self.device)
+        self.progress = Progress(plan=groups_identity)
+        moments = self._restore_weights()
+        grouped = config.zero_stage < 3  # there workers must run every module equally often
+        self.packing = self.model.packing(grouped)
+        self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
+        self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
+        if moments:
+            self.engine.load_moments(moments, self.progress.step)
+        synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
+        self.validation = Validation(config.data, Transcriber(self.model, **synced), self.micro_batch_s, grouped)
+        self.cache = FeatureCache(config.cache_features_gib * 2**30)
+        self.ledger = Ledger(config.run_dir, self.rank)
+        self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
+        if self.rank == 0:
+            for table in (REJECTS, LEDGER):
+                drop_parts_after(config.run_dir / table, self.progress.step)
+        self.start_interval()
+
+    def _restore_weights(self) -> dict[str, torch.Tensor] | None:
+        checkpoint = latest_checkpoint(self.config.run_dir)  # as the data's factory does; Ray Train's own may be damaged
+        if checkpoint is None:
+            return None
+        weights, moments, self.progress = load_checkpoint(checkpoint)
+        self.model.projector.load_state_dict(weights)
+        return moments
+
+    def feed(self, stream: WorkerStream) -> Feed:
+        config, left = self.config, self.config.num_steps - self.progress.step
+        draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=config.augment, seed=config.seed)
+        return Feed(stream, left, self.packing, self.micro_batch_s, self.cache, draw_masks)
+
+    def train_step(self, step: ReadyStep) -> float | torch.Tensor:
+        """Forward, backward and update over this worker's share of a step; returns the gradient's norm."""
+        self.interval.num_tokens += step.num_label_tokens
+        num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
+        distributed.all_reduce(num_tokens)
+        scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
+        for number, micro_batch in enumerate(step.micro_batches, 1):
+            output = self.engine(micro_batch.to(self.device))
+            self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
+            self.interval.loss_sum += output.loss_sum.detach()
+            if micro_batch.fresh and self.config.cache_features_gib:
+                self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
+        return self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
+
+    def count(self, batch: WorkerBatch, wait_s: float) -> None:
+        """Takes a trained batch into the run's progress and the interval's sums."""
+        self.interval.audio_s += sum(clip.duration_s for clip in batch.clips)
+        self.interval.wait_s += wait_s
+        self.interval.num_rows += batch.num_step_rows
+        self.progress.step += 1
+        self.progress.num_rows += batch.num_step_rows
+        self.ledger.add(batch)
+        self.rejects.add(batch)
+        for reject in batch.rejects:
+            count_reject(self.progress.rejects, reject.source, reject.reason)
+        for source, count in batch.left_out.items():
+            self.progress.left_out[source] = self.progress.left_out.get(source, 0) + count
+
+    def log(self, grad_norm: float | torch.Tensor, epoch: int) -> str:
+        """Adds the interval since the last log to metrics.jsonl, and starts the next.
+
+        Returns why the run must stop, in words on rank 0, or an empty string: the same on all workers otherwise.
+
+        Raises:
+            RuntimeError: the loss is not a finite number.
+        """
+        too_many_rejects = self.rejects.judge()
+        loss_sum, num_tokens, audio_s, wait_s, stops = self.interval.sums(bool(too_many_rejects))
+        seconds = time.perf_counter() - self.interval_started
+        step, loss = self.progress.step, loss_sum / max(1.0, num_tokens)
+        if not math.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss} at step {step}; try a lower optimizer.learning_rate, or more warm-up")
+        self.progress.audio_s += audio_s
+        self.progress.train_s += seconds
+        if self.rank == 0:
+            values = {
+                "step": step,
+                "loss": loss,
+                "learning_rate": learning_rate(self.config.optimizer, step - 1, self.config.num_steps),
+                "grad_norm": float(grad_norm),
+                "samples_per_s": self.interval.num_rows / seconds,
+                "audio_s_per_s": audio_s / seconds,
+                "data_wait_share": wait_s / self.num_workers / seconds,
+                "epoch": epoch,
+                "num_rejected": num_rejects(self.progress.rejects),
+                "time_s": self.progress.train_s,
+                "unix_time": time.time(),
+                "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
+            }
+            append_metrics(self.config.run_dir, values)
+            self.rejects.write(step)
+        self.ledger.write(step)
+        self.start_interval()
+        return too_many_rejects or ("rank 0 says so" if stops else "")
+
+    def start_interval(self) -> None:
+        self.interval = Interval(torch.zeros((), device=self.device))
+        self.interval_started = time.perf_counter()
+
+    def validate(self) -> dict[str, float]:
+        """The scores, logged; the same on every worker."""
+        scores = self.validation()
+        if self.rank == 0:
+            append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
+        return scores
+
+    def save(self, scores: dict[str, float]) -> None:
+        """Writes and reports a checkpoint, with the `scores` of a validation at its step, if there was one.
+
+        Returns once it is on disk and Ray Train has been told. All workers must call it.
+        """
+        weights, moments = self.engine.weights(), self.engine.moments()
+        metrics = checkpoint_metrics(self.progress.step, scores)
+        checkpoint = None
+        if self.rank == 0:  # straight to its place: a copy would want room twice, and not keep the checksums for last
+            folder = new_checkpoint_folder(self.config.run_dir.resolve(), self.progress.step)
+            save_checkpoint(folder, weights, moments, self.progress)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def all_min(value: float, device: torch.device) -> float:
+    """The least over all workers."""
+    least = torch.tensor(value, device=device)
+    distributed.all_reduce(least, distributed.ReduceOp.MIN)
+    return float(least)
+
+
+def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
+    """The model with a fresh projector, the same for a seed on every worker, as the config wants it computed."""
+    compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
+    found = [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)]
+    require(not compiles or bool(found), "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false")
+    if config.fp8:
+        require_fp8()
+    torch.manual_seed(config.seed)
+    model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
+    if config.fp8:
+        freeze_to_fp8(model)
+    if compiles:
+        model.layers = compiled_layers()
+    return model
+
+
+def train_loop(loop_config: dict) -> str:
+    """What every worker runs, from start or from the last checkpoint to the end; returns what stopped it before, if so.
+
+    A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
+    """
+    config = build(TrainConfig, loop_config["config"])
+    torch.set_num_threads(config.threads_per_worker)
+    worker = Worker(config, loop_config["plan_identity"])
+    feed = worker.feed(WorkerStream(ray.train.get_dataset_shard("train"), worker.rank, worker.progress.step))
+    if worker.progress.step == 0:
+        worker.validate()
+    worker.start_interval()
+    while not worker.progress.end_reason(config):
+        asked = time.perf_counter()
+        ready = next(feed)
+        wait_s = time.perf_counter() - asked
+        grad_norm = worker.train_step(ready)
+        worker.count(ready.batch, wait_s)
+        step, last = worker.progress.step, worker.progress.step == config.num_steps
+        save_due = step % config.checkpoint_every == 0 or last
+        eval_due = step % config.eval_every == 0 or last
+        if step % config.log_every == 0 or save_due or eval_due:
+            stopped = worker.log(grad_norm, ready.batch.epoch)
+            if stopped:
+                return stopped
+        scores = worker.validate() if eval_due else {}
+        best = bool(scores) and worker.progress.count_validation(scores, config.score_metric)
+        if save_due or best or worker.progress.end_reason(config):
+            worker.save(scores)
+        if eval_due or save_due:
+            worker.start_interval()
+    return ""
