@@ -17,7 +17,7 @@ from tiny_audio.features import HOP_SAMPLES, log_mel
 from tiny_audio.masks import apply_masks
 from tiny_audio.plan import list_shards, plan_windows, read_footers
 from tiny_audio.shards import Clip
-from tiny_audio.stream import StreamSettings, _decode_window, _from_row
+from tiny_audio.stream import StreamSettings, _decode_window, _from_table
 
 HARDER = AugmentConfig(speed_factors=[0.9, 1.0, 1.1], noise_share=0.5, noise_snr_db=[0.0, 10.0])
 MASKED = AugmentConfig(time_masks=2, frequency_masks=2)
@@ -84,7 +84,7 @@ def window_clips(shards, num_workers, augment):
     window = next(plan_windows(read_footers(list_shards(f"{shards}/train/*.parquet")), 0, 4, 4, 4))
     settings = StreamSettings(0, num_workers, 0, 4, 3.1, 0.1, augment=augment)
     tables = _decode_window(pa.table({"window": [json.dumps(asdict(window))]}), settings)
-    batches = [_from_row(table.to_pylist()[0]) for table in tables]
+    batches = [_from_table(table) for table in tables]
     pcm = {clip.id: clip.pcm.tobytes() for batch in batches for clip in batch.clips}
     steps = {(batch.step, len(clip.pcm), clip.id) for batch in batches for clip in batch.clips}
     return pcm, steps

@@ -63,9 +63,10 @@ def _to_table(batch: WorkerBatch) -> pa.Table:
     return pa.table({"step": [batch.step], "header": [json.dumps(row)], "pcm": pa.array([pcm.tobytes()], pa.large_binary())})
 
 
-def _from_row(row: dict) -> WorkerBatch:
-    header = json.loads(row["header"])
-    pcm = np.frombuffer(row["pcm"], np.int16)
+def _from_table(table: pa.Table) -> WorkerBatch:
+    """What `_to_table` made a row of. The clips are views of the object store: a copy would hold Python up meanwhile."""
+    header = json.loads(table["header"][0].as_py())
+    pcm = np.frombuffer(table["pcm"][0].as_buffer(), np.int16)
     ends = np.cumsum([clip["num_samples"] for clip in header["clips"]], dtype=int)
     clips = [
         Clip(clip["id"], pcm[end - clip["num_samples"] : end], clip["text"])
@@ -182,7 +183,7 @@ class WorkerStream:
             RuntimeError: the stream is out of step, or has ended: a defect, never to be trained through.
         """
         try:
-            batch = _from_row(next(self.rows).to_pylist()[0])
+            batch = _from_table(next(self.rows))
         except StopIteration:
             raise RuntimeError(f"the data ended before step {self.next_step}") from None
         if (batch.step, batch.rank) != (self.next_step, self.rank):
