@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from tiny_audio.batch import window_batches
-from tiny_audio.benchmark_step import benchmark_clips
+from tiny_audio.benchmark_step import LONGEST_S, benchmark_clips
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.decode import SAMPLE_RATE
@@ -29,7 +29,7 @@ from tiny_audio.train import train
 
 ROWS_PER_FILE, ROWS_PER_ROW_GROUP = 512, 64
 DEV_ROWS = 512
-SCALE_STEPS, SCALE_WARMUP = 20, 8
+SCALE_STEPS, SCALE_WARMUP = 24, 4
 ROWS_PER_GPU = 128  # in a step of the scale runs
 CONFIGS = Path("ray_jobs/configs")
 
@@ -49,12 +49,12 @@ class Inputs:
         return [f"{key}={value}" for key, value in paths.items()]
 
 
-def write_noise_shards(folder: Path, num_rows: int, seed: int) -> str:
+def write_noise_shards(folder: Path, num_rows: int, seed: int, longest_s: float = LONGEST_S) -> str:
     """Benchmark clips as WAV in Parquet, as LoquaciousSet has them; returns the glob of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, num_rows, ROWS_PER_FILE)):
         rows = []
-        for clip in benchmark_clips(min(ROWS_PER_FILE, num_rows - start), seed + number):
+        for clip in benchmark_clips(min(ROWS_PER_FILE, num_rows - start), seed + number, longest_s):
             buffer = io.BytesIO()
             soundfile.write(buffer, clip.pcm, SAMPLE_RATE, format="WAV", subtype="PCM_16")
             wav = {"bytes": buffer.getvalue(), "path": clip.id}
@@ -114,19 +114,24 @@ def seed_job(cluster: Cluster, inputs: Inputs, runs_dir: Path) -> list[dict]:
 
 
 def scale(inputs: Inputs, runs_dir: Path, num_gpus: int) -> list[dict]:
-    """The same work per GPU on one GPU and on more, at every ZeRO stage; and the same global batch on one."""
-    counts = [count for count in (1, 2, 4, 8) if count <= num_gpus]
-    runs = [(count, 2, count * ROWS_PER_GPU) for count in counts]
-    runs += [(num_gpus, stage, num_gpus * ROWS_PER_GPU) for stage in (0, 1, 3)] + [(1, 2, num_gpus * ROWS_PER_GPU)]
+    """The same work per GPU on one GPU and on more, at every ZeRO stage; and the same global batch on one.
+
+    Stage 3 runs its layers as they are. So a run at stage 2 without compiled layers stands beside it, to compare losses with.
+    """
+    all_rows = num_gpus * ROWS_PER_GPU
+    runs = [(count, 2, count * ROWS_PER_GPU, True) for count in (1, 2, 4, 8) if count <= num_gpus]
+    runs += [(num_gpus, stage, all_rows, True) for stage in (0, 1)]
+    runs += [(num_gpus, 3, all_rows, False), (num_gpus, 2, all_rows, False), (1, 2, all_rows, True)]
     return [_scale_run(inputs, runs_dir, *run) for run in dict.fromkeys(runs)]
 
 
-def _scale_run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int) -> dict:
-    name = f"scale-{num_workers}-zero{stage}-{batch_rows}"
+def _scale_run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int, compiled: bool) -> dict:
+    name = f"scale-{num_workers}-zero{stage}-{batch_rows}{'' if compiled else '-eager'}"
     overrides = {
         "name": name,
         "num_workers": num_workers,
         "zero_stage": stage,
+        "compile": compiled,
         "data.batch_rows": batch_rows,
         "data.max_dev_rows": 8 * num_workers,
         "data.max_wer_rows": 0,
@@ -141,14 +146,20 @@ def _scale_run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, bat
     config = load_config(TrainConfig, CONFIGS / "loquacious_small.yaml", [*inputs.overrides(), *changes])
     train(config)
     steps = [line for line in read_metrics(config.run_dir) if "loss" in line]
-    steady = [line["samples_per_s"] for line in steps if line["step"] > SCALE_WARMUP]
+    steady = [line for line in steps if line["step"] > SCALE_WARMUP]
+
+    def mean(key: str) -> float:
+        return sum(line[key] for line in steady) / len(steady)
+
     return {
         "name": name,
         "num_gpus": num_workers,
         "zero_stage": stage,
+        "compiled": compiled,
         "batch_rows": batch_rows,
-        "samples_per_s": sum(steady) / len(steady),
-        "data_wait_share": max(line["data_wait_share"] for line in steps if line["step"] > SCALE_WARMUP),
+        "samples_per_s": mean("samples_per_s"),
+        "audio_s_per_s": mean("audio_s_per_s"),  # to compare by: a step's clips are not all alike
+        "data_wait_share": mean("data_wait_share"),
         "peak_gib": steps[-1]["peak_gib"],
         "losses": [line["loss"] for line in steps],
     }

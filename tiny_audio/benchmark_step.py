@@ -35,10 +35,10 @@ LABEL_TOKENS_PER_S = 3.55  # SmolLM3's tokens of English read aloud: 31 for 8.7 
 WORD = " the"  # one token of the embedded tokenizer
 
 
-def benchmark_clips(count: int, seed: int) -> list[Clip]:
+def benchmark_clips(count: int, seed: int, longest_s: float = LONGEST_S) -> list[Clip]:
     """Noise of LoquaciousSet's durations, with labels of as many tokens as speech of that length has."""
     rng = np.random.default_rng(seed)
-    durations = rng.lognormal(np.log(MEAN_S) - SIGMA**2 / 2, SIGMA, count).clip(SHORTEST_S, LONGEST_S)
+    durations = rng.lognormal(np.log(MEAN_S) - SIGMA**2 / 2, SIGMA, count).clip(SHORTEST_S, longest_s)
     noise = (rng.standard_normal(int(LONGEST_S * SAMPLE_RATE)) * 1000).astype(np.int16)
     texts = [WORD * max(1, round(duration * LABEL_TOKENS_PER_S) - 2) for duration in durations]
     return [
