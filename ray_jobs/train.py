@@ -12,7 +12,7 @@ from tiny_audio.metrics import rejects_line
 def run(config: TrainConfig) -> None:
     from tiny_audio.train import train
 
-    training = train(config, lambda: start_ray(config.num_workers, config.num_workers * config.use_gpu))
+    training = train(config, lambda: start_ray(config.num_workers, (config.min_workers or config.num_workers) * config.use_gpu))
     if training["rejects"]:
         print("rejected: " + rejects_line(training["rejects"]))
     if training["left_out"]:

@@ -82,8 +82,8 @@ def test_noise_takes_its_share_of_the_clips_never_clips_and_leaves_silence():
 def window_clips(shards, num_workers, augment):
     """id -> PCM that the decode tasks send, over all workers, and what every step holds"""
     window = next(plan_windows(read_footers(list_shards(f"{shards}/train/*.parquet")), 0, 4, 4, 4))
-    settings = StreamSettings(0, num_workers, 0, 4, 3.1, 0.1, augment=augment)
-    tables = _decode_window(pa.table({"window": [json.dumps(asdict(window))]}), settings)
+    settings = StreamSettings(0, 0, 4, 3.1, 0.1, augment=augment)
+    tables = _decode_window(pa.table({"window": [json.dumps(asdict(window))]}), settings, num_workers)
     batches = [_from_table(table) for table in tables]
     pcm = {clip.id: clip.pcm.tobytes() for batch in batches for clip in batch.clips}
     steps = {(batch.step, len(clip.pcm), clip.id) for batch in batches for clip in batch.clips}

@@ -209,8 +209,8 @@ def read_stream(folder, num_workers, start_step=0, num_steps=6):
     """step -> sorted ids of all workers; rejects and left-out rows by source, through Ray Data as Ray Train splits it."""
     weights = {"librispeech": 0.5, "commonvoice": 2.0}
     mix = read_mix({f"{folder}:small:train": 1.0, f"{folder}/dev/*.parquet": 2.0})
-    settings = StreamSettings(3, num_workers, start_step, num_steps, 30.0, 0.0, Truecaser(), weights)
-    datasets_ = {"train": train_dataset(partial(plan_windows, mix, 3, 10, 2), settings)}
+    settings = StreamSettings(3, start_step, num_steps, 30.0, 0.0, Truecaser(), weights)
+    datasets_ = {"train": partial(train_dataset, partial(plan_windows, mix, 3, 10, 2), settings)}
     shares = ingest_config(None).configure(datasets_, num_workers, None, None)
     streams = [WorkerStream(share["train"], rank, start_step) for rank, share in enumerate(shares)]
     ids, rejects, left_out = {}, Counter(), Counter()

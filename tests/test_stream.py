@@ -10,15 +10,15 @@ from tiny_audio.stream import StreamSettings, WorkerStream, clip_dataset, ingest
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def settings(num_workers, start_step=0, num_steps=7):
-    return StreamSettings(0, num_workers, start_step, num_steps, 8.0, 0.0)
+def settings(start_step=0, num_steps=7):
+    return StreamSettings(0, start_step, num_steps, 8.0, 0.0)
 
 
 def split(shards, num_workers, start_step=0, num_steps=7):
     """The workers' shares, as Ray Train makes them."""
     groups = read_footers(list_shards(f"{shards}/train/*.parquet"))
     plan = partial(plan_windows, groups, 0, 4, 2)
-    datasets = {"train": train_dataset(plan, settings(num_workers, start_step, num_steps))}
+    datasets = {"train": partial(train_dataset, plan, settings(start_step, num_steps))}
     shares = ingest_config(None).configure(datasets, num_workers, None, None)
     return [WorkerStream(share["train"], rank, start_step) for rank, share in enumerate(shares)]
 
@@ -37,6 +37,7 @@ def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(sha
     one = read(split(shards, 1), 7)
     assert list(one) == list(range(7))
     assert read(split(shards, 2), 7) == one
+    assert read(split(shards, 3), 7) == one
     resumed = read(split(shards, 2, start_step=3), 4)
     assert resumed == {step: one[step] for step in range(3, 7)}
     monkeypatch.setattr("tiny_audio.stream.STEPS_A_PLAN", 2)  # windows of two steps: some lie across two planning tasks

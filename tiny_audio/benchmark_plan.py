@@ -104,7 +104,7 @@ def stream_figures(config: TrainConfig, groups: list[RowGroup], num_epochs: int)
     data = config.data
     per_epoch = steps_per_epoch(groups, data.batch_rows)
     start_step, num_steps = per_epoch - LEFT_STEPS, num_epochs * per_epoch
-    settings = StreamSettings(config.seed, config.num_workers, start_step, num_steps, data.max_duration_s, data.silence_share)
+    settings = StreamSettings(config.seed, start_step, num_steps, data.max_duration_s, data.silence_share)
     started = time.perf_counter()
     windows = window_dataset(partial(plan_windows, groups, config.seed, data.batch_rows, data.steps_per_window), settings)
     made = time.perf_counter()

@@ -222,6 +222,7 @@ class TrainConfig:
     seed: int = 42
     num_steps: int = 500
     num_workers: int = 1
+    min_workers: int | None = None  # as few may go on where nodes are lost, until others come; null: exactly num_workers
     use_gpu: bool = True
     threads_per_worker: int = 1  # CPU threads of a worker, where there is no GPU
     zero_stage: int = 2
@@ -244,7 +245,7 @@ class TrainConfig:
     def __post_init__(self):
         require(self.zero_stage in ZERO_STAGES, f"zero_stage must be one of 0, 1, 2, 3, not {self.zero_stage}")
         require_at_least(self, 1, "num_workers", "num_steps", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
-        require_at_least(self, 1, "threads_per_worker", "early_stopping_patience")
+        require_at_least(self, 1, "threads_per_worker", "early_stopping_patience", "min_workers")
         unknown = [name for name in self.trackers if name not in TRACKERS]
         require(not unknown, f"trackers: {unknown and unknown[0]!r} is none of {', '.join(TRACKERS)}")
         require(self.export in EXPORTS, f"export must be best or last, not {self.export!r}")
@@ -262,8 +263,12 @@ class TrainConfig:
         require(able or not self.fp8, "fp8=true stands between layers in bfloat16 on a GPU: it wants model.dtype=bfloat16")
         require("://" not in self.runs_dir, f"runs_dir={self.runs_dir}: runs are kept in folders; mount the storage and name it")
         require(
-            self.data.batch_rows % self.num_workers == 0,
-            f"data.batch_rows={self.data.batch_rows} does not divide among num_workers={self.num_workers}",
+            self.data.batch_rows >= self.num_workers,
+            f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}",
+        )
+        require(
+            (self.min_workers or 1) <= self.num_workers,
+            f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}, the most there will be",
         )
 
     def with_absolute_paths(self) -> TrainConfig:

@@ -44,7 +44,6 @@ class StreamSettings:
     """What a decode task needs to know."""
 
     seed: int
-    num_workers: int
     start_step: int
     num_steps: int
     max_duration_s: float
@@ -81,11 +80,11 @@ def _to_window(row: dict) -> Window:
     return Window(**{**plan, "slices": tuple(RowSlice(**part) for part in plan["slices"])})
 
 
-def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Table]:
+def _decode_window(table: pa.Table, settings: StreamSettings, num_workers: int) -> Iterator[pa.Table]:
     """The task on a CPU node: one planned window in, a one-row table per step and worker out."""
     for row in table.to_pylist():
         if row["window"] == "":
-            for rank in range(settings.num_workers):
+            for rank in range(num_workers):
                 yield _to_table(WorkerBatch(END, END, rank, 0, 0.0, []))
             continue
         window = _to_window(row)
@@ -99,7 +98,7 @@ def _decode_window(table: pa.Table, settings: StreamSettings) -> Iterator[pa.Tab
             decoded.rejects,
             decoded.left_out,
             seed=settings.seed,
-            num_workers=settings.num_workers,
+            num_workers=num_workers,
             silence_share=settings.silence_share,
         )
         for batch in batches:
@@ -146,7 +145,7 @@ def window_dataset(plan: Callable[..., Iterator[Window]], settings: StreamSettin
     return dataset
 
 
-def train_dataset(plan: Callable[..., Iterator[Window]], settings: StreamSettings) -> ray.data.Dataset:
+def train_dataset(plan: Callable[..., Iterator[Window]], settings: StreamSettings, num_workers: int) -> ray.data.Dataset:
     """The stream of training batches, in the order of the steps. Lazy: nothing is planned or read before a worker asks.
 
     At a stream's end Ray's equal split deals out what is left in runs, not in turns; so rows that nobody reads follow.
@@ -155,18 +154,31 @@ def train_dataset(plan: Callable[..., Iterator[Window]], settings: StreamSetting
         plan: as `window_dataset` takes it.
     """
     dataset = window_dataset(plan, settings).map_batches(
-        _decode_window, batch_size=1, batch_format="pyarrow", fn_kwargs={"settings": settings}
+        _decode_window, batch_size=1, batch_format="pyarrow", fn_kwargs={"settings": settings, "num_workers": num_workers}
     )
     dataset.context.target_max_block_size = 1  # as above
+    dataset.context.enable_progress_bars = False
+    dataset.context.execution_no_progress_timeout_s = -1  # a long validation is no stall
     return dataset
 
 
+class _Ingest(IngestConfig):
+    """Train's split of a stream that is made at every start of the workers, when it is known how many they are."""
+
+    def configure(self, datasets: dict[str, Callable[[int], ray.data.Dataset]], world_size: int, *args, **kwargs):
+        made = {name: make(world_size) for name, make in datasets.items()}
+        return super().configure(made, world_size, *args, **kwargs)
+
+
 def ingest_config(decode_label: str | None) -> IngestConfig:
-    """Train's split: in order, and decoded only on nodes labelled `ray-subcluster=decode_label`, where that is given."""
+    """Train's split: in order, and decoded only on nodes labelled `ray-subcluster=decode_label`, where that is given.
+
+    What it splits is a function: the number of workers -> their dataset.
+    """
     options = ExecutionOptions(preserve_order=True)
     if decode_label:
         options.label_selector = {SUBCLUSTER: decode_label}
-    return IngestConfig(execution_options={"train": options}, enable_shard_locality=False)
+    return _Ingest(execution_options={"train": options}, enable_shard_locality=False)
 
 
 class WorkerStream:

@@ -39,23 +39,28 @@ from tiny_audio.stream import StreamSettings, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
 from tiny_audio.worker import train_loop
 
-WORKER_START_TIMEOUT_S = 1800  # nodes may have to come up and models to be fetched first
+# How long Ray Train waits for the nodes that it chose, before it chooses anew. They may have to come up first; where the
+# number of workers may change it chooses those that are up, by a list that Ray renews every 20 s: one may just be lost.
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+START_TIMEOUT_S = 1800
+ELASTIC_START_TIMEOUT_S = 30
+# How often it is asked whether nodes have come. To take them in costs a restart, and the steps since the last checkpoint.
+RESIZE_CHECK_S = 300.0
 
 
 def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None):
-    """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on."""
+    """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on.
 
-    def make() -> ray.data.Dataset:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_no_progress_timeout_s = -1  # a long validation is no stall
+    It returns another, which `ingest_config` calls with the number of workers.
+    """
+
+    def make() -> Callable[[int], ray.data.Dataset]:
         checkpoint = latest_checkpoint(config.run_dir)
         start_step = load_progress(checkpoint).step if checkpoint else 0
         data = config.data
         plan = partial(plan_windows, groups, config.seed, data.batch_rows, data.steps_per_window)
         settings = StreamSettings(
             seed=config.seed,
-            num_workers=config.num_workers,
             start_step=start_step,
             num_steps=config.num_steps,
             max_duration_s=data.max_duration_s,
@@ -64,16 +69,19 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
             source_weights=data.source_weights,
             augment=config.augment,
         )
-        return train_dataset(plan, settings)
+        return partial(train_dataset, plan, settings)
 
     return make
 
 
 def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None) -> TorchTrainer:
+    num_workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     return TorchTrainer(
         train_loop,
         train_loop_config={"config": dataclasses.asdict(config), "plan_identity": plan_identity(config, groups)},
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=config.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
+        ),
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=str(config.run_dir.resolve()),
@@ -125,7 +133,9 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     start_ray()
     leave_out_damaged(config.run_dir, config.score_metric)
     save_config(config, config.run_dir / "config.yaml")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(WORKER_START_TIMEOUT_S))
+    os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S))
+    if config.min_workers:
+        os.environ[START_TIMEOUT] = str(ELASTIC_START_TIMEOUT_S)
     with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
         stopped = _trainer(config, groups, truecaser).fit().return_value  # rank 0's
     require(not stopped, f"{config.run_dir}: {stopped}")

@@ -140,6 +140,7 @@ class Worker:
                 "data_wait_share": wait_s / self.num_workers / seconds,
                 "epoch": epoch,
                 "num_rejected": num_rejects(self.progress.rejects),
+                "num_workers": self.num_workers,
                 "time_s": self.progress.train_s,
                 "unix_time": time.time(),
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
