@@ -1,0 +1,174 @@
+"""Workers that come and go: nodes are lost and return in the middle of a run, on a local Ray of several nodes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch.distributed
+from ray.train import ScalingConfig, TrainingFailedError
+from safetensors.torch import load_file
+
+from tests.test_train import config_of, losses, scores
+from tiny_audio.checkpoint import latest_checkpoint
+from tiny_audio.ledger import audit
+from tiny_audio.metrics import read_json_lines, read_metrics
+from tiny_audio.train import train
+
+NUM_STEPS = 12  # three epochs
+SLOT = "worker_slot"  # stands in for a GPU: a node of the test has one, and so runs one worker
+
+
+def loop_with(before_step):
+    """train_loop, with a call before each step. Made in here, for workers cannot import a test."""
+
+    def loop(loop_config: dict) -> str:
+        from tiny_audio import worker
+
+        train_step = worker.Worker.train_step
+        worker.Worker.train_step = lambda self, step: before_step(self) or train_step(self, step)
+        return worker.train_loop(loop_config)
+
+    return loop
+
+
+def stand_still(holds):
+    """Before a step, the last worker stands still where `holds` has (workers, steps done); the others wait for it."""
+
+    def hold(worker) -> None:
+        while (worker.num_workers, worker.progress.step) in holds and worker.rank == worker.num_workers - 1:
+            time.sleep(0.1)
+
+    return hold
+
+
+def break_off(after_step):
+    def check(worker) -> None:
+        if worker.progress.step == after_step:
+            raise RuntimeError("cut off")
+
+    return check
+
+
+def run_config(shards, runs_dir, name, **changes):
+    config = config_of(shards, runs_dir, name, num_steps=NUM_STEPS, **changes)
+    config.data.batch_rows = 8
+    return config
+
+
+def wait_for(condition, running=lambda: True, timeout_s: float = 150) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert running()
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+def num_slots() -> int:
+    return sum(node["Resources"].get(SLOT, 0) for node in ray.nodes() if node["Alive"])
+
+
+class Node:
+    """A node added to a Ray, with room for one worker and for no decode task."""
+
+    def __init__(self, gcs_address: str, folder: Path):
+        (folder / "ray").mkdir(exist_ok=True)  # there `ray start` notes the address for commands that name none; not in /tmp
+        env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(folder)}
+        command = [str(Path(sys.executable).parent / "ray"), "start", f"--address={gcs_address}", "--block", "--num-cpus=0"]
+        command += [f"--resources={json.dumps({SLOT: 1})}", "--object-store-memory=100000000"]
+        command += [f"--node-ip-address={gcs_address.rsplit(':', 1)[0]}"]
+        num_before = num_slots()
+        self.process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda: num_slots() > num_before)  # two that start at once would choose the same sockets
+
+    def kill(self) -> None:
+        """As a power cut: nothing of it says goodbye."""
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+            process.kill()
+        self.process.wait()
+
+
+def logged(config, num_workers: int, step: int) -> bool:
+    return any(
+        (line.get("num_workers"), line["step"]) == (num_workers, step)
+        for line in read_json_lines(config.run_dir / "metrics.jsonl")
+    )
+
+
+@pytest.fixture(scope="module")
+def one_worker_run(local_ray, shards, tmp_path_factory):
+    """What every run below must equal: one worker, undisturbed."""
+    config = run_config(shards, tmp_path_factory.mktemp("runs"), "one")
+    train(config)
+    return config
+
+
+def same(config, expected) -> None:
+    assert losses(config) == pytest.approx(losses(expected), rel=1e-5)
+    assert scores(config) == pytest.approx(scores(expected), rel=1e-5)
+    counts = [json.loads((c.run_dir / "training.json").read_text()) for c in (config, expected)]
+    assert counts[0]["rejects"] == counts[1]["rejects"]
+    assert counts[0]["num_rows"] == counts[1]["num_rows"]
+    for row in audit(config):
+        assert (row.num_rows, row.num_missing, row.num_twice) == (26, 0, 0)
+    assert len(audit(config)) == 3
+    ours, theirs = (load_file(latest_checkpoint(c.run_dir) / "projector.safetensors") for c in (config, expected))
+    for key in theirs:  # a step moves a weight by up to 1e-4
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=1e-4)
+
+
+def intervals(config) -> list[int]:
+    """The number of workers, as often as it changed from a step to the next."""
+    return [number for number, _ in groupby(line["num_workers"] for line in read_metrics(config.run_dir) if "loss" in line)]
+
+
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come(
+    one_worker_run, local_ray, shards, tmp_path, monkeypatch
+):
+    """2 workers -> 1, by the loss of a node -> 2, by a new one; at each change all steps since the checkpoint run again."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # as the manifests set it; to be put back
+    monkeypatch.setattr("tiny_audio.train.RESIZE_CHECK_S", 1.0)
+    monkeypatch.setattr("tiny_audio.train.ScalingConfig", partial(ScalingConfig, resources_per_worker={SLOT: 1}))
+    monkeypatch.setattr("tiny_audio.train.train_loop", loop_with(stand_still({(2, 5), (1, 9)})))
+    config = run_config(shards, tmp_path, "elastic", num_workers=2, min_workers=1, zero_stage=2, max_failures=1)
+    running = threading.Thread(target=train, args=(config,), daemon=True)
+    nodes = []
+    try:
+        nodes += [Node(local_ray.gcs_address, tmp_path)]
+        nodes += [Node(local_ray.gcs_address, tmp_path)]
+        running.start()
+        wait_for(lambda: logged(config, 2, 5), running.is_alive)
+        nodes[1].kill()
+        wait_for(lambda: logged(config, 1, 9), running.is_alive)
+        nodes.append(Node(local_ray.gcs_address, tmp_path))
+        running.join(150)
+        assert not running.is_alive()
+    finally:
+        for node in nodes:
+            if node.process.poll() is None:
+                node.kill()
+    assert intervals(config) == [2, 1, 2]
+    same(config, one_worker_run)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_run_goes_on_by_three_workers_whose_shares_are_uneven(one_worker_run, shards, tmp_path, monkeypatch, zero_stage):
+    """8 rows a step, some of them bad: one worker, cut off after 5 steps; then the same command with three."""
+    config = run_config(shards, tmp_path, "uneven", zero_stage=zero_stage)
+    with monkeypatch.context() as patch:
+        patch.setattr("tiny_audio.train.train_loop", loop_with(break_off(5)))
+        with pytest.raises(TrainingFailedError, match="cut off"):
+            train(config)
+    config.num_workers = 3
+    train(config)
+    assert intervals(config) == [1, 3]
+    same(config, one_worker_run)
