@@ -160,10 +160,9 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come
     same(config, one_worker_run)
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_a_run_goes_on_by_three_workers_whose_shares_are_uneven(one_worker_run, shards, tmp_path, monkeypatch, zero_stage):
+def test_a_run_goes_on_by_three_workers_whose_shares_are_uneven(one_worker_run, shards, tmp_path, monkeypatch):
     """8 rows a step, some of them bad: one worker, cut off after 5 steps; then the same command with three."""
-    config = run_config(shards, tmp_path, "uneven", zero_stage=zero_stage)
+    config = run_config(shards, tmp_path, "uneven", zero_stage=2)
     with monkeypatch.context() as patch:
         patch.setattr("tiny_audio.train.train_loop", loop_with(break_off(5)))
         with pytest.raises(TrainingFailedError, match="cut off"):
