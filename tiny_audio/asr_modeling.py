@@ -30,6 +30,7 @@ from tiny_audio.features import (
 )
 from tiny_audio.layers import Layers, encode, stem
 from tiny_audio.masks import apply_masks
+from tiny_audio.non_finite import ClipCheck
 from tiny_audio.tensors import Group, PackedBatch, Packing, Segments, frame_index, padded_rows, segments
 from tiny_audio.text import END_OF_TURN, build_prompt
 
@@ -68,10 +69,14 @@ class Projector(nn.Module):
 
 @dataclass
 class ASROutput:
-    """Loss of a batch, summed over its label tokens, and their number; `loss` is the mean."""
+    """Loss of a batch, summed over its label tokens, and their number; `loss` is the mean.
+
+    A clip that meets a NaN or an infinity is left out of the loss and of the gradients: see `non_finite.py`.
+    """
 
     loss_sum: torch.Tensor
     num_label_tokens: int
+    clips: ClipCheck  # of which each was finite, and the number of label tokens that these have
     encoded: torch.Tensor | None  # (frames, C) that the encoder made; none where all were known
 
     @property
@@ -184,7 +189,7 @@ class ASRModel(PreTrainedModel):
         return apply_masks(mels, batch.masks.of(group.first, group.last)) if batch.masks else mels
 
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Audio tokens (A, D) in their places -> the loss, summed over the labels.
+        """Audio tokens (A, D) in their places -> the loss of each label (L,).
 
         Causal attention within each clip; the last layer and the logits are made for the predicting positions only.
         """
@@ -197,13 +202,15 @@ class ASRModel(PreTrainedModel):
             hidden = self.layers.decoder(layer, hidden, *(turned if layer.self_attn.use_rope else unturned), batch.clips)
         turns = turned if last.self_attn.use_rope else unturned
         hidden = self.layers.last_decoder(last, hidden, *turns, batch.clips, batch.predicting, batch.answers)
-        return self.layers.loss(decoder.norm, self.decoder.lm_head, hidden, batch.labels)
+        return self.layers.losses(decoder.norm, self.decoder.lm_head, hidden, batch.labels)
 
     def forward(self, batch: PackedBatch) -> ASROutput:
         """Loss of a batch of clips that `tensors.pack` laid out, on the model's device."""
         encoded = self.encode_batch(batch)
         frames = torch.cat([part for part in (batch.known, encoded) if part is not None])
-        return ASROutput(self.decode(self.project(frames, batch.first_tokens), batch), batch.num_label_tokens, encoded)
+        clips = ClipCheck(batch)
+        audio = clips.check_gradients(self.project(clips.check_frames(frames), batch.first_tokens))
+        return ASROutput(clips.check_losses(self.decode(audio, batch)).sum(), batch.num_label_tokens, clips, encoded)
 
     def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """What `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and the (B, T) mask."""

@@ -236,6 +236,8 @@ class TrainConfig:
     early_stopping_patience: int | None = None  # validations in a row without a better one that end the run
     log_every: int = 10
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # any of tensorboard, wandb, mlflow; see tracking.py
+    max_loss_rise: float = 3.0  # nats per token: a logged loss so far above the lowest of this start ends the run
+    watchdog_timeout_s: float = 900.0  # that a worker may be at one thing before it counts as hung, and all start again
     max_failures: int = 3  # restarts from the last checkpoint before the run gives up
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -245,11 +247,11 @@ class TrainConfig:
     def __post_init__(self):
         require(self.zero_stage in ZERO_STAGES, f"zero_stage must be one of 0, 1, 2, 3, not {self.zero_stage}")
         require_at_least(self, 1, "num_workers", "num_steps", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
-        require_at_least(self, 1, "threads_per_worker", "early_stopping_patience", "min_workers")
+        require_at_least(self, 1, "threads_per_worker", "watchdog_timeout_s", "early_stopping_patience", "min_workers")
         unknown = [name for name in self.trackers if name not in TRACKERS]
         require(not unknown, f"trackers: {unknown and unknown[0]!r} is none of {', '.join(TRACKERS)}")
         require(self.export in EXPORTS, f"export must be best or last, not {self.export!r}")
-        require_at_least(self, 0, "seed", "max_failures", "cache_features_gib")
+        require_at_least(self, 0, "seed", "max_failures", "max_loss_rise", "cache_features_gib")
         require(
             not (self.cache_features_gib and self.zero_stage == 3),
             "cache_features_gib lets workers skip the encoder, which zero_stage=3 shares out: it wants stage 0, 1 or 2",

@@ -132,10 +132,10 @@ def last_decoder_layer(
     return _mlp(layer, hidden[wanted] + attention.o_proj(seen.flatten(-2)))
 
 
-def label_loss(norm: nn.Module, head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross entropies of (L,) labels, predicted from (L, D)."""
+def label_losses(norm: nn.Module, head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropies of (L,) labels, predicted from (L, D): (L,), zero where a label does not count."""
     logits = head(norm(hidden)).float()
-    return cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    return cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
 
 
 class Layers(NamedTuple):
@@ -144,7 +144,7 @@ class Layers(NamedTuple):
     encoder: Callable = encoder_layer
     decoder: Callable = decoder_layer
     last_decoder: Callable = last_decoder_layer
-    loss: Callable = label_loss
+    losses: Callable = label_losses
 
 
 def compiled_layers() -> Layers:

@@ -18,7 +18,7 @@ from tiny_audio.batch import WorkerBatch
 from tiny_audio.config import TrainConfig, require
 from tiny_audio.parts import part_paths, write_part
 from tiny_audio.plan import RowGroup, epoch_groups, read_mix, steps_per_epoch
-from tiny_audio.rejects import REJECTS
+from tiny_audio.rejects import REJECTS, SkippedRow
 from tiny_audio.shards import row_copies
 
 LEDGER = "ledger.parquet"
@@ -36,6 +36,11 @@ class Ledger:
     def add(self, batch: WorkerBatch) -> None:
         spoken = (clip for clip in batch.clips if clip.text)
         self.unwritten += [{"epoch": batch.epoch, "step": batch.step, "id": clip.id} for clip in spoken]
+
+    def take_out(self, skipped: list[SkippedRow]) -> None:
+        """Forgets rows of this worker that were not trained after all."""
+        for row in skipped:
+            self.unwritten.remove({"epoch": row.epoch, "step": row.step, "id": row.id})
 
     def write(self, step: int) -> None:
         write_part(self.run_dir / LEDGER, step, self.rank, self.unwritten, SCHEMA)

@@ -1,6 +1,7 @@
 """The rows that a run rejected: rejects.parquet, for people to look into, and whether they are too many to go on.
 
-rejects.parquet is a folder of parts (see parts.py). A row's `step` is the first one of the window that it was read in.
+rejects.parquet is a folder of parts (see parts.py). A row's `step` is the first one of the window that it was read in;
+of a clip that was read well, and left out of its step as "loss_not_finite", the step itself.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiny_audio.batch import WorkerBatch
+from tiny_audio.loquacious import source_of
 from tiny_audio.parts import part_paths, write_part
 
 REJECTS = "rejects.parquet"
@@ -22,6 +25,27 @@ SCHEMA = pa.schema(
 )
 JUDGED_ROWS = 500  # at least, before their share of rejects is judged: one bad row group must not end a run
 WORST_FILES = 20
+NAMED_ROWS = 5
+NON_FINITE = "loss_not_finite"  # the reason of a row that was read well and skipped in training
+
+
+class SkippedRow(NamedTuple):
+    """A clip that met a NaN or an infinity, and was left out of its step."""
+
+    epoch: int
+    step: int
+    id: str
+    rank: int
+
+    @property
+    def source(self) -> str:
+        return source_of(self.id)
+
+
+def name_rows(ids: list[str]) -> str:
+    """The first few, and how many more: "a, b, c and 7 more"."""
+    rest = len(ids) - NAMED_ROWS
+    return ", ".join(ids[:NAMED_ROWS]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def worst_files(run_dir: Path) -> list[dict]:
@@ -31,6 +55,7 @@ def worst_files(run_dir: Path) -> list[dict]:
         table = pq.read_table(part, columns=["path", "reason"])
         for row in table.group_by(["path", "reason"]).aggregate([([], "count_all")]).to_pylist():
             files.setdefault(row["path"], Counter())[row["reason"]] += row["count_all"]
+    files.pop("", None)  # of rows that were skipped in training
     worst = sorted(files, key=lambda path: (-files[path].total(), path))[:WORST_FILES]
     return [{"path": path, "reasons": dict(sorted(files[path].items()))} for path in worst]
 
@@ -58,6 +83,14 @@ class RejectLog:
             row = {"epoch": batch.epoch, "step": batch.step, "source": reject.source}
             self.unwritten.append(row | dataclasses.asdict(reject))
 
+    def add_skipped(self, skipped: list[SkippedRow]) -> None:
+        """Takes in rows of any worker that were read, and could not be trained. Clips do not know their file."""
+        for row in skipped:
+            self.kinds[row.source, NON_FINITE] += 1
+            self.files[""] += 1
+            values = {"epoch": row.epoch, "step": row.step, "source": row.source}
+            self.unwritten.append(values | {"id": row.id, "reason": NON_FINITE, "path": ""})
+
     def write(self, step: int) -> None:
         """Adds a part of what was rejected up to `step`."""
         write_part(self.run_dir / REJECTS, step, 0, self.unwritten, SCHEMA)
@@ -75,5 +108,5 @@ class RejectLog:
         return (
             f"{kinds.total() / num_read:.0%} of the last {num_read} rows were rejected, more than "
             f"data.max_reject_share={self.max_share:g}; most often {of_kind} as {reason} in source {source}, and {in_file} "
-            f"in {path}; look into {REJECTS}, mend the data or raise the limit, and start the same command again"
+            f"in {path or 'good files'}; look into {REJECTS}, mend the data or raise the limit, and start the same command again"
         )

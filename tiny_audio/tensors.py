@@ -57,6 +57,7 @@ class Packing:
 class PackedBatch:
     """Clips laid out for `ASRModel.forward`: first those whose encoder frames are at hand, then the rest, shortest first."""
 
+    rows: list[Clip]  # all of them, in order
     known: torch.Tensor | None  # (frames, C) of the clips that need not be encoded
     fresh: list[Clip]  # those to encode, in order
     pcm: torch.Tensor  # (S,) int16, theirs, end to end
@@ -180,6 +181,7 @@ def pack(
     groups = group_clips([len(clip.pcm) for clip in fresh], packing)
     num_frames = [2 * n for n in num_tokens[len(known) :]]
     return PackedBatch(
+        rows=clips,
         known=torch.cat(list(known.values())) if known else None,
         fresh=fresh,
         pcm=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *(clip.pcm for clip in fresh)])),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from tiny_audio.asr_config import ASRConfig
@@ -34,9 +34,10 @@ from tiny_audio.config_files import save_config
 from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.metrics import MetricsFollower
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
-from tiny_audio.rejects import worst_files
+from tiny_audio.rejects import name_rows, worst_files
 from tiny_audio.stream import StreamSettings, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
+from tiny_audio.watchdog import ForgetWorkers, HangFollower, start_watch
 from tiny_audio.worker import train_loop
 
 # How long Ray Train waits for the nodes that it chose, before it chooses anew. They may have to come up first; where the
@@ -74,11 +75,12 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
     return make
 
 
-def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None) -> TorchTrainer:
+def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch) -> TorchTrainer:
+    identity = plan_identity(config, groups)
     num_workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     return TorchTrainer(
         train_loop,
-        train_loop_config={"config": dataclasses.asdict(config), "plan_identity": plan_identity(config, groups)},
+        train_loop_config={"config": dataclasses.asdict(config), "plan_identity": identity, "watch": watch},
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
         ),
@@ -87,10 +89,35 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
             storage_path=str(config.run_dir.resolve()),
             checkpoint_config=CheckpointConfig(config.keep_checkpoints, config.score_metric, checkpoint_score_order="min"),
             failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=[ForgetWorkers(watch)],
         ),
         datasets={"train": _dataset_factory(config, groups, truecaser)},
         dataset_config=ingest_config(config.data.decode_label),
     )
+
+
+def _rows_of_step(config: TrainConfig, groups: list[RowGroup], step: int) -> str:
+    """Where the rows of a step are read from, for people: row groups of the window that holds it."""
+    data = config.data
+    windows = plan_windows(groups, config.seed, data.batch_rows, data.steps_per_window, num_steps=step + 1, start_step=step)
+    return name_rows([f"{part.path} (row group {part.row_group})" for window in windows for part in window.slices])
+
+
+def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None) -> str:
+    """Trains to the end; returns why it stopped before, if so.
+
+    Raises:
+        TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
+    """
+    watch = start_watch(config.watchdog_timeout_s)
+    with HangFollower(watch, partial(_rows_of_step, config, groups)):
+        try:
+            return _trainer(config, groups, truecaser, watch).fit().return_value  # rank 0's
+        except TrainingFailedError:
+            final, hung = ray.get(watch.reasons.remote())
+            if not final and not hung:
+                raise
+            return final or f"{hung}; given up after {config.max_failures} restarts, and the same command goes on"
 
 
 def _export(config: TrainConfig) -> dict:
@@ -118,8 +145,8 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
         start_ray: called once all inputs are checked, unless Ray is up already.
 
     Raises:
-        ConfigError: a shard or backbone is not there or is no such thing, the run was started with other settings, or too
-            many rows are rejected.
+        ConfigError: a shard or backbone is not there or is no such thing, the run was started with other settings, too
+            many rows are rejected, the loss is not finite or has exploded, or workers hang more than `max_failures` times.
     """
     config = config.with_absolute_paths()
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
@@ -137,7 +164,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     if config.min_workers:
         os.environ[START_TIMEOUT] = str(ELASTIC_START_TIMEOUT_S)
     with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
-        stopped = _trainer(config, groups, truecaser).fit().return_value  # rank 0's
+        stopped = _fit(config, groups, truecaser)
     require(not stopped, f"{config.run_dir}: {stopped}")
     leave_out_damaged(config.run_dir, config.score_metric)
     return _export(config)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import distributed
 
 from tiny_audio.batch import deal, load_s, num_micro_batches
-from tiny_audio.config import DataConfig, require
+from tiny_audio.config import ConfigError, DataConfig, require
 from tiny_audio.labels import make_truecaser
 from tiny_audio.plan import list_shards, plan_pass, read_footers
+from tiny_audio.rejects import name_rows
 from tiny_audio.shards import Clip, decode_slices
 from tiny_audio.tensors import PackedBatch, pack, silence
 from tiny_audio.transcribe import MAX_BATCH_S, Transcriber
@@ -46,34 +49,58 @@ def _all_sums(values: list[float], device: torch.device) -> list[float]:
 class Validation:
     """Scores a model on its dev clips; every worker does its share, in the same number of parts."""
 
-    def __init__(self, data: DataConfig, transcriber: Transcriber, micro_batch_s: float, grouped: bool):
+    def __init__(
+        self,
+        data: DataConfig,
+        transcriber: Transcriber,
+        micro_batch_s: float,
+        grouped: bool,
+        on_part: Callable[[list[str]], None],  # told the rows of each part before it is computed
+    ):
         rank, num_workers = distributed.get_rank(), distributed.get_world_size()
         clips, packing = load_dev_clips(data), transcriber.model.packing(grouped)
         shares = deal(clips, num_workers)
         num_parts = num_micro_batches(max(load_s(share) for share in shares), micro_batch_s)
         self.loss_parts = [pack(part, packing) for part in deal(shares[rank], num_parts)]
         self.wer_parts = wer_parts(clips[: data.max_wer_rows], rank, num_workers, transcriber.max_duration_s)
-        self.transcriber = transcriber
+        self.transcriber, self.on_part = transcriber, on_part
 
     def __call__(self) -> dict[str, float]:
-        """`val_loss`, per label token, and `val_wer`, unless no rows are meant for it. All workers must call it."""
+        """`val_loss`, per label token, and `val_wer`, unless no rows are meant for it. All workers must call it.
+
+        Raises:
+            ConfigError: a clip's loss is not finite; on all workers alike.
+        """
         scores = {"val_loss": self._loss()}
         return {**scores, "val_wer": self._wer()} if self.wer_parts else scores
 
     def _loss(self) -> float:
         device = self.transcriber.model.decoder.device
-        loss_sum = sum(self._batch_loss(batch.to(device)) for batch in self.loss_parts)
+        loss_sum, not_finite = 0.0, []
+        for batch in self.loss_parts:
+            self.on_part([clip.id for clip in batch.rows])
+            part_loss, finite = self._batch_loss(batch.to(device))
+            loss_sum += part_loss
+            not_finite += [clip.id for clip, good in zip(batch.rows, finite, strict=True) if not good]
         num_tokens = sum(batch.num_label_tokens for batch in self.loss_parts)
-        loss_sum, num_tokens = _all_sums([loss_sum, num_tokens], device)
+        loss_sum, num_tokens, num_bad = _all_sums([loss_sum, num_tokens, len(not_finite)], device)
+        if num_bad:
+            found: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
+            distributed.all_gather_object(found, not_finite)
+            rows = name_rows(sorted(name for part in found for name in part))
+            remedy = "leave these rows out of data.dev; if they are most of it, try a lower optimizer.learning_rate"
+            raise ConfigError(f"the validation loss is not a finite number for rows {rows}; {remedy}")
         return loss_sum / max(1.0, num_tokens)
 
-    def _batch_loss(self, batch: PackedBatch) -> float:
-        """With gradients, which nobody takes: so it runs as compiled for training. They are let go on return."""
-        return float(self.transcriber.model(batch).loss_sum.detach())
+    def _batch_loss(self, batch: PackedBatch) -> tuple[float, list[bool]]:
+        """And which clips were finite. With gradients, which nobody takes: so it runs as compiled for training."""
+        output = self.transcriber.model(batch)
+        return float(output.loss_sum.detach()), output.clips.finite.tolist()
 
     def _wer(self) -> float:
         num_errors = num_words = 0.0
         for clips in self.wer_parts:
+            self.on_part([clip.id for clip in clips])
             heard = self.transcriber([clip.pcm for clip in clips or [silence()]])
             for clip, transcript in zip(clips, heard, strict=False):
                 errors = count_errors(clip.text, transcript.text)

@@ -28,7 +28,7 @@ from tiny_audio.checkpoint import (
     new_checkpoint_folder,
     save_checkpoint,
 )
-from tiny_audio.config import TrainConfig, require
+from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import build
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.feed import Feed, ReadyStep
@@ -38,38 +38,43 @@ from tiny_audio.layers import compiled_layers
 from tiny_audio.ledger import LEDGER, Ledger
 from tiny_audio.metrics import append_metrics, count_reject, num_rejects
 from tiny_audio.parts import drop_parts_after
-from tiny_audio.rejects import REJECTS, RejectLog
+from tiny_audio.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.schedule import learning_rate
 from tiny_audio.stream import WorkerStream
 from tiny_audio.transcribe import Transcriber
 from tiny_audio.validation import Validation
+from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
 from tiny_audio.zero import Engine
 
 
 class Worker:
     """One rank's state through `train_loop`."""
 
-    def __init__(self, config: TrainConfig, groups_identity: dict[str, int]):
+    def __init__(self, config: TrainConfig, groups_identity: dict[str, int], watchdog: Watchdog):
         context = ray.train.get_context()
         self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        self.device, self.watchdog = ray.train.torch.get_device(), watchdog
         self.model = build_model(config, self.device)
+        watchdog.tell(STARTING)  # the next part of it, to which its time is given anew
         self.progress = Progress(plan=groups_identity)
         moments = self._restore_weights()
         grouped = config.zero_stage < 3  # there workers must run every module equally often
         self.packing = self.model.packing(grouped)
         self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
+        watchdog.tell(STARTING)
         self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
         if moments:
             self.engine.load_moments(moments, self.progress.step)
         synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
-        self.validation = Validation(config.data, Transcriber(self.model, **synced), self.micro_batch_s, grouped)
+        transcriber, on_part = Transcriber(self.model, **synced), partial(self.tell, VALIDATING)
+        self.validation = Validation(config.data, transcriber, self.micro_batch_s, grouped, on_part)
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
         self.ledger = Ledger(config.run_dir, self.rank)
         self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
         if self.rank == 0:
             for table in (REJECTS, LEDGER):
                 drop_parts_after(config.run_dir / table, self.progress.step)
+        self.lowest_loss = math.inf  # of an interval, since this start
         self.start_interval()
 
     def _restore_weights(self) -> dict[str, torch.Tensor] | None:
@@ -85,19 +90,29 @@ class Worker:
         draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=config.augment, seed=config.seed)
         return Feed(stream, left, self.packing, self.micro_batch_s, self.cache, draw_masks)
 
+    def tell(self, phase: str, ids: list[str] | tuple[str, ...] = ()) -> None:
+        """Says to the watchdog what begins now, at the step in hand."""
+        self.watchdog.tell(phase, self.progress.step, ids)
+
     def train_step(self, step: ReadyStep) -> float | torch.Tensor:
         """Forward, backward and update over this worker's share of a step; returns the gradient's norm."""
-        self.interval.num_tokens += step.num_label_tokens
+        self.tell(OTHERS)
         num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
         scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
         for number, micro_batch in enumerate(step.micro_batches, 1):
+            self.tell(COMPUTING, [clip.id for clip in micro_batch.rows])
             output = self.engine(micro_batch.to(self.device))
+            self.tell(GRADIENTS, [clip.id for clip in micro_batch.rows])
             self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
             self.interval.loss_sum += output.loss_sum.detach()
+            self.interval.add_clips(step.batch, micro_batch.rows, output.clips)
             if micro_batch.fresh and self.config.cache_features_gib:
                 self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
-        return self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
+        self.tell(OTHERS)
+        norm = self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
+        self.interval.grad_norm_sum += norm
+        return norm
 
     def count(self, batch: WorkerBatch, wait_s: float) -> None:
         """Takes a trained batch into the run's progress and the interval's sums."""
@@ -113,31 +128,39 @@ class Worker:
         for source, count in batch.left_out.items():
             self.progress.left_out[source] = self.progress.left_out.get(source, 0) + count
 
+    def take_out(self, skipped: list[SkippedRow]) -> None:
+        """Counts rows that were not finite among the rejects, no longer among the trained."""
+        self.ledger.take_out([row for row in skipped if row.rank == self.rank])
+        self.progress.num_rows -= len(skipped)
+        for row in skipped:
+            count_reject(self.progress.rejects, row.source, NON_FINITE)
+        if self.rank == 0:
+            self.rejects.add_skipped(skipped)
+
     def log(self, grad_norm: float | torch.Tensor, epoch: int) -> str:
         """Adds the interval since the last log to metrics.jsonl, and starts the next.
 
         Returns why the run must stop, in words on rank 0, or an empty string: the same on all workers otherwise.
-
-        Raises:
-            RuntimeError: the loss is not a finite number.
         """
         too_many_rejects = self.rejects.judge()
-        loss_sum, num_tokens, audio_s, wait_s, stops = self.interval.sums(bool(too_many_rejects))
+        sums = self.interval.sums(bool(too_many_rejects))
         seconds = time.perf_counter() - self.interval_started
-        step, loss = self.progress.step, loss_sum / max(1.0, num_tokens)
-        if not math.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss} at step {step}; try a lower optimizer.learning_rate, or more warm-up")
-        self.progress.audio_s += audio_s
+        skipped = self.interval.skipped() if sums.num_skipped else []
+        self.take_out(skipped)
+        step = self.progress.step
+        fault = self.interval.fault(step, sums, skipped, self.lowest_loss, self.config.max_loss_rise)
+        self.lowest_loss = min(self.lowest_loss, sums.mean_loss)
+        self.progress.audio_s += sums.audio_s
         self.progress.train_s += seconds
         if self.rank == 0:
             values = {
                 "step": step,
-                "loss": loss,
+                "loss": sums.mean_loss,
                 "learning_rate": learning_rate(self.config.optimizer, step - 1, self.config.num_steps),
                 "grad_norm": float(grad_norm),
                 "samples_per_s": self.interval.num_rows / seconds,
-                "audio_s_per_s": audio_s / seconds,
-                "data_wait_share": wait_s / self.num_workers / seconds,
+                "audio_s_per_s": sums.audio_s / seconds,
+                "data_wait_share": sums.wait_s / self.num_workers / seconds,
                 "epoch": epoch,
                 "num_rejected": num_rejects(self.progress.rejects),
                 "num_workers": self.num_workers,
@@ -145,18 +168,20 @@ class Worker:
                 "unix_time": time.time(),
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
             }
-            append_metrics(self.config.run_dir, values)
+            if math.isfinite(sums.mean_loss):
+                append_metrics(self.config.run_dir, values)
             self.rejects.write(step)
         self.ledger.write(step)
         self.start_interval()
-        return too_many_rejects or ("rank 0 says so" if stops else "")
+        return fault or too_many_rejects or ("rank 0 says so" if sums.stops else "")
 
     def start_interval(self) -> None:
-        self.interval = Interval(torch.zeros((), device=self.device))
+        self.interval = Interval(torch.zeros((), device=self.device), torch.zeros((), device=self.device))
         self.interval_started = time.perf_counter()
 
     def validate(self) -> dict[str, float]:
         """The scores, logged; the same on every worker."""
+        self.tell(VALIDATING)
         scores = self.validation()
         if self.rank == 0:
             append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
@@ -167,6 +192,7 @@ class Worker:
 
         Returns once it is on disk and Ray Train has been told. All workers must call it.
         """
+        self.tell(SAVING)
         weights, moments = self.engine.weights(), self.engine.moments()
         metrics = checkpoint_metrics(self.progress.step, scores)
         checkpoint = None
@@ -201,18 +227,36 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
 
 
 def train_loop(loop_config: dict) -> str:
-    """What every worker runs, from start or from the last checkpoint to the end; returns what stopped it before, if so.
+    """What every worker runs; returns what stopped it before its end, if so.
+
+    An error that a new start would meet again ends the run, whichever worker has it.
+    """
+    watch = loop_config["watch"]
+    final, _ = ray.get(watch.reasons.remote())
+    if final:
+        return final
+    config = build(TrainConfig, loop_config["config"])
+    with Watchdog(watch, ray.train.get_context().get_world_rank()) as watchdog:
+        try:
+            return train_to_end(config, loop_config["plan_identity"], watchdog)
+        except ConfigError as error:
+            ray.get(watch.end.remote(str(error)))
+            return str(error)
+
+
+def train_to_end(config: TrainConfig, groups_identity: dict[str, int], watchdog: Watchdog) -> str:
+    """The loop, from start or from the last checkpoint to the end; returns what stopped it before, if so.
 
     A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
     """
-    config = build(TrainConfig, loop_config["config"])
     torch.set_num_threads(config.threads_per_worker)
-    worker = Worker(config, loop_config["plan_identity"])
+    worker = Worker(config, groups_identity, watchdog)
     feed = worker.feed(WorkerStream(ray.train.get_dataset_shard("train"), worker.rank, worker.progress.step))
     if worker.progress.step == 0:
         worker.validate()
     worker.start_interval()
     while not worker.progress.end_reason(config):
+        worker.tell(DATA)
         asked = time.perf_counter()
         ready = next(feed)
         wait_s = time.perf_counter() - asked

@@ -1,0 +1,138 @@
+"""Workers and data that stand still: found, named and ended."""
+
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.test_ledger import worker_pids
+from tests.test_train import config_of, losses
+from tiny_audio.config import ConfigError
+from tiny_audio.ledger import audit
+from tiny_audio.metrics import read_metrics
+from tiny_audio.train import train
+from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, START_S, STARTING, Doing, Watch, hang_message
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watch():
+    return Watch(10.0, Clock())
+
+
+def beat(watch, rank, number, phase, step=7, rows=(), pid=0):
+    return watch.beat(rank, pid or 100 + rank, "node", number, Doing(phase, step, tuple(rows)))
+
+
+def blamed(watch, *beats, after_s=11.0):
+    """Whom a watch names `after_s` later, where all are still heard of."""
+    for values in beats:
+        beat(watch, *values)
+    watch.clock.now += after_s
+    for values in beats:
+        beat(watch, *values)
+    return [one.rank for one in watch.stuck()]
+
+
+def test_the_rank_that_stopped_is_named_and_not_those_that_wait_for_it(watch):
+    beats = [(0, 5, OTHERS), (1, 4, COMPUTING, 7, [f"row-{i}" for i in range(7)]), (2, 5, OTHERS)]
+    assert blamed(watch, *beats, after_s=9.0) == []
+    beat(watch, 0, 6, GRADIENTS)  # in which workers meet too
+    watch.clock.now += 11.0
+    assert blamed(watch, (0, 6, GRADIENTS), *beats[1:], after_s=0.0) == [1]
+    said = hang_message(watch.stuck(), str)
+    assert "rank 1: has been computing for 20 s at step 7 (rows row-0, row-1, row-2, row-3, row-4 and 2 more); look" in said
+    beat(watch, 1, 5, COMPUTING)
+    assert watch.stuck() == []  # the others may wait for it
+
+
+def test_where_all_wait_for_the_others_all_are_named(watch):
+    assert blamed(watch, (0, 5, OTHERS), (1, 5, OTHERS)) == [0, 1]
+
+
+def test_stalled_data_are_named_by_their_files(watch):
+    assert blamed(watch, (0, 5, DATA), (1, 6, OTHERS)) == [0]
+    assert "those of the files of step 7: look at that storage" in hang_message(watch.stuck(), lambda n: f"the files of step {n}")
+
+
+def test_a_start_may_take_longer(watch):
+    assert blamed(watch, (0, 1, STARTING)) == []
+    assert blamed(watch, (0, 1, STARTING), after_s=START_S) == [0]
+
+
+def test_a_rank_that_is_not_heard_of_is_named_whatever_it_did(watch):
+    beat(watch, 0, 1, OTHERS), beat(watch, 1, 1, COMPUTING)
+    watch.clock.now = 11.0
+    beat(watch, 1, 1, COMPUTING)
+    (one,) = watch.stuck()
+    assert (one.rank, one.frozen) == (0, True)
+
+
+def test_a_verdict_is_for_the_workers_that_it_was_meant_for(watch):
+    beat(watch, 0, 1, COMPUTING), beat(watch, 1, 1, OTHERS)
+    watch.expel("a hang")
+    assert beat(watch, 1, 1, OTHERS) == "a hang"
+    watch.forget()  # Ray Train saw them fail
+    assert beat(watch, 1, 1, OTHERS) == "a hang"  # one is still there, and counts no longer
+    watch.clock.now = 11.0
+    assert watch.stuck() == []
+    assert beat(watch, 0, 1, STARTING, pid=200) == ""
+    assert watch.reasons() == ("", "")
+    watch.end("no compiler")
+    assert beat(watch, 0, 1, STARTING, pid=200) == "no compiler"
+
+
+def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
+    """A thread that stops one worker's process, once, when the run has logged `step`."""
+
+    def wait_and_freeze():
+        while not any(line["step"] >= step for line in read_metrics(run_dir)):
+            time.sleep(0.02)
+        os.kill(worker_pids()[0], signal.SIGSTOP)
+
+    thread = threading.Thread(target=wait_and_freeze, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_path, capfd):
+    changes = {"num_steps": 9, "num_workers": 2, "zero_stage": 2, "max_failures": 1, "watchdog_timeout_s": 10.0}
+    config = config_of(shards, tmp_path, "frozen", **changes)
+    freezer = freeze_a_worker_after(config.run_dir, 3)
+    train(config)
+    freezer.join(1)
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if "the run stood still" in line]
+    assert re.search(r"rank [01]: its process stands still; it was .* at step \d+", said)
+    assert len(losses(config)) == 9
+    assert audit(config)[0].num_missing == audit(config)[0].num_twice == 0
+
+
+def test_data_that_stall_end_the_run_with_the_name_of_their_file(local_ray, shards, tmp_path):
+    """A file that opens and gives nothing, as on storage that hangs; put there once the footers have been read."""
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for path in (shards / "train").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    stalled = folder / "train-1.parquet"
+
+    def stall():
+        stalled.unlink()
+        os.mkfifo(stalled)
+
+    config = config_of(shards, tmp_path, "stalled", num_steps=12, watchdog_timeout_s=10.0)
+    config.data.train = f"{folder}/*.parquet"
+    try:
+        said = rf"rank 0: has been waiting for data for \d+ s at step \d+; its rows are those of .*{stalled} \(row group"
+        with pytest.raises(ConfigError, match=said):
+            train(config, stall)
+    finally:
+        os.close(os.open(stalled, os.O_RDWR))  # whoever waits for it reads its end

@@ -1,0 +1,234 @@
+"""Hangs, found and ended: each worker tells what it does, a small actor keeps it, and the driver judges and says who stopped.
+
+A rank is to blame when it has done the same for too long and is behind the others, who may wait for it; or when it is
+not heard of at all, because its process is frozen. Then all workers leave, and Ray Train starts them again from the last
+checkpoint, `max_failures` times. On the way there is no barrier, and nothing is asked of the device.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tiny_audio.rejects import name_rows
+
+STARTING, DATA, COMPUTING, GRADIENTS = "starting", "waiting for data", "computing", "computing gradients"
+VALIDATING, SAVING = "validating", "saving"
+OTHERS = "waiting for the other workers"
+START_S = 1800.0  # that a worker may be at one part of its start: models may have to be fetched, layers compiled
+BEAT_S = 1.0
+LEAVE_S = 5.0  # that workers have to leave by themselves once a hang is found
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a worker does: its phase, the step that it is at, and the ids of the rows in hand."""
+
+    phase: str
+    step: int = 0
+    rows: tuple[str, ...] = ()
+
+
+@dataclass
+class Seen:
+    """What the actor knows of a worker; times are its own clock's."""
+
+    pid: int
+    node_id: str
+    doing: Doing
+    number: int  # of changes: all workers do the same in turn, so who has fewest is behind
+    changed: float
+    heard: float
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A rank that stopped, and for how long."""
+
+    rank: int
+    pid: int
+    node_id: str
+    doing: Doing
+    since_s: float
+    frozen: bool  # not heard of: its process stands still, or its node is gone
+
+
+class Watch:
+    """The actor's state: what all workers do, and why they must leave. Judges only when asked."""
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic):
+        self.timeout_s, self.clock = timeout_s, clock
+        self.workers: dict[int, Seen] = {}
+        self.ended: set[tuple[str, int]] = set()  # node and pid of workers that may still speak, and no longer count
+        self.verdict = ""  # why the present workers must leave
+        self.final = ""  # why the run must not be started again
+
+    def beat(self, rank: int, pid: int, node_id: str, number: int, doing: Doing) -> str:
+        """Takes in what a worker does; returns why it must leave, if so."""
+        now, seen = self.clock(), self.workers.get(rank)
+        if (node_id, pid) in self.ended:
+            return self.final or self.verdict
+        if seen is None or (seen.node_id, seen.pid) != (node_id, pid):  # a worker of a new start
+            if seen is not None:
+                self.forget()
+            self.verdict = ""
+            seen = self.workers[rank] = Seen(pid, node_id, doing, number, now, now)
+        if seen.number != number:
+            seen.doing, seen.number, seen.changed = doing, number, now
+        seen.heard = now
+        return self.final or self.verdict
+
+    def forget(self, rank: int | None = None) -> None:
+        """These workers have ended: one, or all."""
+        for gone in list(self.workers) if rank is None else [rank] * (rank in self.workers):
+            seen = self.workers.pop(gone)
+            self.ended.add((seen.node_id, seen.pid))
+
+    def stuck(self) -> list[Stuck]:
+        """The ranks to blame: those behind all others, once each has stood still for too long; or those not heard of.
+
+        None once the workers were told to leave.
+        """
+        now, overdue = self.clock(), []
+        least = min((seen.number for seen in self.workers.values()), default=0)
+        for rank, seen in sorted(self.workers.items()):
+            allowed_s = max(START_S, self.timeout_s) if seen.doing.phase == STARTING else self.timeout_s
+            frozen = now - seen.heard > self.timeout_s
+            if frozen or now - seen.changed > allowed_s:
+                overdue.append(Stuck(rank, seen.pid, seen.node_id, seen.doing, now - seen.changed, frozen))
+        if self.verdict:
+            return []
+        behind = [rank for rank, seen in self.workers.items() if seen.number == least]
+        waited_for = [one for one in overdue if one.rank in behind]
+        return [one for one in overdue if one.frozen] or (waited_for if len(waited_for) == len(behind) else [])
+
+    def expel(self, verdict: str) -> None:
+        """Tells all workers to leave."""
+        self.verdict = verdict
+
+    def end(self, reason: str) -> None:
+        """Tells all workers to leave, and not to start again. The first reason counts."""
+        self.final = self.final or reason
+
+    def reasons(self) -> tuple[str, str]:
+        """Why the run must not be started again, and why the last workers were told to leave."""
+        return self.final, self.verdict
+
+
+def start_watch(timeout_s: float):
+    """The actor, on the driver's node: without that one there is no run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Watch).remote(timeout_s)
+
+
+class Watchdog:
+    """A worker's side: what it does is told to the actor once a second, from a thread. Used as a context."""
+
+    def __init__(self, watch, rank: int):
+        self.watch, self.rank = watch, rank
+        self.number, self.doing = 0, Doing(STARTING)
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._tell, daemon=True, name="watchdog")
+
+    def __enter__(self) -> Watchdog:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.closed.set()
+        self.watch.forget.remote(self.rank)
+
+    def tell(self, phase: str, step: int = 0, rows: list[str] | tuple[str, ...] = ()) -> None:
+        """Says what the worker begins to do now."""
+        self.doing = Doing(phase, step, tuple(rows))
+        self.number += 1
+
+    def _tell(self) -> None:
+        pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
+        while not self.closed.wait(BEAT_S):
+            try:
+                verdict = ray.get(self.watch.beat.remote(self.rank, pid, node_id, self.number, self.doing))
+            except ray.exceptions.RayError:
+                return  # the driver is gone, and Ray ends its workers
+            if verdict and not self.closed.wait(LEAVE_S):
+                print(f"rank {self.rank} leaves: {verdict}", file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(2)  # of all threads, to the worker's log
+                os._exit(1)
+
+
+class ForgetWorkers(UserCallback):
+    """Ray Train's controller says when workers have failed: they are not missed then."""
+
+    def __init__(self, watch):
+        self.watch = watch
+
+    def after_exception(self, run_context, worker_exceptions) -> None:
+        self.watch.forget.remote()
+
+
+def _kill(pid: int) -> None:
+    if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        os.kill(pid, signal.SIGKILL)
+
+
+def hang_message(stuck: list[Stuck], rows_of_step: Callable[[int], str]) -> str:
+    """One line: who stopped, at what, with which rows, and what to do.
+
+    Args:
+        rows_of_step: names where the rows of a step are read from.
+    """
+    said = []
+    for one in stuck:
+        phase = f"was {one.doing.phase}" if one.frozen else f"has been {one.doing.phase} for {one.since_s:.0f} s"
+        rows = f" (rows {name_rows(list(one.doing.rows))})" if one.doing.rows else ""
+        frozen = "its process stands still; it " if one.frozen else ""
+        said.append(f"rank {one.rank}: {frozen}{phase} at step {one.doing.step}{rows}")
+    remedy = "look at that worker's log and node"
+    if all(one.doing.phase == DATA and not one.frozen for one in stuck):
+        remedy = f"its rows are those of {rows_of_step(stuck[0].doing.step)}: look at that storage and the decode nodes"
+    return f"the run stood still: {'; '.join(said)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
+
+
+class HangFollower:
+    """The driver's side: judges once a second, from a thread, says what it finds, and ends the workers. Used as a context."""
+
+    def __init__(self, watch, rows_of_step: Callable[[int], str]):
+        self.watch, self.rows_of_step = watch, rows_of_step
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True, name="hangs")
+
+    def __enter__(self) -> HangFollower:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.closed.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        while not self.closed.wait(BEAT_S):
+            stuck = ray.get(self.watch.stuck.remote())
+            if stuck:
+                message = hang_message(stuck, self.rows_of_step)
+                print(f"{message}; the workers start again from the last checkpoint", file=sys.stderr, flush=True)
+                ray.get(self.watch.expel.remote(message))
+                self._end_those_that_stay(stuck)
+
+    def _end_those_that_stay(self, stuck: list[Stuck]) -> None:
+        """A process that stands still cannot leave by itself, and Ray's own request to end would not reach it."""
+        if not all(one.frozen for one in stuck):
+            self.closed.wait(2 * LEAVE_S)
+        for one in stuck:
+            there = NodeAffinitySchedulingStrategy(one.node_id, soft=False)
+            ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there).remote(one.pid)
