@@ -11,7 +11,7 @@ import torch
 from tests.conftest import ENCODER, ROOT, tone
 from tests.test_structure import imports
 from tiny_audio.augment import BROWN, FRAME_SAMPLES, WHITE, add_noise, augment_clip, batch_masks, draw_masks, make_noise
-from tiny_audio.checkpoint import Progress, plan_identity, require_same_plan, save_checkpoint
+from tiny_audio.checkpoint import Progress, checkpoint_folder, plan_identity, require_same_plan, save_checkpoint, state_bytes
 from tiny_audio.config import AugmentConfig, ConfigError, ModelConfig, TrainConfig
 from tiny_audio.features import HOP_SAMPLES, log_mel
 from tiny_audio.masks import apply_masks
@@ -105,11 +105,8 @@ def test_validation_evaluation_and_serving_hear_clips_as_they_are():
 
 def test_another_augmentation_of_the_same_run_is_refused(tmp_path):
     config = TrainConfig(runs_dir=str(tmp_path), model=ModelConfig(audio_model_id=ENCODER), augment=HARDER)
-    folder = config.run_dir / "checkpoints" / "step-2"
-    folder.mkdir(parents=True)
-    save_checkpoint(folder, {}, {}, Progress(step=2, plan=plan_identity(config, [])))
-    snapshot = {"latest_checkpoint_result": {"checkpoint_dir_name": "step-2"}}
-    (folder.parent / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+    progress = Progress(step=2, plan=plan_identity(config, []))
+    save_checkpoint(checkpoint_folder(config.run_dir, 2), {}, {}, state_bytes(progress))
     require_same_plan(config.run_dir, plan_identity(config, []))
     config.augment = replace(HARDER, noise_snr_db=[5.0, 10.0])
     with pytest.raises(ConfigError, match=r"augment\.noise_snr_db=\[0\.0, 10\.0\], now it is \[5\.0, 10\.0\]"):

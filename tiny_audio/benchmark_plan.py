@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tiny_audio.checkpoint import STATE, Progress, plan_identity, save_checkpoint
+from tiny_audio.checkpoint import Progress, plan_identity, state_bytes
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, steps_per_epoch
@@ -80,9 +80,7 @@ def resume_figures(config: TrainConfig, groups: list[RowGroup]) -> list[dict]:
     planned = time.perf_counter()
     windows = list(plan(num_steps=per_epoch))
     listed = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), {}, {}, Progress(step=start_step, num_rows=start_step * data.batch_rows, plan=identity))
-        state = (Path(folder) / STATE).read_text()
+    state = state_bytes(Progress(step=start_step, num_rows=start_step * data.batch_rows, plan=identity))
     resumed = {
         "name": "resumed near the end of an epoch",
         "num_rows": sum(group.num_rows for group in groups),

@@ -1,8 +1,8 @@
 """What a run keeps: the trained weights, their moments and the position in the data. Nothing frozen, nothing sharded.
 
 A checkpoint folder holds `projector.safetensors`, `optimizer.safetensors` and `state.json`, at full size about 141 MB, and
-`SHA256SUMS`, written last, which tells a whole checkpoint from a damaged one. Ray Train keeps the list of those reported.
-Which of them is gone on from, or exported, is decided here and from the run's folder alone, so that all who ask agree.
+`SHA256SUMS`, written last: a folder without it is a save that was cut off, and no checkpoint. Which of them is gone on from,
+exported or deleted is decided here and from these folders alone, so that all who ask agree.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ import json
 import math
 import os
 import shutil
-import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from tiny_audio.config import TrainConfig, require
 from tiny_audio.plan import RowGroup
 
-CHECKPOINTS = "checkpoints"  # Ray Train's folder in a run's
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of what was reported there
-UNSCORED = 1e9  # of a checkpoint without a validation: worse than any; finite, for Ray's list would turn infinity into null
-SCORES = ("val_loss", "val_wer")
+CHECKPOINTS = "checkpoints"  # in a run's folder
 WEIGHTS, MOMENTS, STATE = "projector.safetensors", "optimizer.safetensors", "state.json"
 SUMS = "SHA256SUMS"  # as sha256sum writes and checks it
 
@@ -46,6 +43,7 @@ class Progress:
     left_out: dict[str, int] = field(default_factory=dict)  # by source: rows whose turn it was not, by its weight
     best: dict[str, float] = field(default_factory=dict)  # scores of the best validation so far, and its `step`
     num_worse: int = 0  # validations since
+    scores: dict[str, float] = field(default_factory=dict)  # of a validation at this very step, if there was one
     plan: dict[str, Any] = field(default_factory=dict)  # see plan_identity
 
     def count_validation(self, scores: dict[str, float], metric: str) -> bool:
@@ -85,16 +83,17 @@ def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, Any]
     }
 
 
-def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], progress: Progress) -> None:
-    """Writes a checkpoint into an empty folder, its checksums last.
+def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: bytes) -> None:
+    """Writes a checkpoint, its checksums last. `state` is what `state_bytes` gave.
 
     Raises:
         OSError: it cannot be written, as on a full disk: says how much room it takes. The folder is removed again.
     """
-    state = json.dumps(dataclasses.asdict(progress), indent=1).encode()
     files = {WEIGHTS: save(weights), MOMENTS: save(moments), STATE: state}
     files[SUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SUMS).unlink(missing_ok=True)  # of a damaged checkpoint of that step: until the end there is none
         for name, data in files.items():
             with (folder / name).open("wb") as file:
                 file.write(data)
@@ -105,7 +104,12 @@ def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], moments: dic
         size_mb, free_mb = (number / 1e6 for number in (sum(map(len, files.values())), shutil.disk_usage(folder.parent).free))
         room = f"it takes {size_mb:.1f} MB, and {free_mb:.1f} MB are free there"
         hint = "make room and start the run again: the earlier checkpoints are as they were"
-        raise OSError(error.errno, f"no checkpoint written to {folder} ({error.strerror}): {room}; {hint}") from error
+        raise OSError(f"no checkpoint written to {folder} ({error.strerror}): {room}; {hint}") from error
+
+
+def state_bytes(progress: Progress) -> bytes:
+    """What state.json holds."""
+    return json.dumps(dataclasses.asdict(progress), indent=1).encode()
 
 
 def damage(folder: Path) -> str:
@@ -115,9 +119,7 @@ def damage(folder: Path) -> str:
         sums = path.read_bytes().splitlines()
         for name in (WEIGHTS, MOMENTS, STATE):
             path = folder / name
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if f"{digest}  {name}".encode() not in sums:
+            if f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}".encode() not in sums:
                 return f"{path} is damaged: its checksum is not the one in {SUMS}"
     except FileNotFoundError:
         return f"{path} is missing"
@@ -126,140 +128,113 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def load_progress(folder: str | Path) -> Progress:
+def load_progress(folder: Path) -> Progress:
     """The state of a checkpoint folder."""
-    return Progress(**json.loads((Path(folder) / STATE).read_text()))
+    return Progress(**json.loads((folder / STATE).read_bytes()))
 
 
-def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Progress]:
+def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Progress]:
     """Weights, moments and progress of a checkpoint folder."""
-    return load_file(Path(folder) / WEIGHTS), load_file(Path(folder) / MOMENTS), load_progress(folder)
+    return load((folder / WEIGHTS).read_bytes()), load((folder / MOMENTS).read_bytes()), load_progress(folder)
 
 
-def checkpoint_metrics(step: int, scores: dict[str, float]) -> dict[str, float]:
-    """What is reported with a checkpoint: its step, and every score; UNSCORED where it was not measured, or is no number."""
-    known = {name: scores[name] for name in SCORES if math.isfinite(scores.get(name, math.inf))}
-    return {"step": step, **dict.fromkeys(SCORES, UNSCORED), **known}
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    return run_dir / CHECKPOINTS / f"step-{step:08d}"
 
 
-def _read_list(snapshot: Path) -> list[dict[str, Any]] | None:
-    """The entries of Ray Train's list; None where it is not there or cannot be read."""
-    try:
-        return json.loads(snapshot.read_text())["checkpoint_results"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """The folders that hold checksums, the last step first."""
+    return sorted((path.parent for path in (run_dir / CHECKPOINTS).glob(f"step-*/{SUMS}")), reverse=True)
 
 
-def _listed(run_dir: Path) -> list[dict[str, Any]]:
-    """Name and metrics of the checkpoints that Ray Train lists; where its list is lost, of the folders there."""
-    folder = run_dir / CHECKPOINTS
-    listed = _read_list(folder / SNAPSHOT)
-    if listed is None:
-        listed = [_result(path.parent) for path in sorted(folder.glob(f"step-*/{SUMS}"))]  # without: cut off in a first save
-        lost = f"{folder / SNAPSHOT} is damaged, and no checkpoint is beside it; {_remedy(run_dir)}"
-        require(bool(listed) or not (folder / SNAPSHOT).exists(), lost)
-    return listed
+def _by_score(folders: list[Path], metric: str) -> list[Path]:
+    """The lowest `metric` first, of equals the last step; at the end those without a validation, or that cannot be read."""
+
+    def score(folder: Path) -> float:
+        try:
+            return load_progress(folder).scores.get(metric, math.inf)
+        except (OSError, ValueError, TypeError):
+            return math.inf
+
+    return sorted(sorted(folders, reverse=True), key=score)
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """What Ray Train's list says of a checkpoint, from its folder. Scores are known of the best one alone: that will do."""
-    step = int(folder.name.split("-")[1])
-    best = {} if damage(folder) else load_progress(folder).best
-    return {"checkpoint_dir_name": folder.name, "metrics": checkpoint_metrics(step, best if best.get("step") == step else {})}
-
-
-def _remedy(run_dir: Path) -> str:
-    return f"restore {run_dir / CHECKPOINTS} from a backup, or delete {run_dir} to start the run anew"
-
-
-def _first_whole(run_dir: Path, key: Callable[[dict], Any]) -> Path | None:
-    """The first checkpoint by `key` that is whole; None for a new run.
-
-    Raises:
-        ConfigError: there are checkpoints, and none is whole.
-    """
-    listed, wrong = sorted(_listed(run_dir), key=key), ""
-    for result in listed:
-        folder = run_dir / CHECKPOINTS / result["checkpoint_dir_name"]
-        wrong = damage(folder)
-        if not wrong:
+def _first_whole(run_dir: Path, folders: list[Path], warn: Callable[[str], None]) -> Path | None:
+    wrong = []
+    for folder in folders:
+        wrong.append(damage(folder))
+        if not wrong[-1]:
+            for line in wrong[:-1]:
+                warn(f"{line}; this checkpoint is passed over, and {folder.name} taken")
             return folder
-    require(not listed, f"{wrong}; no checkpoint of the run is whole: {_remedy(run_dir)}")
+    remedy = f"restore {run_dir / CHECKPOINTS} from a backup, or delete {run_dir} to start the run anew"
+    require(not folders, f"{wrong and wrong[-1]}; no checkpoint of the run is whole: {remedy}")
     return None
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
+def latest_checkpoint(run_dir: Path, warn: Callable[[str], None] = lambda line: None) -> Path | None:
     """The last whole checkpoint of a run, to go on from; None for a new run.
 
-    Raises:
-        ConfigError: there are checkpoints, and none is whole.
-    """
-    return _first_whole(run_dir, lambda result: -result["metrics"]["step"])
-
-
-def best_checkpoint(run_dir: Path, metric: str) -> Path | None:
-    """The whole checkpoint with the lowest `metric`, of equals the last; None for a new run.
+    Args:
+        warn: is told of every damaged checkpoint that was passed over, in a line each.
 
     Raises:
         ConfigError: there are checkpoints, and none is whole.
     """
-    return _first_whole(run_dir, lambda result: (result["metrics"].get(metric, UNSCORED), -result["metrics"]["step"]))
+    return _first_whole(run_dir, _checkpoints(run_dir), warn)
 
 
-def new_checkpoint_folder(run_dir: Path, step: int) -> Path:
-    """Makes an empty folder for the checkpoint of a step. A name that Ray Train lists is not used twice: it deletes by name."""
-    names, name = {result["checkpoint_dir_name"] for result in _listed(run_dir)}, f"step-{step:08d}"
-    while name in names:
-        name += "-again"
-    folder = run_dir / CHECKPOINTS / name
-    shutil.rmtree(folder, ignore_errors=True)  # cut off, or left out as damaged
-    folder.mkdir()
-    return folder
+def best_checkpoint(run_dir: Path, metric: str, warn: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The whole checkpoint with the lowest `metric`, of equals the last; None for a new run. Else as `latest_checkpoint`."""
+    return _first_whole(run_dir, _by_score(_checkpoints(run_dir), metric), warn)
 
 
-def leave_out_damaged(run_dir: Path, metric: str) -> None:
-    """Takes damaged checkpoints off Ray Train's list, and makes a lost list anew; says so, a line each, on stderr.
+def prune(run_dir: Path, latest: Path, num_best: int, metric: str) -> None:
+    """Deletes all checkpoints but `latest` and the best `num_best` up to its step, and what is left of saves cut off.
 
-    Ray Train does not start where its list names a missing folder. Only while the run is not going: it holds the list in
-    memory. The folders of the damaged ones stay where they are.
-
-    Raises:
-        ConfigError: there are checkpoints, and none is whole.
+    Later ones were damaged, or the run would not have come to `latest` again.
     """
-    latest, snapshot = latest_checkpoint(run_dir), run_dir / CHECKPOINTS / SNAPSHOT
-    if latest is None:
-        return
-    whole, said = [], []
-    for result in _listed(run_dir):
-        wrong = damage(run_dir / CHECKPOINTS / result["checkpoint_dir_name"])
-        if wrong:
-            said.append(f"{wrong}; this checkpoint is left out, the last whole one is {latest.name}")
-        else:
-            whole.append(result)
-    if _read_list(snapshot) is None:
-        said.append(f"{snapshot} was lost or damaged; it is made anew, the last checkpoint is {latest.name}")
-    if said:
-        part = snapshot.with_suffix(".part")
-        part.write_text(json.dumps(_ray_list(whole, latest.name, metric)))
-        part.replace(snapshot)
-    for line in said:
-        print(f"warning: {line}", file=sys.stderr)
+    kept = {latest, *_by_score([folder for folder in _checkpoints(run_dir) if folder.name <= latest.name], metric)[:num_best]}
+    for folder in sorted((run_dir / CHECKPOINTS).glob("step-*")):
+        if folder not in kept:
+            (folder / SUMS).unlink(missing_ok=True)  # first: half deleted, it is none
+            shutil.rmtree(folder)
 
 
-def _ray_list(results: list[dict[str, Any]], latest: str, metric: str) -> dict[str, Any]:
-    """The list as Ray Train keeps it (`_CheckpointManagerState`): the worst first, numbered in the order of the reports."""
-    in_order = sorted(results, key=lambda result: (result["metrics"]["step"], result["checkpoint_dir_name"]))
-    ranked = sorted(in_order, key=lambda result: -result["metrics"].get(metric, UNSCORED))
-    nothing = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
-    nothing += ("timed_out_validation_checkpoint_dir_names", "failed_validation_checkpoint_dir_names")
-    return {
-        "ray_version": version("ray"),
-        "checkpoint_results": ranked,
-        "checkpoint_report_indices": [in_order.index(result) for result in ranked],
-        "latest_checkpoint_result": next(result for result in results if result["checkpoint_dir_name"] == latest),
-        "current_report_index": len(results),
-        **{name: [] for name in nothing},
-    }
+class CheckpointWriter:
+    """Writes checkpoints from a thread, one at a time, while the run goes on; then deletes those that are not kept.
+
+    A write that failed is not raised but kept in `error`: the workers must agree to stop. After it nothing more is written.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.error = ""
+        self.write_s = 0.0  # what the last write took
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._in_flight: Future | None = None
+
+    def begin(self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], progress: Progress) -> None:
+        """Begins to write; waits for the write before. The tensors must stay as they are; `progress` may go on."""
+        self.wait()
+        if not self.error:
+            state = state_bytes(progress)
+            self._in_flight = self._thread.submit(self._write, progress.step, weights, moments, state)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written."""
+        if self._in_flight is not None:
+            self._in_flight.result()
+
+    def _write(self, step: int, weights: dict, moments: dict, state: bytes) -> None:
+        started = time.perf_counter()
+        folder = checkpoint_folder(self.config.run_dir, step)
+        try:
+            save_checkpoint(folder, weights, moments, state)
+            prune(self.config.run_dir, folder, self.config.keep_checkpoints, self.config.score_metric)
+        except Exception as error:
+            self.error = str(error)
+        self.write_s = time.perf_counter() - started
 
 
 def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> None:

@@ -13,6 +13,11 @@ METRICS_FILE = "metrics.jsonl"
 BAR_WIDTH = 20
 
 
+def append_warning(run_dir: Path, step: int, warning: str) -> None:
+    """Adds a line to metrics.jsonl that is for people: the driver says it on stderr, and `read_metrics` leaves it out."""
+    append_metrics(run_dir, {"step": step, "warning": warning})
+
+
 def append_metrics(run_dir: Path, values: dict) -> None:
     """Adds a line to metrics.jsonl."""
     with (run_dir / METRICS_FILE).open("a") as file:
@@ -29,7 +34,8 @@ def read_json_lines(path: Path) -> list[dict]:
 
 def read_metrics(run_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl by step; a step that ran twice, after a restart, counts once, as it ran last."""
-    lines = {(line["step"], "val_loss" in line): line for line in read_json_lines(run_dir / METRICS_FILE)}
+    lines = [line for line in read_json_lines(run_dir / METRICS_FILE) if "warning" not in line]
+    lines = {(line["step"], "val_loss" in line): line for line in lines}
     return [lines[key] for key in sorted(lines)]
 
 
@@ -107,6 +113,9 @@ class MetricsFollower:
                     self._print(json.loads(line))
 
     def _print(self, values: dict) -> None:
+        if "warning" in values:
+            print(f"warning: {values['warning']}", flush=True, file=sys.stderr)
+            return
         now = time.monotonic()
         first_step, started = self.first = self.first or (values["step"], now)
         pace = (now - started) / max(1, values["step"] - first_step)

@@ -1,6 +1,7 @@
-"""Tables that a run writes as it goes: a folder of Parquet parts, one for each logged interval, named by the step at its end.
+"""Tables that a run writes as it goes: a folder of Parquet parts, one a worker and checkpoint, named by the checkpoint's step.
 
-A run that is killed keeps what it wrote, and one that goes on from a checkpoint drops what it is about to meet again.
+A part is written before its checkpoint is begun. So what a checkpoint counts is in the tables, whatever is killed when; a part
+without its checkpoint is dropped by the next start, which will meet its rows again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def write_part(folder: Path, step: int, rank: int, rows: list[dict], schema: pa.
 
 
 def drop_parts_after(folder: Path, step: int) -> None:
-    """Forgets the parts of steps that will run again. Every checkpoint is at the end of a part, for it is logged first."""
+    """Forgets the parts of steps that will run again."""
     for part in part_paths(folder):
         if int(part.stem.split("-")[1]) > step:
             part.unlink()

@@ -9,21 +9,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import save_projector
 from tiny_audio.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.checkpoint import (
-    CHECKPOINTS,
     best_checkpoint,
     latest_checkpoint,
-    leave_out_damaged,
     load_checkpoint,
     load_progress,
     plan_identity,
@@ -75,7 +75,8 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
     return make
 
 
-def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch) -> TorchTrainer:
+def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, scratch: str) -> TorchTrainer:
+    """`scratch` is a folder for what Ray Train keeps: an empty file. It is told of no checkpoint, and recovers nothing."""
     identity = plan_identity(config, groups)
     num_workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     return TorchTrainer(
@@ -85,9 +86,8 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
             num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
         ),
         run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=str(config.run_dir.resolve()),
-            checkpoint_config=CheckpointConfig(config.keep_checkpoints, config.score_metric, checkpoint_score_order="min"),
+            name=config.name,
+            storage_path=scratch,  # read and written here, on the driver's node, alone
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[ForgetWorkers(watch)],
         ),
@@ -110,9 +110,10 @@ def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | Non
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
     watch = start_watch(config.watchdog_timeout_s)
-    with HangFollower(watch, partial(_rows_of_step, config, groups)):
+    follower = HangFollower(watch, partial(_rows_of_step, config, groups))
+    with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
         try:
-            return _trainer(config, groups, truecaser, watch).fit().return_value  # rank 0's
+            return _trainer(config, groups, truecaser, watch, scratch).fit().return_value  # rank 0's
         except TrainingFailedError:
             final, hung = ray.get(watch.reasons.remote())
             if not final and not hung:
@@ -120,10 +121,14 @@ def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | Non
             return final or f"{hung}; given up after {config.max_failures} restarts, and the same command goes on"
 
 
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
 def _export(config: TrainConfig) -> dict:
     """Writes model/ from the best or the last checkpoint, and training.json; returns what that says."""
-    latest = latest_checkpoint(config.run_dir)
-    exported = best_checkpoint(config.run_dir, config.score_metric) if config.export == "best" else latest
+    latest = latest_checkpoint(config.run_dir, _warn)
+    exported = best_checkpoint(config.run_dir, config.score_metric, _warn) if config.export == "best" else latest
     weights, _, at_export = load_checkpoint(exported)
     save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")
     progress = load_progress(latest)
@@ -158,7 +163,6 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     require_same_plan(config.run_dir, plan_identity(config, groups))
     require_trackers(config.trackers)
     start_ray()
-    leave_out_damaged(config.run_dir, config.score_metric)
     save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S))
     if config.min_workers:
@@ -166,5 +170,4 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
         stopped = _fit(config, groups, truecaser)
     require(not stopped, f"{config.run_dir}: {stopped}")
-    leave_out_damaged(config.run_dir, config.score_metric)
     return _export(config)

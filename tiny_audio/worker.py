@@ -12,7 +12,6 @@ from functools import partial
 
 import ray.train
 import torch
-from ray.train import CheckpointUploadMode
 from torch import distributed
 
 from tiny_audio.asr_config import ASRConfig
@@ -20,14 +19,7 @@ from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.augment import batch_masks
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.budget import find_micro_batch_s
-from tiny_audio.checkpoint import (
-    Progress,
-    checkpoint_metrics,
-    latest_checkpoint,
-    load_checkpoint,
-    new_checkpoint_folder,
-    save_checkpoint,
-)
+from tiny_audio.checkpoint import CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import build
 from tiny_audio.feature_cache import FeatureCache
@@ -36,7 +28,7 @@ from tiny_audio.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.interval import Interval
 from tiny_audio.layers import compiled_layers
 from tiny_audio.ledger import LEDGER, Ledger
-from tiny_audio.metrics import append_metrics, count_reject, num_rejects
+from tiny_audio.metrics import append_metrics, append_warning, count_reject, num_rejects
 from tiny_audio.parts import drop_parts_after
 from tiny_audio.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.schedule import learning_rate
@@ -71,6 +63,8 @@ class Worker:
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
         self.ledger = Ledger(config.run_dir, self.rank)
         self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
+        self.checkpoints = CheckpointWriter(config)
+        self.save_stall_s = 0.0  # what the last save held the run up, for the next logged line
         if self.rank == 0:
             for table in (REJECTS, LEDGER):
                 drop_parts_after(config.run_dir / table, self.progress.step)
@@ -78,10 +72,13 @@ class Worker:
         self.start_interval()
 
     def _restore_weights(self) -> dict[str, torch.Tensor] | None:
-        checkpoint = latest_checkpoint(self.config.run_dir)  # as the data's factory does; Ray Train's own may be damaged
+        damaged: list[str] = []
+        checkpoint = latest_checkpoint(self.config.run_dir, damaged.append)  # as the data's factory does
         if checkpoint is None:
             return None
         weights, moments, self.progress = load_checkpoint(checkpoint)
+        for line in damaged if self.rank == 0 else []:
+            append_warning(self.config.run_dir, self.progress.step, line)
         self.model.projector.load_state_dict(weights)
         return moments
 
@@ -142,8 +139,8 @@ class Worker:
 
         Returns why the run must stop, in words on rank 0, or an empty string: the same on all workers otherwise.
         """
-        too_many_rejects = self.rejects.judge()
-        sums = self.interval.sums(bool(too_many_rejects))
+        stop = self.checkpoints.error or self.rejects.judge()
+        sums = self.interval.sums(bool(stop))
         seconds = time.perf_counter() - self.interval_started
         skipped = self.interval.skipped() if sums.num_skipped else []
         self.take_out(skipped)
@@ -168,12 +165,15 @@ class Worker:
                 "unix_time": time.time(),
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
             }
+            if self.save_stall_s:  # beside what the last write took, in its thread
+                values |= {"save_stall_s": self.save_stall_s, "save_write_s": self.checkpoints.write_s}
+                self.save_stall_s = 0.0
             if math.isfinite(sums.mean_loss):
                 append_metrics(self.config.run_dir, values)
-            self.rejects.write(step)
-        self.ledger.write(step)
+            if fault or stop:
+                self.rejects.write(step)
         self.start_interval()
-        return fault or too_many_rejects or ("rank 0 says so" if sums.stops else "")
+        return fault or stop or ("rank 0 says so" if sums.stops else "")
 
     def start_interval(self) -> None:
         self.interval = Interval(torch.zeros((), device=self.device), torch.zeros((), device=self.device))
@@ -188,19 +188,24 @@ class Worker:
         return scores
 
     def save(self, scores: dict[str, float]) -> None:
-        """Writes and reports a checkpoint, with the `scores` of a validation at its step, if there was one.
+        """Writes the tables up to this step, and begins to write a checkpoint, which a thread of rank 0's will finish.
 
-        Returns once it is on disk and Ray Train has been told. All workers must call it.
+        All workers must call it.
+
+        Args:
+            scores: of a validation at this step, if there was one.
         """
         self.tell(SAVING)
+        started = time.perf_counter()
+        self.ledger.write(self.progress.step)
+        if self.rank == 0:
+            self.rejects.write(self.progress.step)
+        self.progress.scores = {name: score for name, score in scores.items() if math.isfinite(score)}
         weights, moments = self.engine.weights(), self.engine.moments()
-        metrics = checkpoint_metrics(self.progress.step, scores)
-        checkpoint = None
-        if self.rank == 0:  # straight to its place: a copy would want room twice, and not keep the checksums for last
-            folder = new_checkpoint_folder(self.config.run_dir.resolve(), self.progress.step)
-            save_checkpoint(folder, weights, moments, self.progress)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        all_min(0.0, self.device)  # wait for all: else a checkpoint might be whole before its rows are in every ledger's part
+        if self.rank == 0:
+            self.checkpoints.begin(weights, moments, self.progress)
+            self.save_stall_s = time.perf_counter() - started
 
 
 def all_min(value: float, device: torch.device) -> float:
@@ -277,4 +282,5 @@ def train_to_end(config: TrainConfig, groups_identity: dict[str, int], watchdog:
             worker.save(scores)
         if eval_due or save_due:
             worker.start_interval()
-    return ""
+    worker.checkpoints.wait()
+    return worker.checkpoints.error
