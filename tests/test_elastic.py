@@ -34,7 +34,7 @@ def loop_with(before_step):
         from tiny_audio import worker
 
         train_step = worker.Worker.train_step
-        worker.Worker.train_step = lambda self, step: before_step(self) or train_step(self, step)
+        worker.Worker.train_step = lambda self, *given: before_step(self) or train_step(self, *given)
         return worker.train_loop(loop_config)
 
     return loop

@@ -43,6 +43,7 @@ def test_steps_come_in_order_in_as_many_parts_as_the_heaviest_share_needs(model)
 def test_what_the_stream_raises_is_raised_where_the_step_is_wanted(model):
     source = feed(model, 3)
     next(source)
+    source.make_next()
     next(source)
     with pytest.raises(RuntimeError, match="the data ended"):
         next(source)

@@ -50,9 +50,12 @@ class Feed:
         self.thread = ThreadPoolExecutor(1, "feed")
         self.ahead: deque[Future[ReadyStep]] = deque()
         for _ in range(STEPS_AHEAD):
-            self._ask()
+            self.make_next()
 
-    def _ask(self) -> None:
+    def make_next(self) -> None:
+        """Begins to lay out one more step. To be called once for each step taken, while the device is busy: not before its
+        work is queued, for that is Python's work too.
+        """
         if self.left > 0:
             self.left -= 1
             self.ahead.append(self.thread.submit(self._make))
@@ -70,6 +73,4 @@ class Feed:
 
     def __next__(self) -> ReadyStep:
         """The next step; raises what the stream raised."""
-        ready = self.ahead.popleft().result()
-        self._ask()
-        return ready
+        return self.ahead.popleft().result()

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 
 import ray.train
@@ -91,8 +92,12 @@ class Worker:
         """Says to the watchdog what begins now, at the step in hand."""
         self.watchdog.tell(phase, self.progress.step, ids)
 
-    def train_step(self, step: ReadyStep) -> float | torch.Tensor:
-        """Forward, backward and update over this worker's share of a step; returns the gradient's norm."""
+    def train_step(self, step: ReadyStep, meanwhile: Callable[[], None]) -> float | torch.Tensor:
+        """Forward, backward and update over this worker's share of a step; returns the gradient's norm.
+
+        Args:
+            meanwhile: called when the device has its first work.
+        """
         self.tell(OTHERS)
         num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
@@ -100,6 +105,8 @@ class Worker:
         for number, micro_batch in enumerate(step.micro_batches, 1):
             self.tell(COMPUTING, [clip.id for clip in micro_batch.rows])
             output = self.engine(micro_batch.to(self.device))
+            if number == 1:
+                meanwhile()
             self.tell(GRADIENTS, [clip.id for clip in micro_batch.rows])
             self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
             self.interval.loss_sum += output.loss_sum.detach()
@@ -265,7 +272,7 @@ def train_to_end(config: TrainConfig, groups_identity: dict[str, int], watchdog:
         asked = time.perf_counter()
         ready = next(feed)
         wait_s = time.perf_counter() - asked
-        grad_norm = worker.train_step(ready)
+        grad_norm = worker.train_step(ready, feed.make_next)
         worker.count(ready.batch, wait_s)
         if not gc.get_freeze_count():  # all that was loaded and compiled: a pass over it takes 0.4 s, and all workers wait
             gc.freeze()
