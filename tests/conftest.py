@@ -2,6 +2,11 @@
 
 import os
 import random
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tiny_audio.prepare import SCHEMA, encode_audio
+from tiny_audio.quickstart import free_port
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+S3_PORT = free_port(5000)  # of the `s3` fixture: chosen here, for the workers of `local_ray` get their environment at its start
+os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}", "AWS_DEFAULT_REGION": "us-east-1"}
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 ROOT = Path(__file__).resolve().parent.parent
 ENCODER = "tiny_audio/backbones/encoder"
 DECODER = "tiny_audio/backbones/decoder"
@@ -48,6 +57,22 @@ def local_ray():
 
     with local_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A server of S3's own API on this machine, with an empty bucket; yields its URL."""
+    from tiny_audio.config import storage_path
+
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        for _ in range(300):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", S3_PORT), 1):
+                break
+            time.sleep(0.1)
+        storage_path("s3://bucket").fs.mkdir("bucket")
+        yield "s3://bucket"
+        server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,7 @@ def test_a_checkpoint_is_written_while_the_run_goes_on_as_it_was_at_its_step(tmp
     """One at a time; the old ones go only when the new one is whole."""
     run_dir, writer, may_write = write_run(tmp_path, keep=1), CheckpointWriter(run_config(tmp_path, 1)), threading.Event()
     assert kept(run_dir) == [20, 30]
-    monkeypatch.setattr("tiny_audio.checkpoint.os.fsync", lambda number: may_write.wait(10))
+    monkeypatch.setattr("tiny_audio.checkpoint.save", lambda tensors: may_write.wait(10) and b"bytes of them")
     progress = Progress(step=40, scores={"val_wer": 0.0}, rejects={"yodas": {"empty": 1}})
     writer.begin(WEIGHTS, {}, progress)
     progress.step, progress.rejects["yodas"]["empty"] = 41, 2
@@ -206,7 +206,7 @@ def test_a_full_disk_says_how_much_it_takes_and_leaves_the_earlier_checkpoints(t
         if len(written) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("tiny_audio.checkpoint.os.fsync", fsync)
+    monkeypatch.setattr("os.fsync", fsync)
     writer.begin({"weight": torch.zeros(2_000_000)}, {}, Progress(step=40))
     writer.begin(WEIGHTS, {}, Progress(step=50))  # not begun: the run is about to stop
     writer.wait()

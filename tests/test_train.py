@@ -175,6 +175,17 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plai
     assert sorted(path.name for path in newest.parent.glob("step-*")) == ["step-00000002", "step-00000004"]
 
 
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(shards, tmp_path):
+    """Written by a thread: the workers must hear of it, agree to stop, and not be started again."""
+    config = config_of(shards, tmp_path, "full", num_workers=2, checkpoint_every=2, num_steps=40, max_failures=3)
+    config.run_dir.mkdir()
+    (config.run_dir / "checkpoints").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"no checkpoint written to .*step-00000002 \(.*\): it takes \d+\.\d MB, and") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    assert 2 < len(losses(config)) < 40
+
+
 def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):
     config = config_of(shards, tmp_path, "bf16", num_workers=2, zero_stage=2)
     config.model.dtype = "bfloat16"

@@ -31,6 +31,7 @@ from tiny_audio.features import (
 from tiny_audio.layers import Layers, encode, stem
 from tiny_audio.masks import apply_masks
 from tiny_audio.non_finite import ClipCheck
+from tiny_audio.storage import local_folder
 from tiny_audio.tensors import Group, PackedBatch, Packing, Segments, frame_index, padded_rows, segments
 from tiny_audio.text import END_OF_TURN, build_prompt
 
@@ -91,7 +92,8 @@ def read_model_window_s(model: str) -> float:
         ConfigError: there is no such model, or its encoder is gone.
     """
     try:
-        config = ASRConfig.from_pretrained(model)
+        with local_folder(model) as folder:
+            config = ASRConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{model}: {str(error).splitlines()[0]}") from None
     return read_window_s(config.audio_model_id)
@@ -271,14 +273,15 @@ class ASRModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, config: ASRConfig | None = None, **kwargs) -> ASRModel:
-        """Loads what `save_pretrained` wrote, from a folder or a hub id; `kwargs` override the config.
+        """Loads what `save_pretrained` wrote, from a folder, a URL or a hub id; `kwargs` override the config.
 
         Raises:
             ValueError: the projector's file lacks weights, has others, or ones of other shapes.
         """
-        config = config or ASRConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        path = cached_file(pretrained_model_name_or_path, PROJECTOR_FILE)
-        state = {key.removeprefix(PROJECTOR_PREFIX): value for key, value in load_file(path).items()}
+        with local_folder(str(pretrained_model_name_or_path)) as folder:
+            config = config or ASRConfig.from_pretrained(folder, **kwargs)
+            path = cached_file(folder, PROJECTOR_FILE)
+            state = {key.removeprefix(PROJECTOR_PREFIX): value for key, value in load_file(path).items()}
         model = cls(config)
         expected = {key: value.shape for key, value in model.projector.state_dict().items()}
         if expected != {key: value.shape for key, value in state.items()}:

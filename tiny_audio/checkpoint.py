@@ -11,11 +11,11 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 
 from tiny_audio.config import TrainConfig, require
 from tiny_audio.plan import RowGroup
+from tiny_audio.storage import is_local, put, remove_folder
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 WEIGHTS, MOMENTS, STATE = "projector.safetensors", "optimizer.safetensors", "state.json"
@@ -92,19 +93,18 @@ def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], moments: dic
     files = {WEIGHTS: save(weights), MOMENTS: save(moments), STATE: state}
     files[SUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMS).unlink(missing_ok=True)  # of a damaged checkpoint of that step: until the end there is none
         for name, data in files.items():
-            with (folder / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # some file systems say only here that they are full
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        size_mb, free_mb = (number / 1e6 for number in (sum(map(len, files.values())), shutil.disk_usage(folder.parent).free))
-        room = f"it takes {size_mb:.1f} MB, and {free_mb:.1f} MB are free there"
+            put(folder / name, data)
+    except Exception as error:  # those of object storage are of many kinds
+        with suppress(Exception):
+            remove_folder(folder)
+        room = f"it takes {sum(map(len, files.values())) / 1e6:.1f} MB"
+        if is_local(folder):
+            room += f", and {shutil.disk_usage(folder.parent).free / 1e6:.1f} MB are free there"
         hint = "make room and start the run again: the earlier checkpoints are as they were"
-        raise OSError(f"no checkpoint written to {folder} ({error.strerror}): {room}; {hint}") from error
+        why = getattr(error, "strerror", None) or error
+        raise OSError(f"no checkpoint written to {folder} ({why}): {room}; {hint}") from error
 
 
 def state_bytes(progress: Progress) -> bytes:
@@ -124,6 +124,8 @@ def damage(folder: Path) -> str:
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
+        if not is_local(folder):
+            raise  # no answer is no damage: the same question will be asked at the next start
         return f"{path} cannot be read: {error.strerror}"
     return ""
 
@@ -198,7 +200,7 @@ def prune(run_dir: Path, latest: Path, num_best: int, metric: str) -> None:
     for folder in sorted((run_dir / CHECKPOINTS).glob("step-*")):
         if folder not in kept:
             (folder / SUMS).unlink(missing_ok=True)  # first: half deleted, it is none
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
 
 class CheckpointWriter:

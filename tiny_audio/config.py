@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 DTYPES = ("float32", "bfloat16")
 ZERO_STAGES = (0, 1, 2, 3)
 EXPORTS = ("best", "last")
@@ -42,6 +44,22 @@ def absolute(path: str) -> str:
     in_a_copy = "/runtime_resources/working_dir_files/" in str(Path.cwd())
     require(not in_a_copy, f"{path}: a submitted job runs in a copy of its folder; give an absolute path, or a URL for data")
     return str(Path(path).resolve())
+
+
+def storage_path(name: str) -> Path | UPath:
+    """A path of this machine's, or one on object storage, which has the same methods; its lists are never kept.
+
+    Raises:
+        ConfigError: nothing that is installed knows such URLs.
+    """
+    if "://" not in name:
+        return Path(name)
+    try:
+        path = UPath(name, use_listings_cache=False)
+        path.fs  # noqa: B018 (made here: imports the package that it takes)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())} (pip install s3fs for s3://, gcsfs for gs://)") from None
+    return path
 
 
 def dataset_reference(name: str) -> tuple[str, str, str] | None:
@@ -83,11 +101,14 @@ def _absolute_backbone(model_id: str) -> str:
 
 
 def require_model(model: str) -> str:
-    """Where a saved model is: the absolute path of its folder, or a hub id (OWNER/NAME) as it is.
+    """Where a saved model is: the absolute path of its folder; a URL, or a hub id (OWNER/NAME), as it is.
 
     Raises:
         ConfigError: there is no such folder, and it cannot be a hub id.
     """
+    if "://" in model:
+        require((storage_path(model) / "config.json").is_file(), f"{model}: no saved model there")
+        return model
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return str(folder.resolve())
@@ -218,7 +239,7 @@ class TrainConfig:
     """One training run. The worker count is the only dial: the result does not depend on it."""
 
     name: str = "train"  # the run's folder under runs_dir; the same name resumes the run
-    runs_dir: str = "runs"
+    runs_dir: str = "runs"  # a folder that all nodes share, or a URL: s3://bucket/prefix, gs://
     seed: int = 42
     num_steps: int = 500
     num_workers: int = 1
@@ -263,7 +284,9 @@ class TrainConfig:
         require(not (self.fp8 and self.zero_stage == 3), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
         able = self.use_gpu and self.model.dtype == "bfloat16"
         require(able or not self.fp8, "fp8=true stands between layers in bfloat16 on a GPU: it wants model.dtype=bfloat16")
-        require("://" not in self.runs_dir, f"runs_dir={self.runs_dir}: runs are kept in folders; mount the storage and name it")
+        secret = "://" in self.runs_dir and "@" in self.runs_dir
+        require(not secret, "runs_dir holds a user or key, and runs keep their config: leave it to the environment (AWS_PROFILE)")
+        storage_path(self.runs_dir)
         require(
             self.data.batch_rows >= self.num_workers,
             f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}",
@@ -288,8 +311,8 @@ class TrainConfig:
         return "val_wer" if self.data.max_wer_rows else "val_loss"
 
     @property
-    def run_dir(self) -> Path:
-        return Path(self.runs_dir) / self.name
+    def run_dir(self) -> Path | UPath:
+        return storage_path(self.runs_dir) / self.name
 
 
 @dataclass

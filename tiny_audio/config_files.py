@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tiny_audio.config import ConfigError, require
+from tiny_audio.config import ConfigError, require, storage_path
+from tiny_audio.storage import put
 
 T = TypeVar("T")
 
@@ -98,7 +99,7 @@ def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = No
     Raises:
         ConfigError: no such file, an unknown key, a value of the wrong type or out of range.
     """
-    values = _read_yaml(Path(path))
+    values = _read_yaml(storage_path(str(path)))
     for override in overrides or []:
         _override(values, override)
     return build(cls, values)
@@ -106,5 +107,4 @@ def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = No
 
 def save_config(config: Any, path: str | Path) -> None:
     """The resolved config, every key, as YAML that `load_config` reads back."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    put(storage_path(str(path)), yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).encode())

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.config import TrainConfig, require
-from tiny_audio.parts import part_paths, write_part
+from tiny_audio.parts import part_paths, read_part, write_part
 from tiny_audio.plan import RowGroup, epoch_groups, read_mix, steps_per_epoch
 from tiny_audio.rejects import REJECTS, SkippedRow
 from tiny_audio.shards import row_copies
@@ -62,7 +62,7 @@ class EpochAudit:
 def _ids_by_epoch(folder: Path) -> dict[int, Counter[str]]:
     found: dict[int, Counter[str]] = {}
     for part in part_paths(folder):
-        table = pq.read_table(part, columns=["epoch", "id"])
+        table = read_part(part, ["epoch", "id"])
         for epoch, row_id in zip(table["epoch"].to_pylist(), table["id"].to_pylist(), strict=True):
             found.setdefault(epoch, Counter())[row_id] += 1
     return found

@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-METRICS_FILE = "metrics.jsonl"
+from tiny_audio.storage import is_local, list_folder, put, read_folder
+
+METRICS_FILE = "metrics.jsonl"  # on object storage, which cannot append, a folder with an object for every line
+POLL_S = {True: 0.5, False: 2.0}  # how often the driver looks for new lines, of a file, and on object storage
 BAR_WIDTH = 20
 
 
@@ -20,8 +23,12 @@ def append_warning(run_dir: Path, step: int, warning: str) -> None:
 
 def append_metrics(run_dir: Path, values: dict) -> None:
     """Adds a line to metrics.jsonl."""
-    with (run_dir / METRICS_FILE).open("a") as file:
-        file.write(json.dumps(values) + "\n")
+    path, line = run_dir / METRICS_FILE, json.dumps(values) + "\n"
+    if not is_local(path):
+        put(path / f"{time.time_ns():020d}.json", line.encode())
+        return
+    with path.open("a") as file:
+        file.write(line)
 
 
 def read_json_lines(path: Path) -> list[dict]:
@@ -34,9 +41,10 @@ def read_json_lines(path: Path) -> list[dict]:
 
 def read_metrics(run_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl by step; a step that ran twice, after a restart, counts once, as it ran last."""
-    lines = [line for line in read_json_lines(run_dir / METRICS_FILE) if "warning" not in line]
-    lines = {(line["step"], "val_loss" in line): line for line in lines}
-    return [lines[key] for key in sorted(lines)]
+    path = run_dir / METRICS_FILE
+    lines = read_json_lines(path) if is_local(path) else [json.loads(data) for data in read_folder(path, set()).values()]
+    last = {(line["step"], "val_loss" in line): line for line in lines if "warning" not in line}
+    return [last[key] for key in sorted(last)]
 
 
 def count_reject(rejects: dict[str, dict[str, int]], source: str, reason: str) -> None:
@@ -79,12 +87,49 @@ def progress_line(values: dict, num_steps: int, left_s: float) -> str:
     )
 
 
+def follow_file(path: Path) -> Callable[[], list[dict]]:
+    """A function that returns the lines that came since it was called last, or since now."""
+    position = path.stat().st_size if path.exists() else 0
+
+    def new_lines() -> list[dict]:
+        nonlocal position
+        if not path.exists():
+            return []
+        found = []
+        with path.open() as file:
+            file.seek(position)
+            for line in file:
+                if line.endswith("\n"):
+                    position += len(line.encode())
+                    found.append(json.loads(line))
+        return found
+
+    return new_lines
+
+
+def follow_folder(folder: Path) -> Callable[[], list[dict]]:
+    """`follow_file` for a folder with an object for every line."""
+    known = {path.name for path in list_folder(folder)}
+
+    def new_lines() -> list[dict]:
+        try:
+            found = read_folder(folder, known)
+        except Exception:  # of the network, of many kinds: what is there is still there the next time
+            return []
+        known.update(found)
+        return [json.loads(data) for data in found.values()]
+
+    return new_lines
+
+
 class MetricsFollower:
     """Prints what a run adds to its metrics.jsonl, and hands it on, from a thread, until closed. Used as a context."""
 
     def __init__(self, run_dir: Path, num_steps: int, track: Callable[[dict], None]):
-        self.path, self.num_steps, self.track = run_dir / METRICS_FILE, num_steps, track
-        self.position = self.path.stat().st_size if self.path.exists() else 0
+        path = run_dir / METRICS_FILE
+        self.new_lines = follow_file(path) if is_local(path) else follow_folder(path)
+        self.poll_s = POLL_S[is_local(path)]
+        self.num_steps, self.track = num_steps, track
         self.first: tuple[int, float] | None = None
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -99,18 +144,12 @@ class MetricsFollower:
         self._print_new()
 
     def _follow(self) -> None:
-        while not self.closed.wait(0.5):
+        while not self.closed.wait(self.poll_s):
             self._print_new()
 
     def _print_new(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open() as file:
-            file.seek(self.position)
-            for line in file:
-                if line.endswith("\n"):
-                    self.position += len(line.encode())
-                    self._print(json.loads(line))
+        for values in self.new_lines():
+            self._print(values)
 
     def _print(self, values: dict) -> None:
         if "warning" in values:

@@ -6,10 +6,13 @@ without its checkpoint is dropped by the next start, which will meet its rows ag
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tiny_audio.storage import put
 
 
 def part_paths(folder: Path) -> list[Path]:
@@ -21,10 +24,13 @@ def write_part(folder: Path, step: int, rank: int, rows: list[dict], schema: pa.
     """Adds a part of one worker's rows up to `step`, whole or not at all; none where there are no rows."""
     if not rows:
         return
-    folder.mkdir(exist_ok=True)
-    unfinished = folder / f".unfinished-{rank}"  # a name that readers of Parquet folders pass over
-    pq.write_table(pa.Table.from_pylist(rows, schema), unfinished)
-    unfinished.rename(folder / f"step-{step:08d}-rank-{rank}.parquet")
+    data = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), data)
+    put(folder / f"step-{step:08d}-rank-{rank}.parquet", data.getvalue())
+
+
+def read_part(part: Path, columns: list[str]) -> pa.Table:
+    return pq.read_table(io.BytesIO(part.read_bytes()), columns=columns)
 
 
 def drop_parts_after(folder: Path, step: int) -> None:

@@ -31,6 +31,7 @@ from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.prepare import MANIFEST, PrepareConfig, encode_audio, prepare
 from tiny_audio.report import worst_utterances, write_report
 from tiny_audio.shards import read_rows
+from tiny_audio.storage import is_local
 from tiny_audio.stream import quiet_ray_data
 
 RAYS_OWN_LINE = re.compile(
@@ -241,6 +242,7 @@ def quickstart(config: TrainConfig, show_progress) -> dict:
     """
     started = time.perf_counter()
     config = config.with_absolute_paths()
+    require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: the quickstart wants a folder")
     data = PrepareConfig()
     tests = f"{absolute(data.output_dir)}/test/*.parquet"
     with local_cluster() as cluster:
@@ -262,6 +264,7 @@ def quickstart(config: TrainConfig, show_progress) -> dict:
 
 def run_seeds(config: TrainConfig, show_progress) -> list[dict]:
     """Trains and evaluates with each of the seeds 0 to 4; returns their headline figures."""
+    require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: wants a folder")
     data, found = PrepareConfig(), []
     tests = f"{absolute(data.output_dir)}/test/*.parquet"
     with local_cluster() as cluster:

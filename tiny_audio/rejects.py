@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.loquacious import source_of
-from tiny_audio.parts import part_paths, write_part
+from tiny_audio.parts import part_paths, read_part, write_part
 
 REJECTS = "rejects.parquet"
 SCHEMA = pa.schema(
@@ -52,7 +51,7 @@ def worst_files(run_dir: Path) -> list[dict]:
     """The files with the most rejects, at most WORST_FILES, each with its rejects counted by reason."""
     files: dict[str, Counter[str]] = {}
     for part in part_paths(run_dir / REJECTS):
-        table = pq.read_table(part, columns=["path", "reason"])
+        table = read_part(part, ["path", "reason"])
         for row in table.group_by(["path", "reason"]).aggregate([([], "count_all")]).to_pylist():
             files.setdefault(row["path"], Counter())[row["reason"]] += row["count_all"]
     files.pop("", None)  # of rows that were skipped in training

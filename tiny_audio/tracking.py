@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import TrainConfig, require
+from tiny_audio.storage import is_local, put, put_folder
 
 PROJECT = "tiny_audio"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say otherwise
 IDS_FILE = "tracking.json"  # a run's ids at W&B and MLflow: resumed, it goes on there too
@@ -74,11 +76,11 @@ def flat_config(config: TrainConfig) -> dict[str, Any]:
 
 def _read_ids(run_dir: Path) -> dict[str, str]:
     path = run_dir / IDS_FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
 def _remember_id(run_dir: Path, name: str, run_id: str) -> str:
-    (run_dir / IDS_FILE).write_text(json.dumps({**_read_ids(run_dir), name: run_id}) + "\n")
+    put(run_dir / IDS_FILE, (json.dumps({**_read_ids(run_dir), name: run_id}) + "\n").encode())
     return run_id
 
 
@@ -86,22 +88,29 @@ def _tensorboard(config: TrainConfig) -> Tracker:
     from tensorboardX import SummaryWriter
 
     writer, last = None, math.inf
+    target = config.run_dir / "tensorboard"
+    scratch = None if is_local(target) else tempfile.TemporaryDirectory(prefix="tensorboard-")  # its events are appended
+    folder = scratch.name if scratch else str(target)
 
     def log(values: dict[str, float], step: int) -> None:
         nonlocal writer, last
         if step < last:  # the first line, or the run went back to a checkpoint: hide what an earlier start wrote from here on
             close(False)
             suffix = f".{time.time_ns()}"  # its own names differ by the second, and it would overwrite
-            writer = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=step, filename_suffix=suffix)
+            writer = SummaryWriter(folder, purge_step=step, filename_suffix=suffix)
             writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in flat_config(config).items()), step)
         last = step
         for name, value in values.items():
             writer.add_scalar(name, value, step)
         writer.flush()
+        if scratch and "val_loss" in values:
+            put_folder(folder, target)
 
     def close(failed: bool) -> None:
         if writer is not None:
             writer.close()
+        if scratch:
+            put_folder(folder, target)
 
     return Tracker(log, close)
 
@@ -115,7 +124,7 @@ def _wandb(config: TrainConfig) -> Tracker:
         name=config.name,
         id=run_id,
         resume="allow",
-        dir=str(config.run_dir),
+        dir=str(config.run_dir) if is_local(config.run_dir) else tempfile.mkdtemp(prefix="wandb-"),
         config=flat_config(config),
         allow_val_change=True,
         settings=wandb.Settings(disable_git=True, disable_code=True, console="off", x_disable_meta=True),
@@ -129,6 +138,7 @@ def _mlflow(config: TrainConfig) -> Tracker:
     from mlflow.entities import Metric, Param
 
     elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
+    require(bool(elsewhere) or is_local(config.run_dir), "no database on object storage: set MLFLOW_TRACKING_URI")
     client = MlflowClient(elsewhere or f"sqlite:///{Path(config.runs_dir).resolve()}/mlflow.db")
     run_id = _read_ids(config.run_dir).get("mlflow")
     if run_id is None:

@@ -35,6 +35,7 @@ from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.metrics import MetricsFollower
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
 from tiny_audio.rejects import name_rows, worst_files
+from tiny_audio.storage import put, said_in_one_line, written_folder
 from tiny_audio.stream import StreamSettings, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
 from tiny_audio.watchdog import ForgetWorkers, HangFollower, start_watch
@@ -130,13 +131,14 @@ def _export(config: TrainConfig) -> dict:
     latest = latest_checkpoint(config.run_dir, _warn)
     exported = best_checkpoint(config.run_dir, config.score_metric, _warn) if config.export == "best" else latest
     weights, _, at_export = load_checkpoint(exported)
-    save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, config.run_dir / "model")
+    with written_folder(config.run_dir / "model") as folder:
+        save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, folder)
     progress = load_progress(latest)
     nothing = f"{config.run_dir}: no row was trained; rejected: {progress.rejects}; left out: {progress.left_out}"
     require(progress.num_rows > 0, nothing)
     training = {**dataclasses.asdict(progress), "end": progress.end_reason(config), "exported_step": at_export.step}
     training["reject_files"] = worst_files(config.run_dir)
-    (config.run_dir / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+    put(config.run_dir / "training.json", (json.dumps(training, indent=1) + "\n").encode())
     return training
 
 
@@ -160,10 +162,12 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     require(bool(groups), f"{config.data.train}: the training shards hold no rows")
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
-    require_same_plan(config.run_dir, plan_identity(config, groups))
+    with said_in_one_line(config.run_dir):
+        require_same_plan(config.run_dir, plan_identity(config, groups))
     require_trackers(config.trackers)
     start_ray()
-    save_config(config, config.run_dir / "config.yaml")
+    with said_in_one_line(config.run_dir):
+        save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S))
     if config.min_workers:
         os.environ[START_TIMEOUT] = str(ELASTIC_START_TIMEOUT_S)

@@ -90,7 +90,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         gather = (lambda weight: weight) if self.stage == 0 else safe_get_full_fp32_param
-        return {name: gather(weight).detach().cpu().clone() for name, weight in self.projector.named_parameters()}
+        return {name: gather(weight).detach().to("cpu", copy=True) for name, weight in self.projector.named_parameters()}
 
     def moments(self) -> dict[str, torch.Tensor]:
         """AdamW's moments by `moment.weight`, whole, float32, on the CPU. All workers must call it."""
@@ -101,7 +101,7 @@ class Engine:
             for moment in MOMENTS:
                 value = self.adamw.state[weight][moment] if self.stage == 0 else safe_get_full_optimizer_state(weight, moment)
                 shape = weight.ds_shape if self.stage == 3 else weight.shape
-                found[f"{moment}.{name}"] = value.detach().reshape(shape).cpu().clone()
+                found[f"{moment}.{name}"] = value.detach().reshape(shape).to("cpu", copy=True)
         return found
 
     def load_moments(self, moments: dict[str, torch.Tensor], num_steps: int) -> None:
