@@ -86,6 +86,7 @@ def test_a_run_leaves_its_model_its_config_and_its_counts(plain):
     assert training["rejects"] == {"row": {"empty": 1, "truncated": 1}}
     assert training["num_rows"] + 2 == 4 * plain.data.batch_rows
     assert (folder / "config.yaml").is_file()
+    assert [line["step"] for line in read_metrics(folder) if line.get("save_stall_s", 0) > 0] == [3]  # the next line has it
     assert training["end"] == "all 4 steps are done"
     assert training["exported_step"] == training["best"]["step"] == 4
     assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
