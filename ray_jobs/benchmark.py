@@ -1,6 +1,6 @@
 """Measures this machine's GPUs at true model shapes: random weights, noise for speech. Prints a table and writes JSON.
 
-The part `plan` needs no GPU.
+The parts `plan` and `soak` need no GPU.
 
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=step      one GPU: the seed's step, ours in its variants
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=memory    one GPU: budgets found for 24, 80 GB and all
@@ -9,6 +9,7 @@ python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=seed_job  one 
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=scale     all GPUs: speed by their number and ZeRO stage
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=fp8       one GPU: learning in FP8 beside bfloat16
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=plan      no GPU: planning, resuming at 10 million rows
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=soak      no GPU: memory over a long training
 """
 
 import json

@@ -7,17 +7,21 @@ import sys
 
 from ray_jobs.command import run_command
 from tiny_audio.config import TrainConfig
+from tiny_audio.ledger import EpochAudit, audit
+
+
+def audit_line(row: EpochAudit) -> str:
+    """An epoch's audit for people."""
+    return (
+        f"epoch {row.epoch}: {row.num_rows} rows, {row.num_trained} trained, {row.num_rejected} rejected, "
+        f"{row.num_missing} missing, {row.num_twice} twice"
+    )
 
 
 def run(config: TrainConfig) -> None:
-    from tiny_audio.ledger import audit
-
     found = audit(config)
     for row in found:
-        print(
-            f"epoch {row.epoch}: {row.num_rows} rows, {row.num_trained} trained, {row.num_rejected} rejected, "
-            f"{row.num_missing} missing, {row.num_twice} twice"
-        )
+        print(audit_line(row))
     if not found:
         print("no epoch is finished yet")
     sys.exit(any(row.num_missing or row.num_twice for row in found))

@@ -14,6 +14,7 @@ from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.benchmark_plan import PlanSize, plan_figures
 from tiny_audio.benchmark_runs import Inputs, fp8_learning, make_inputs, scale, seed_job
+from tiny_audio.benchmark_soak import soak
 from tiny_audio.benchmark_step import OurStep, StepSpeed, benchmark_clips, matmul_tflops, process_group, time_steps
 from tiny_audio.budget import find_micro_batch_s
 from tiny_audio.config import BenchmarkConfig, absolute, require
@@ -132,8 +133,11 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     output_dir.mkdir(parents=True, exist_ok=True)
     if config.part == "plan":
         return _through_ray(lambda cluster: plan_figures(PlanSize()))
+    if config.part == "soak":
+        shutil.rmtree(output_dir / "soak", ignore_errors=True)
+        return _through_ray(lambda cluster: soak(cluster, output_dir / "soak", config.soak_minutes))
     num_gpus = torch.cuda.device_count()
-    require(num_gpus > 0, f"part={config.part} measures GPUs, and there is none here; part=plan needs none")
+    require(num_gpus > 0, f"part={config.part} measures GPUs, and there is none here; part=plan and part=soak need none")
     shutil.rmtree(output_dir / "runs", ignore_errors=True)  # or runs of the same names would go on from there
     inputs = make_inputs(output_dir / "inputs", SHARDS_ROWS.get(config.part, 0))
     torch.cuda.empty_cache()  # what made the weights; the runs' workers want the memory

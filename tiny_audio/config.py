@@ -320,8 +320,10 @@ class BenchmarkConfig:
     """What to measure, and where its inputs (9 GB) and results go."""
 
     part: str = "step"
+    soak_minutes: float = 20.0  # of part=soak
     output_dir: str = "runs/benchmark"
 
     def __post_init__(self):
-        parts = ("step", "memory", "profile", "seed_job", "scale", "fp8", "plan")
+        parts = ("step", "memory", "profile", "seed_job", "scale", "fp8", "plan", "soak")
+        require_at_least(self, 0, "soak_minutes")
         require(self.part in parts, f"part must be one of {', '.join(parts)}, not {self.part!r}")

@@ -94,25 +94,29 @@ def local_cluster() -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def submit_job(cluster: Cluster, *command: str) -> None:
-    """`ray job submit` of this repository, its log shown as it comes.
+def submit_job(cluster: Cluster, *command: str, copied: bool = True, output: BinaryIO | None = None) -> None:
+    """`ray job submit` of this repository, its log shown as it comes, or written to `output`.
+
+    Unless `copied`, the job runs in the folder that the cluster was started in, and not in a copy of this one.
 
     A young cluster has a job server before it has the agent that runs jobs, and refuses until then: so it asks again.
 
     Raises:
         CalledProcessError: the job failed.
     """
-    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.jobs_url, "--working-dir", ".", "--", *command]
-    print("$ ray job submit --working-dir . -- " + " ".join(command), flush=True)
+    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.jobs_url, *["--working-dir", "."] * copied, "--", *command]
+    sys.stdout.flush()
+    output = output or sys.stdout.buffer
+    output.write(f"$ ray job submit {'--working-dir . ' * copied}-- {' '.join(command)}\n".encode())
     for wait_s in (2, 4, 8, 16, None):
         with subprocess.Popen(submit, env={**os.environ, **WITH_TOKEN}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
-            refusal = _copy_log(job.stdout, sys.stdout.buffer)
+            refusal = _copy_log(job.stdout, output)
         if not job.returncode:
             return
         if wait_s is None or NO_AGENT not in refusal:
             break
         time.sleep(wait_s)
-    sys.stdout.buffer.write(refusal)
+    output.write(refusal)
     raise subprocess.CalledProcessError(job.returncode, submit)
 
 

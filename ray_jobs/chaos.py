@@ -1,0 +1,28 @@
+"""Kills a training in every way it can die (workers, nodes, driver, the whole cluster), and shows that nothing was lost.
+
+It trains twice on a Ray of several nodes that it starts on this machine: in peace, then killed again and again. Every row
+must be trained once or rejected, every loss be the same to the last bit; exit code 1 if not. Without GPUs:
+
+python -m ray_jobs.chaos ray_jobs/configs/quickstart.yaml num_steps=90
+"""
+
+import sys
+
+from ray_jobs.command import run_command
+from ray_jobs.ledger import audit_line
+from tiny_audio.config import TrainConfig
+
+
+def run(config: TrainConfig) -> None:
+    from tiny_audio.chaos import chaos
+
+    outcome = chaos(config, lambda line: print(line, flush=True))
+    for epoch in outcome.epochs:
+        print(audit_line(epoch))
+    unequal = ", ".join(map(str, outcome.unequal_steps))
+    print(f"losses: {'not those of the run in peace at steps ' + unequal if unequal else 'equal at every step, to the last bit'}")
+    sys.exit(not outcome.nothing_lost or bool(unequal))
+
+
+if __name__ == "__main__":
+    run_command(__doc__, TrainConfig, run)

@@ -1,0 +1,251 @@
+"""Kills a training in every way it can die, and holds what comes out against the same training left in peace.
+
+Both run as jobs on a Ray of several nodes on this machine (see local_nodes.py). The one that was killed must have trained
+every row of every epoch once, or rejected it; and at every step it must have the other's loss, to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import psutil
+
+from tiny_audio.checkpoint import CHECKPOINTS, SUMS
+from tiny_audio.config import TrainConfig, require
+from tiny_audio.config_files import save_config
+from tiny_audio.ledger import EpochAudit, audit
+from tiny_audio.local_nodes import LocalNode, LocalNodes, kill, wait_for
+from tiny_audio.metrics import METRICS_FILE, read_json_lines, read_metrics
+from tiny_audio.quickstart import submit_job
+from tiny_audio.storage import is_local
+
+NUM_NODES = 3  # beside the head: one that trains, one that decodes, one to spare
+NUM_EPOCHS = 4  # that the steps are made to cover: only finished epochs can be audited
+MOMENT_TIMEOUT_S = 600.0
+SAVE_POLL_S = 0.001  # a checkpoint of the embedded backbones is written in some 20 ms
+TRAIN_WORKER, DECODE_WORKER, DRIVER = "RayTrainWorker", "_decode_window", "ray_jobs.train"  # in their processes' names
+
+
+class Run:
+    """A training that goes on as a job, and what its folder says of it."""
+
+    def __init__(self, config: TrainConfig, nodes: LocalNodes):
+        self.config, self.nodes = config, nodes
+        self.path = config.run_dir / "submitted.yaml"
+        save_config(config, self.path)
+        self.submit()
+
+    def submit(self) -> None:
+        """Starts the job; or again, where it died: the same command goes on with the run."""
+        self.job = threading.Thread(target=self._submit, daemon=True)
+        self.job.start()
+
+    def _submit(self) -> None:
+        with (self.config.run_dir / "job.log").open("ab") as log:
+            try:
+                # not of a copy: nodes on one machine share Ray's folder of copies, and take them away from each other
+                submit_job(self.nodes.cluster, "python", "-m", DRIVER, str(self.path), copied=False, output=log)
+            except subprocess.CalledProcessError as error:
+                log.write(f"{error}\n".encode())
+
+    def finish(self) -> None:
+        """Waits until the job is over.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        self.job.join()
+        if not (self.config.run_dir / "training.json").is_file():
+            raise RuntimeError(f"{self.config.run_dir}: the training failed; job.log there says why")
+
+    def lines(self) -> list[dict]:
+        lines = read_json_lines(self.config.run_dir / METRICS_FILE)
+        return [line for line in lines if "warning" not in line]
+
+    def last_step(self) -> int:
+        return max((line["step"] for line in self.lines()), default=0)
+
+    def is_validating(self) -> bool:
+        """It is due, and its scores are not there yet."""
+        lines = self.lines()
+        return bool(lines) and "loss" in lines[-1] and lines[-1]["step"] % self.config.eval_every == 0
+
+    def unfinished_saves(self) -> set[str]:
+        """Checkpoint folders that are not whole."""
+        folders = (self.config.run_dir / CHECKPOINTS).glob("step-*")
+        return {folder.name for folder in folders if not (folder / SUMS).is_file()}
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train."""
+        return self.nodes.processes(TRAIN_WORKER)
+
+    def node(self, trains: bool) -> LocalNode:
+        """A node, the head apart, that has a training worker, or has none: it decodes."""
+        return next(node for node in self.nodes.nodes[1:] if bool(node.processes(TRAIN_WORKER)) == trains)
+
+
+def _wait(condition: Callable[[], object], what: str, poll_s: float = 0.02) -> None:
+    wait_for(condition, what, MOMENT_TIMEOUT_S, poll_s)
+
+
+def _kill_a_worker(run: Run) -> None:
+    kill(run.workers()[:1])
+
+
+def _kill_a_worker_in_a_validation(run: Run) -> None:
+    worker = run.workers()[:1]
+    _wait(run.is_validating, "a validation")
+    kill(worker)
+
+
+def _kill_all_workers_in_a_save(run: Run) -> None:
+    workers, before = run.workers(), run.unfinished_saves()
+    _wait(lambda: run.unfinished_saves() - before, "a checkpoint that is being written", SAVE_POLL_S)
+    kill(workers)
+
+
+def _kill_decode_workers(run: Run) -> None:
+    _wait(lambda: kill(run.nodes.processes(DECODE_WORKER)), "a decode task")
+
+
+def _lose_decode_node(run: Run) -> None:
+    run.nodes.lose(run.node(trains=False))
+
+
+def _lose_training_node(run: Run) -> None:
+    run.nodes.lose(run.node(trains=True))
+
+
+def _kill_driver(run: Run) -> None:
+    kill(run.nodes.processes(DRIVER))
+    run.job.join()
+
+
+def _lose_all_nodes(run: Run) -> None:
+    run.nodes.kill()
+    run.job.join()
+
+
+def _restart_cluster(run: Run) -> None:
+    run.nodes.start()
+    run.submit()
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Something that dies: `strike` waits for its moment, and kills; `repair` does what people or their cluster would do."""
+
+    name: str
+    strike: Callable[[Run], None]
+    repair: Callable[[Run], None] = lambda run: None
+
+
+KILLS = (  # decode first: a start decodes far ahead, and then there may be nothing to do for long
+    Kill("the decode workers, at work", _kill_decode_workers),
+    Kill("a training worker, in a step", _kill_a_worker),
+    Kill("a training worker, in a validation", _kill_a_worker_in_a_validation),
+    Kill("all training workers, in a checkpoint's write", _kill_all_workers_in_a_save),
+    Kill("a node that decodes", _lose_decode_node, lambda run: run.nodes.add()),
+    Kill("a node that trains", _lose_training_node, lambda run: run.nodes.add()),
+    Kill("the job's driver; submitted again", _kill_driver, Run.submit),
+    Kill("all nodes; started and submitted again", _lose_all_nodes, _restart_cluster),
+)
+
+
+@dataclass
+class Struck:
+    """A kill, and how the run came back."""
+
+    name: str
+    step: int  # the last one that was logged before
+    back_at_step: int = 0  # the first one after: those between were trained again
+    back_after_s: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What the killed run came to. `unequal_steps` are those whose loss is not that of the run in peace."""
+
+    kills: list[Struck]
+    epochs: list[EpochAudit]
+    unequal_steps: list[int]
+    num_steps: int
+
+    @property
+    def nothing_lost(self) -> bool:
+        return bool(self.epochs) and not any(epoch.num_missing or epoch.num_twice for epoch in self.epochs)
+
+
+def steps_between(config: TrainConfig) -> int:
+    """Kills."""
+    return config.num_steps // (len(KILLS) + 1)
+
+
+def chaos_config(config: TrainConfig, name: str) -> TrainConfig:
+    """The training as it is put to the test: with checkpoints and validations between any two kills, and whole epochs.
+
+    Raises:
+        ConfigError: it wants GPUs, or has too few steps.
+    """
+    require(not config.use_gpu, "use_gpu=true: chaos runs on this machine's CPUs, where losses are equal to the last bit")
+    require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: chaos keeps its runs in a folder; name one")
+    steps = steps_between(config)
+    require(steps >= 6, f"num_steps={config.num_steps} leaves too few between {len(KILLS)} kills; give 54 or more")
+    data = replace(config.data, max_train_rows=-(-config.num_steps * config.data.batch_rows // NUM_EPOCHS))
+    changes = {"log_every": 1, "checkpoint_every": steps // 3, "eval_every": steps // 2, "max_failures": 100}
+    return replace(config, name=f"{config.name}-{name}", data=data, trackers=[], early_stopping_patience=None, **changes)
+
+
+def _strike(run: Run, one: Kill, due_step: int) -> Struck:
+    """Waits for the step and the moment, kills, repairs, and waits until the run has gone on."""
+    _wait(lambda: run.last_step() >= due_step, f"step {due_step}")
+    one.strike(run)
+    step, struck = run.last_step(), time.time()
+    one.repair(run)
+
+    def lines_since() -> list[dict]:
+        return [line for line in run.lines() if line.get("unix_time", 0) > struck]
+
+    _wait(lines_since, f"the run to go on after the loss of {one.name}")
+    first = lines_since()[0]
+    return Struck(one.name, step, first["step"], first["unix_time"] - struck)
+
+
+def _losses(config: TrainConfig) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(config.run_dir) if "loss" in line}
+
+
+def chaos(config: TrainConfig, say: Callable[[str], None]) -> Outcome:
+    """Trains twice, the second time with all of KILLS; leaves chaos.json in that run's folder.
+
+    Args:
+        say: told what happens, a line each.
+
+    Raises:
+        ConfigError: the config does not suit, or the folders of an earlier try are there.
+        RuntimeError, TimeoutError: a run failed, or did not go on.
+    """
+    config = config.with_absolute_paths()
+    in_peace, killed = (chaos_config(config, name) for name in ("in-peace", "killed"))
+    for one in (in_peace, killed):
+        require(not one.run_dir.exists(), f"{one.run_dir} is there from an earlier try: delete it, or choose another name")
+    with LocalNodes(NUM_NODES, num_cpus=config.num_workers) as nodes:
+        say(f"{in_peace.num_steps} steps in peace, on a head and {NUM_NODES} nodes")
+        Run(in_peace, nodes).finish()
+        say("the same, and killed:")
+        run, kills = Run(killed, nodes), []
+        for number, one in enumerate(KILLS):
+            struck = _strike(run, one, number * steps_between(config))
+            say(f"step {struck.step:>5}  {struck.name}: back after {struck.back_after_s:.1f} s, at step {struck.back_at_step}")
+            kills.append(struck)
+        run.finish()
+    expected, found = _losses(in_peace), _losses(killed)
+    unequal = [step for step in sorted(expected | found) if expected.get(step) != found.get(step)]
+    outcome = Outcome(kills, audit(killed), unequal, len(found))
+    (killed.run_dir / "chaos.json").write_text(json.dumps(asdict(outcome), indent=1) + "\n")
+    return outcome
