@@ -2,16 +2,15 @@
 
 import os
 import re
-import signal
 import threading
 import time
 
 import pytest
 
-from tests.test_ledger import worker_pids
 from tests.test_train import config_of, losses
 from tiny_audio.config import ConfigError
 from tiny_audio.ledger import audit
+from tiny_audio.local_nodes import named_processes
 from tiny_audio.metrics import read_metrics
 from tiny_audio.train import train
 from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, START_S, STARTING, Doing, Watch, hang_message
@@ -97,7 +96,7 @@ def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
     def wait_and_freeze():
         while not any(line["step"] >= step for line in read_metrics(run_dir)):
             time.sleep(0.02)
-        os.kill(worker_pids()[0], signal.SIGSTOP)
+        named_processes(os.getpid(), "RayTrainWorker")[0].suspend()
 
     thread = threading.Thread(target=wait_and_freeze, daemon=True)
     thread.start()

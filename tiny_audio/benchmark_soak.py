@@ -69,7 +69,7 @@ def soak(cluster: Cluster, folder: Path, minutes: float) -> list[dict]:
             training.wait()
     steps = [line for line in read_metrics(folder / "runs/soak") if "loss" in line]
     settled = [sample for sample in samples if sample["seconds"] > SETTLED_AFTER_S]
-    growth = np.polyfit([s["seconds"] / 3600 for s in settled], [s["all"] for s in settled], 1)[0] if settled else 0.0
+    growth = np.polyfit([s["seconds"] / 3600 for s in settled], [s["all"] for s in settled], 1)[0] if len(settled) > 8 else np.nan
     summary = {
         "name": "over all",
         "steps": steps[-1]["step"],

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import psutil
 
@@ -20,10 +21,11 @@ from tiny_audio.config import TrainConfig, require
 from tiny_audio.config_files import save_config
 from tiny_audio.ledger import EpochAudit, audit
 from tiny_audio.local_nodes import LocalNode, LocalNodes, kill, wait_for
-from tiny_audio.metrics import METRICS_FILE, read_json_lines, read_metrics
+from tiny_audio.metrics import read_lines, read_metrics
 from tiny_audio.quickstart import submit_job
 from tiny_audio.storage import is_local
 
+T = TypeVar("T")
 NUM_NODES = 3  # beside the head: one that trains, one that decodes, one to spare
 NUM_EPOCHS = 4  # that the steps are made to cover: only finished epochs can be audited
 MOMENT_TIMEOUT_S = 600.0
@@ -64,8 +66,7 @@ class Run:
             raise RuntimeError(f"{self.config.run_dir}: the training failed; job.log there says why")
 
     def lines(self) -> list[dict]:
-        lines = read_json_lines(self.config.run_dir / METRICS_FILE)
-        return [line for line in lines if "warning" not in line]
+        return [line for line in read_lines(self.config.run_dir) if "warning" not in line]
 
     def last_step(self) -> int:
         return max((line["step"] for line in self.lines()), default=0)
@@ -89,46 +90,48 @@ class Run:
         return next(node for node in self.nodes.nodes[1:] if bool(node.processes(TRAIN_WORKER)) == trains)
 
 
-def _wait(condition: Callable[[], object], what: str, poll_s: float = 0.02) -> None:
-    wait_for(condition, what, MOMENT_TIMEOUT_S, poll_s)
+def _wait(condition: Callable[[], T], what: str, poll_s: float = 0.02) -> T:
+    return wait_for(condition, what, MOMENT_TIMEOUT_S, poll_s)
 
 
-def _kill_a_worker(run: Run) -> None:
-    kill(run.workers()[:1])
+def _kill_a_worker(run: Run) -> int:
+    return kill(run.workers()[:1])
 
 
-def _kill_a_worker_in_a_validation(run: Run) -> None:
+def _kill_a_worker_in_a_validation(run: Run) -> int:
     worker = run.workers()[:1]
     _wait(run.is_validating, "a validation")
-    kill(worker)
+    return kill(worker)
 
 
-def _kill_all_workers_in_a_save(run: Run) -> None:
+def _kill_all_workers_in_a_save(run: Run) -> int:
     workers, before = run.workers(), run.unfinished_saves()
     _wait(lambda: run.unfinished_saves() - before, "a checkpoint that is being written", SAVE_POLL_S)
-    kill(workers)
+    return kill(workers)
 
 
-def _kill_decode_workers(run: Run) -> None:
-    _wait(lambda: kill(run.nodes.processes(DECODE_WORKER)), "a decode task")
+def _kill_decode_workers(run: Run) -> int:
+    return _wait(lambda: kill(run.nodes.processes(DECODE_WORKER)), "a decode task")
 
 
-def _lose_decode_node(run: Run) -> None:
-    run.nodes.lose(run.node(trains=False))
+def _lose_decode_node(run: Run) -> int:
+    return run.nodes.lose(run.node(trains=False))
 
 
-def _lose_training_node(run: Run) -> None:
-    run.nodes.lose(run.node(trains=True))
+def _lose_training_node(run: Run) -> int:
+    return run.nodes.lose(run.node(trains=True))
 
 
-def _kill_driver(run: Run) -> None:
-    kill(run.nodes.processes(DRIVER))
+def _kill_driver(run: Run) -> int:
+    num_killed = kill(run.nodes.processes(DRIVER))
     run.job.join()
+    return num_killed
 
 
-def _lose_all_nodes(run: Run) -> None:
-    run.nodes.kill()
+def _lose_all_nodes(run: Run) -> int:
+    num_killed = run.nodes.kill()
     run.job.join()
+    return num_killed
 
 
 def _restart_cluster(run: Run) -> None:
@@ -138,10 +141,12 @@ def _restart_cluster(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Kill:
-    """Something that dies: `strike` waits for its moment, and kills; `repair` does what people or their cluster would do."""
+    """Something that dies: `strike` waits for its moment, kills, and returns how many processes that were; `repair` does what
+    people or their cluster would do.
+    """
 
     name: str
-    strike: Callable[[Run], None]
+    strike: Callable[[Run], int]
     repair: Callable[[Run], None] = lambda run: None
 
 
@@ -204,15 +209,16 @@ def chaos_config(config: TrainConfig, name: str) -> TrainConfig:
 def _strike(run: Run, one: Kill, due_step: int) -> Struck:
     """Waits for the step and the moment, kills, repairs, and waits until the run has gone on."""
     _wait(lambda: run.last_step() >= due_step, f"step {due_step}")
-    one.strike(run)
-    step, struck = run.last_step(), time.time()
+    num_killed, struck, lines_before = one.strike(run), time.time(), run.lines()
+    if not num_killed:
+        raise RuntimeError(f"{one.name}: was gone before it could be killed")
+    step = max((line["step"] for line in lines_before), default=0)
     one.repair(run)
 
     def lines_since() -> list[dict]:
-        return [line for line in run.lines() if line.get("unix_time", 0) > struck]
+        return [line for line in run.lines()[len(lines_before) :] if "loss" in line]
 
-    _wait(lines_since, f"the run to go on after the loss of {one.name}")
-    first = lines_since()[0]
+    first, *_ = _wait(lines_since, f"the run to go on after the loss of {one.name}")
     return Struck(one.name, step, first["step"], first["unix_time"] - struck)
 
 
@@ -220,8 +226,8 @@ def _losses(config: TrainConfig) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in read_metrics(config.run_dir) if "loss" in line}
 
 
-def chaos(config: TrainConfig, say: Callable[[str], None]) -> Outcome:
-    """Trains twice, the second time with all of KILLS; leaves chaos.json in that run's folder.
+def chaos(config: TrainConfig, say: Callable[[str], None], kills: tuple[Kill, ...] = KILLS) -> Outcome:
+    """Trains twice, the second time with all of `kills`; leaves chaos.json in that run's folder.
 
     Args:
         say: told what happens, a line each.
@@ -235,17 +241,17 @@ def chaos(config: TrainConfig, say: Callable[[str], None]) -> Outcome:
     for one in (in_peace, killed):
         require(not one.run_dir.exists(), f"{one.run_dir} is there from an earlier try: delete it, or choose another name")
     with LocalNodes(NUM_NODES, num_cpus=config.num_workers) as nodes:
-        say(f"{in_peace.num_steps} steps in peace, on a head and {NUM_NODES} nodes")
+        say(f"{in_peace.num_steps} steps in peace, on a head and {NUM_NODES} nodes ({in_peace.run_dir}/job.log)")
         Run(in_peace, nodes).finish()
-        say("the same, and killed:")
-        run, kills = Run(killed, nodes), []
-        for number, one in enumerate(KILLS):
-            struck = _strike(run, one, number * steps_between(config))
-            say(f"step {struck.step:>5}  {struck.name}: back after {struck.back_after_s:.1f} s, at step {struck.back_at_step}")
-            kills.append(struck)
+        say(f"the same, and killed ({killed.run_dir}/job.log):")
+        run, struck = Run(killed, nodes), []
+        for number, one in enumerate(kills):
+            last = _strike(run, one, number * steps_between(config))
+            say(f"step {last.step:>5}  {last.name}: back after {last.back_after_s:.1f} s, at step {last.back_at_step}")
+            struck.append(last)
         run.finish()
     expected, found = _losses(in_peace), _losses(killed)
     unequal = [step for step in sorted(expected | found) if expected.get(step) != found.get(step)]
-    outcome = Outcome(kills, audit(killed), unequal, len(found))
+    outcome = Outcome(struck, audit(killed), unequal, len(found))
     (killed.run_dir / "chaos.json").write_text(json.dumps(asdict(outcome), indent=1) + "\n")
     return outcome
