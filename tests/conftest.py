@@ -66,13 +66,15 @@ def s3():
 
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        for _ in range(300):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", S3_PORT), 1):
-                break
-            time.sleep(0.1)
-        storage_path("s3://bucket").fs.mkdir("bucket")
-        yield "s3://bucket"
-        server.kill()
+        try:
+            for _ in range(300):
+                with suppress(OSError), socket.create_connection(("127.0.0.1", S3_PORT), 1):
+                    break
+                time.sleep(0.1)
+            storage_path("s3://bucket").fs.mkdir("bucket")
+            yield "s3://bucket"
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -147,4 +149,7 @@ def one_worker(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "1")
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     yield
-    deepspeed.comm.destroy_process_group()  # which forgets its own groups too; torch's would leave them stale
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()  # which forgets its own groups too; torch's would leave them stale
+    else:
+        torch.distributed.destroy_process_group()

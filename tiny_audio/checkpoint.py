@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load, save
 
 from tiny_audio.config import TrainConfig, require
+from tiny_audio.metrics import append_warning
 from tiny_audio.plan import RowGroup
 from tiny_audio.storage import is_local, put, remove_folder
 
@@ -155,7 +156,7 @@ def _by_score(folders: list[Path], metric: str) -> list[Path]:
     def score(folder: Path) -> float:
         try:
             return load_progress(folder).scores.get(metric, math.inf)
-        except (OSError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError):  # what storage does not answer is raised: it may be the best
             return math.inf
 
     return sorted(sorted(folders, reverse=True), key=score)
@@ -212,7 +213,7 @@ class CheckpointWriter:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.error = ""
-        self.write_s = 0.0  # what the last write took
+        self.write_s = 0.0  # what the last write took; 0 while it goes on
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future | None = None
 
@@ -220,6 +221,7 @@ class CheckpointWriter:
         """Begins to write; waits for the write before. The tensors must stay as they are; `progress` may go on."""
         self.wait()
         if not self.error:
+            self.write_s = 0.0
             state = state_bytes(progress)
             self._in_flight = self._thread.submit(self._write, progress.step, weights, moments, state)
 
@@ -232,11 +234,17 @@ class CheckpointWriter:
         started = time.perf_counter()
         folder = checkpoint_folder(self.config.run_dir, step)
         try:
+            if not all(value.isfinite().all() for value in (*weights.values(), *moments.values())):
+                raise ValueError(f"no checkpoint written to {folder}: the weights are not finite; go on from the one before")
             save_checkpoint(folder, weights, moments, state)
-            prune(self.config.run_dir, folder, self.config.keep_checkpoints, self.config.score_metric)
         except Exception as error:
-            self.error = str(error)
+            self.error = str(error) or repr(error)
+            return
         self.write_s = time.perf_counter() - started
+        try:
+            prune(self.config.run_dir, folder, self.config.keep_checkpoints, self.config.score_metric)
+        except Exception as error:  # the new one is whole; what stays costs room, and the next save tries again
+            append_warning(self.config.run_dir, step, f"old checkpoints were not deleted: {error or repr(error)}")
 
 
 def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> None:

@@ -54,6 +54,8 @@ def storage_path(name: str) -> Path | UPath:
     """
     if "://" not in name:
         return Path(name)
+    scheme = name.split("://")[0]
+    require(scheme not in ("file", "local", "memory"), f"{name}: give a folder's path, or the URL of object storage")
     try:
         path = UPath(name, use_listings_cache=False)
         path.fs  # noqa: B018 (made here: imports the package that it takes)

@@ -31,8 +31,17 @@ class Sums(NamedTuple):
 
     @property
     def mean_loss(self) -> float:
-        """Nats per label token; NaN where no clip was finite."""
-        return math.nan if self.num_tokens == 0 < self.num_skipped else self.loss / max(1.0, self.num_tokens)
+        """Nats per label token; NaN where there was none, or no clip was finite."""
+        return self.loss / self.num_tokens if self.num_tokens else math.nan
+
+
+class MicroBatch(NamedTuple):
+    """Which clips a worker computed together, and which of them were finite. Not the clips: these are memory."""
+
+    epoch: int
+    step: int
+    ids: list[str]  # empty for made silence
+    finite: torch.Tensor  # (B,) on the device
 
 
 @dataclass
@@ -45,15 +54,16 @@ class Interval:
     audio_s: float = 0.0
     wait_s: float = 0.0
     num_rows: int = 0  # of all workers
-    clips: list[tuple[WorkerBatch, list[str], torch.Tensor]] = field(default_factory=list)  # a micro-batch: ids, finite ones
+    clips: list[MicroBatch] = field(default_factory=list)
 
     def add_clips(self, batch: WorkerBatch, clips: list[Clip], check: ClipCheck) -> None:
-        """Takes in a micro-batch after its backward pass. Of made silence no id is kept."""
+        """Takes in a micro-batch after its backward pass."""
         self.num_tokens += check.num_label_tokens
-        self.clips.append((batch, [clip.id if clip.text else "" for clip in clips], check.finite))
+        ids = [clip.id if clip.text else "" for clip in clips]
+        self.clips.append(MicroBatch(batch.epoch, batch.step, ids, check.finite))
 
     def _finite(self) -> torch.Tensor:
-        return torch.cat([finite for *_, finite in self.clips])
+        return torch.cat([part.finite for part in self.clips])
 
     def sums(self, stops: bool) -> Sums:
         """All workers must call it."""
@@ -71,8 +81,8 @@ class Interval:
     def skipped(self) -> list[SkippedRow]:
         """The rows of all workers whose clips were not finite, by step. All workers must call it."""
         rank, flags, mine = distributed.get_rank(), iter(self._finite().tolist()), []
-        for batch, ids, _ in self.clips:
-            mine += [SkippedRow(batch.epoch, batch.step, name, rank) for name in ids if not next(flags) and name]
+        for part in self.clips:
+            mine += [SkippedRow(part.epoch, part.step, name, rank) for name in part.ids if not next(flags) and name]
         found: list[list[SkippedRow]] = [[] for _ in range(distributed.get_world_size())]
         distributed.all_gather_object(found, mine)
         return sorted((row for part in found for row in part), key=lambda row: (row.step, row.rank, row.id))
@@ -92,7 +102,7 @@ class Interval:
                 f"step {step}; first at step {first.step + 1} on rank {first.rank}: rows {name_rows(ids)}; {remedy} from the "
                 "last checkpoint"
             )
-        last_ids = name_rows([clip.id for clip in self.clips[-1][0].clips])
+        last_ids = name_rows([name for name in self.clips[-1].ids if name])
         where = f"rank {distributed.get_rank()}'s rows of the last step: {last_ids}; {remedy} from the last checkpoint"
         if not math.isfinite(sums.grad_norm):
             return f"the gradient's norm was not a finite number in the steps up to {step}; {where}"

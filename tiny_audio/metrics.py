@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from tiny_audio.storage import is_local, list_folder, put, read_folder
@@ -27,8 +29,20 @@ def append_metrics(run_dir: Path, values: dict) -> None:
     if not is_local(path):
         put(path / f"{time.time_ns():020d}.json", line.encode())
         return
-    with path.open("a") as file:
-        file.write(line)
+    with path.open("ab+") as file:
+        if file.tell():  # at the end of what is there
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read() == b"\n" else f"\n{line}"  # after one that was cut off, as by a full disk
+        file.write(line.encode())
+
+
+def _parsed(lines: Iterable[str | bytes]) -> list[dict]:
+    """Lines of metrics; one that was cut off is passed over."""
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def read_json_lines(path: Path) -> list[dict]:
@@ -39,11 +53,17 @@ def read_json_lines(path: Path) -> list[dict]:
         return [json.loads(line) for line in file if line.strip()]
 
 
+def read_lines(run_dir: Path) -> list[dict]:
+    """All lines of metrics.jsonl in the order that they were written, warnings too."""
+    path = run_dir / METRICS_FILE
+    if not is_local(path):
+        return _parsed(read_folder(path, set()).values())
+    return _parsed(path.read_bytes().splitlines()) if path.is_file() else []
+
+
 def read_metrics(run_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl by step; a step that ran twice, after a restart, counts once, as it ran last."""
-    path = run_dir / METRICS_FILE
-    lines = read_json_lines(path) if is_local(path) else [json.loads(data) for data in read_folder(path, set()).values()]
-    last = {(line["step"], "val_loss" in line): line for line in lines if "warning" not in line}
+    last = {(line["step"], "val_loss" in line): line for line in read_lines(run_dir) if "warning" not in line}
     return [last[key] for key in sorted(last)]
 
 
@@ -101,8 +121,8 @@ def follow_file(path: Path) -> Callable[[], list[dict]]:
             for line in file:
                 if line.endswith("\n"):
                     position += len(line.encode())
-                    found.append(json.loads(line))
-        return found
+                    found.append(line)
+        return _parsed(found)
 
     return new_lines
 
@@ -117,7 +137,7 @@ def follow_folder(folder: Path) -> Callable[[], list[dict]]:
         except Exception:  # of the network, of many kinds: what is there is still there the next time
             return []
         known.update(found)
-        return [json.loads(data) for data in found.values()]
+        return _parsed(found.values())
 
     return new_lines
 

@@ -1,7 +1,7 @@
 """Clips that meet a NaN or an infinity, in the backbones or in the gradients, are left out: nobody else is the worse for it.
 
 Clips lie end to end and never look at each other, so what is not finite stays within its clip until the projector's
-weights sum their gradients over all clips. There it is stopped. All is done on the device: it is asked for nothing until
+weights sum their gradients over all clips. There it is stopped. All is done on the device, which is not asked before
 the next logged step. Letters in shapes are those of `features.py`.
 """
 

@@ -34,6 +34,11 @@ def put(path: Path | UPath, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())  # some file systems say only here that they are full
     unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # for its new entry
+    finally:
+        os.close(folder)
 
 
 def put_folder(source: str, target: Path | UPath) -> None:

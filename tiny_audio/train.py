@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from tiny_audio.asr_config import ASRConfig
@@ -29,7 +29,7 @@ from tiny_audio.checkpoint import (
     plan_identity,
     require_same_plan,
 )
-from tiny_audio.config import TrainConfig, require
+from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import save_config
 from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.metrics import MetricsFollower
@@ -45,18 +45,20 @@ from tiny_audio.worker import train_loop
 # number of workers may change it chooses those that are up, by a list that Ray renews every 20 s: one may just be lost.
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_TIMEOUT_S = 1800
+HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 ELASTIC_START_TIMEOUT_S = 30
 # How often it is asked whether nodes have come. To take them in costs a restart, and the steps since the last checkpoint.
 RESIZE_CHECK_S = 300.0
 
 
-def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None):
+def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch):
     """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on.
 
     It returns another, which `ingest_config` calls with the number of workers.
     """
 
     def make() -> Callable[[int], ray.data.Dataset]:
+        watch.forget.remote()  # the workers before these: they may have ended without an error, to be more or fewer
         checkpoint = latest_checkpoint(config.run_dir)
         start_step = load_progress(checkpoint).step if checkpoint else 0
         data = config.data
@@ -92,7 +94,7 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[ForgetWorkers(watch)],
         ),
-        datasets={"train": _dataset_factory(config, groups, truecaser)},
+        datasets={"train": _dataset_factory(config, groups, truecaser, watch)},
         dataset_config=ingest_config(config.data.decode_label),
     )
 
@@ -110,16 +112,21 @@ def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | Non
     Raises:
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
-    watch = start_watch(config.watchdog_timeout_s)
+    watch = start_watch(config.watchdog_timeout_s, str(config.run_dir))
     follower = HangFollower(watch, partial(_rows_of_step, config, groups))
-    with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
-        try:
+    try:
+        with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
             return _trainer(config, groups, truecaser, watch, scratch).fit().return_value  # rank 0's
-        except TrainingFailedError:
-            final, hung = ray.get(watch.reasons.remote())
-            if not final and not hung:
-                raise
-            return final or f"{hung}; given up after {config.max_failures} restarts, and the same command goes on"
+    except TrainingFailedError as error:
+        cause = getattr(error, "controller_failure", None)  # of the start of the data
+        if isinstance(cause, ConfigError):
+            return str(cause)
+        final, hung = ray.get(watch.reasons.remote())
+        if not final and not (hung and isinstance(error, WorkerGroupError)):
+            raise
+        return final or f"{hung}; given up after {config.max_failures} restarts, and the same command goes on"
+    finally:
+        ray.kill(watch)
 
 
 def _warn(line: str) -> None:
@@ -169,6 +176,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     with said_in_one_line(config.run_dir):
         save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S))
+    os.environ.setdefault(HEALTH_TIMEOUT, str(2 * config.watchdog_timeout_s))  # the watchdog says more: it goes first
     if config.min_workers:
         os.environ[START_TIMEOUT] = str(ELASTIC_START_TIMEOUT_S)
     with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):

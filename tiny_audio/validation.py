@@ -23,7 +23,8 @@ def load_dev_clips(data: DataConfig) -> list[Clip]:
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
     decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data))
     unread = sorted({reject.path for reject in decoded.rejects if reject.reason == "unreadable"})
-    require(not unread, f"{unread and unread[0]}: cannot be read; validation needs all of data.dev, on every worker")
+    if unread:  # may be there again at the next start
+        raise OSError(f"{unread[0]}: cannot be read; validation needs all of data.dev, on every worker")
     reasons = sorted({reject.reason for reject in decoded.rejects})
     require(bool(decoded.clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
     return decoded.clips

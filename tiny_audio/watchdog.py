@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import ray
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tiny_audio.config import require
 from tiny_audio.rejects import name_rows
 
 STARTING, DATA, COMPUTING, GRADIENTS = "starting", "waiting for data", "computing", "computing gradients"
@@ -28,6 +30,7 @@ VALIDATING, SAVING = "validating", "saving"
 OTHERS = "waiting for the other workers"
 START_S = 1800.0  # that a worker may be at one part of its start: models may have to be fetched, layers compiled
 BEAT_S = 1.0
+LEAVE_RUN_S = 30.0  # that Ray has to clear away a job that was killed, before the next takes its run over
 LEAVE_S = 5.0  # that workers have to leave by themselves once a hang is found
 
 
@@ -126,10 +129,22 @@ class Watch:
         return self.final, self.verdict
 
 
-def start_watch(timeout_s: float):
-    """The actor, on the driver's node: without that one there is no run."""
+def start_watch(timeout_s: float, run_dir: str):
+    """The actor, on the driver's node: without that one there is no run. A run has one: two would write to one folder.
+
+    Raises:
+        ConfigError: another job of this cluster trains the run, and goes on doing so.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Watch).remote(timeout_s)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Watch).options(name=run_dir, namespace="tiny_audio runs")
+    until = time.monotonic() + LEAVE_RUN_S
+    while True:
+        try:
+            return actor.remote(timeout_s)
+        except ValueError:  # the name is taken
+            busy = f"{run_dir}: another job on this cluster trains this run; stop it first (ray job stop), or choose another name"
+            require(time.monotonic() < until, busy)
+            time.sleep(BEAT_S)
 
 
 class Watchdog:
@@ -159,8 +174,10 @@ class Watchdog:
         while not self.closed.wait(BEAT_S):
             try:
                 verdict = ray.get(self.watch.beat.remote(self.rank, pid, node_id, self.number, self.doing))
-            except ray.exceptions.RayError:
+            except ray.exceptions.ActorDiedError:
                 return  # the driver is gone, and Ray ends its workers
+            except ray.exceptions.RayError:
+                continue  # of the network
             if verdict and not self.closed.wait(LEAVE_S):
                 print(f"rank {self.rank} leaves: {verdict}", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(2)  # of all threads, to the worker's log
@@ -218,12 +235,16 @@ class HangFollower:
 
     def _follow(self) -> None:
         while not self.closed.wait(BEAT_S):
-            stuck = ray.get(self.watch.stuck.remote())
-            if stuck:
-                message = hang_message(stuck, self.rows_of_step)
-                print(f"{message}; the workers start again from the last checkpoint", file=sys.stderr, flush=True)
-                ray.get(self.watch.expel.remote(message))
-                self._end_those_that_stay(stuck)
+            with suppress(ray.exceptions.RayError):  # of the network: asked again in a second
+                stuck = ray.get(self.watch.stuck.remote())
+                if stuck:
+                    self._end(stuck)
+
+    def _end(self, stuck: list[Stuck]) -> None:
+        message = hang_message(stuck, self.rows_of_step)
+        print(f"{message}; the workers start again from the last checkpoint", file=sys.stderr, flush=True)
+        ray.get(self.watch.expel.remote(message))
+        self._end_those_that_stay(stuck)
 
     def _end_those_that_stay(self, stuck: list[Stuck]) -> None:
         """A process that stands still cannot leave by itself, and Ray's own request to end would not reach it."""

@@ -20,7 +20,7 @@ from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.augment import batch_masks
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.budget import find_micro_batch_s
-from tiny_audio.checkpoint import CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
+from tiny_audio.checkpoint import CheckpointWriter, Progress, latest_checkpoint, load_checkpoint, load_progress
 from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import build
 from tiny_audio.feature_cache import FeatureCache
@@ -33,6 +33,7 @@ from tiny_audio.metrics import append_metrics, append_warning, count_reject, num
 from tiny_audio.parts import drop_parts_after
 from tiny_audio.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.schedule import learning_rate
+from tiny_audio.storage import said_in_one_line
 from tiny_audio.stream import WorkerStream
 from tiny_audio.transcribe import Transcriber
 from tiny_audio.validation import Validation
@@ -43,14 +44,14 @@ from tiny_audio.zero import Engine
 class Worker:
     """One rank's state through `train_loop`."""
 
-    def __init__(self, config: TrainConfig, groups_identity: dict[str, int], watchdog: Watchdog):
+    def __init__(self, config: TrainConfig, plan_identity: dict[str, int], watchdog: Watchdog):
         context = ray.train.get_context()
         self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
         self.device, self.watchdog = ray.train.torch.get_device(), watchdog
         self.model = build_model(config, self.device)
         watchdog.tell(STARTING)  # the next part of it, to which its time is given anew
-        self.progress = Progress(plan=groups_identity)
-        moments = self._restore_weights()
+        self.progress = Progress(plan=plan_identity)
+        moments = self._restore()
         grouped = config.zero_stage < 3  # there workers must run every module equally often
         self.packing = self.model.packing(grouped)
         self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
@@ -72,9 +73,17 @@ class Worker:
         self.lowest_loss = math.inf  # of an interval, since this start
         self.start_interval()
 
-    def _restore_weights(self) -> dict[str, torch.Tensor] | None:
+    def _restore(self) -> dict[str, torch.Tensor] | None:
+        """Weights and progress of the last checkpoint, if there is one; returns the moments.
+
+        Raises:
+            RuntimeError: the workers do not find the same one, as where a shared disk is slow to tell.
+        """
         damaged: list[str] = []
         checkpoint = latest_checkpoint(self.config.run_dir, damaged.append)  # as the data's factory does
+        step = load_progress(checkpoint).step if checkpoint else 0
+        if all_min(step, self.device) != -all_min(-step, self.device):
+            raise RuntimeError(f"rank {self.rank} finds the checkpoint of step {step}, another worker finds another one")
         if checkpoint is None:
             return None
         weights, moments, self.progress = load_checkpoint(checkpoint)
@@ -172,13 +181,15 @@ class Worker:
                 "unix_time": time.time(),
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
             }
-            if self.save_stall_s:  # beside what the last write took, in its thread
-                values |= {"save_stall_s": self.save_stall_s, "save_write_s": self.checkpoints.write_s}
-                self.save_stall_s = 0.0
-            if math.isfinite(sums.mean_loss):
-                append_metrics(self.config.run_dir, values)
-            if fault or stop:
-                self.rejects.write(step)
+            if self.save_stall_s:  # the last save held the run up for so long
+                values["save_stall_s"], self.save_stall_s = self.save_stall_s, 0.0
+            if self.checkpoints.write_s:  # and its write, which is over, took so long
+                values["save_write_s"], self.checkpoints.write_s = self.checkpoints.write_s, 0.0
+            with said_in_one_line(self.config.run_dir):
+                if math.isfinite(sums.mean_loss):
+                    append_metrics(self.config.run_dir, values)
+                if fault or stop:
+                    self.rejects.write(step)
         self.start_interval()
         return fault or stop or ("rank 0 says so" if sums.stops else "")
 
@@ -204,9 +215,10 @@ class Worker:
         """
         self.tell(SAVING)
         started = time.perf_counter()
-        self.ledger.write(self.progress.step)
-        if self.rank == 0:
-            self.rejects.write(self.progress.step)
+        with said_in_one_line(self.config.run_dir):
+            self.ledger.write(self.progress.step)
+            if self.rank == 0:
+                self.rejects.write(self.progress.step)
         self.progress.scores = {name: score for name, score in scores.items() if math.isfinite(score)}
         weights, moments = self.engine.weights(), self.engine.moments()
         all_min(0.0, self.device)  # wait for all: else a checkpoint might be whole before its rows are in every ledger's part
@@ -256,13 +268,15 @@ def train_loop(loop_config: dict) -> str:
             return str(error)
 
 
-def train_to_end(config: TrainConfig, groups_identity: dict[str, int], watchdog: Watchdog) -> str:
+def train_to_end(config: TrainConfig, plan_identity: dict[str, int], watchdog: Watchdog) -> str:
     """The loop, from start or from the last checkpoint to the end; returns what stopped it before, if so.
 
     A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
     """
+    # oneDNN, which computes on CPUs, keeps 1,024 kernels for shapes that do not come again: half a gigabyte
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
-    worker = Worker(config, groups_identity, watchdog)
+    worker = Worker(config, plan_identity, watchdog)
     feed = worker.feed(WorkerStream(ray.train.get_dataset_shard("train"), worker.rank, worker.progress.step))
     if worker.progress.step == 0:
         worker.validate()
@@ -282,6 +296,7 @@ def train_to_end(config: TrainConfig, groups_identity: dict[str, int], watchdog:
         if step % config.log_every == 0 or save_due or eval_due:
             stopped = worker.log(grad_norm, ready.batch.epoch)
             if stopped:
+                worker.checkpoints.wait()
                 return stopped
         scores = worker.validate() if eval_due else {}
         best = bool(scores) and worker.progress.count_validation(scores, config.score_metric)
