@@ -210,7 +210,7 @@ def test_validation_never_goes_on_with_a_part_of_its_rows(tmp_path, monkeypatch)
     shard(tmp_path / "a.parquet", ["row-1"])
     shard(tmp_path / "b.parquet", ["row-2"])
     damage_row_group(tmp_path / "b.parquet", 0)
-    with pytest.raises(ConfigError, match=r"b\.parquet: cannot be read"):
+    with pytest.raises(OSError, match=r"b\.parquet: cannot be read"):  # a new start may find it there again
         load_dev_clips(DataConfig(dev=f"{tmp_path}/*.parquet"))
 
 

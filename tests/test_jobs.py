@@ -11,7 +11,7 @@ from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.prepare import PrepareConfig, encode_audio, prepare
 from tiny_audio.quickstart import submit_job
 
-VERBS = ("prepare", "train", "evaluate", "transcribe", "quickstart", "seeds", "pretrain_backbones")
+VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in ("__init__", "command"))
 QUICKSTART = "ray_jobs/configs/quickstart.yaml"
 SHARDS = ("data.train=SHARDS/train/*", "data.dev=SHARDS/dev/*")  # the fixture's folder in place of SHARDS
 
