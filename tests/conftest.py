@@ -125,6 +125,18 @@ def shards(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_epochs(local_ray, shards, tmp_path_factory):
+    """A run by one worker, undisturbed: clips at their own length, each met twice, but for the last of the second epoch."""
+    from tests.test_train import config_of
+    from tiny_audio.train import train
+
+    config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain", num_steps=8)
+    config.model.encoder_window = "trimmed"
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="session")
 def hub_folders(tmp_path_factory) -> tuple[str, str]:
     """An encoder's and a decoder's folder as the hub has the real ones, with few and random weights; a window of 4 s."""
     import torch

@@ -103,15 +103,6 @@ def test_a_checkpoint_holds_the_moments_of_the_projector_alone(plain):
     assert sum(value.numel() for value in moments.values()) == 2 * sum(w.numel() for w in trained.projector.parameters())
 
 
-@pytest.fixture(scope="module")
-def two_epochs(local_ray, shards, tmp_path_factory):
-    """Clips at their own length, each met twice; the runs below must train alike."""
-    config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain", num_steps=8)
-    config.model.encoder_window = "trimmed"
-    train(config)
-    return config
-
-
 @pytest.mark.parametrize(
     "changes", [{"cache_features_gib": 1.0}, {"num_workers": 2, "zero_stage": 3}], ids=["frames kept", "sharded"]
 )
