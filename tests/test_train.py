@@ -62,7 +62,7 @@ def plain(local_ray, shards, tmp_path_factory):
     return config
 
 
-@pytest.mark.parametrize(("num_workers", "zero_stage"), [(2, 0), (2, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize(("num_workers", "zero_stage"), [(2, 0), (2, 1), (2, 2)])
 def test_the_losses_are_the_same_on_any_workers_at_any_stage(plain, shards, tmp_path, num_workers, zero_stage):
     config = config_of(shards, tmp_path, "other", num_workers=num_workers, zero_stage=zero_stage)
     train(config)
@@ -107,6 +107,7 @@ def test_a_checkpoint_holds_the_moments_of_the_projector_alone(plain):
     "changes", [{"cache_features_gib": 1.0}, {"num_workers": 2, "zero_stage": 3}], ids=["frames kept", "sharded"]
 )
 def test_the_losses_are_the_same_where_frames_are_kept_and_where_all_is_sharded(two_epochs, shards, tmp_path, changes):
+    """The second is ZeRO 3 of the stages above."""
     config = config_of(shards, tmp_path, "other", num_steps=8, **changes)
     config.model.encoder_window = "trimmed"
     train(config)
