@@ -1,7 +1,8 @@
 # make quickstart   set up, make data, train, evaluate, serve: the whole pipeline on this machine
 # make test         set up, then lint, format check and all tests
+# make test-slow    a training killed in every way it can die, in six minutes
 # make seeds        the quickstart's training and evaluation with five seeds, as a table
-.PHONY: setup quickstart test lint seeds clean
+.PHONY: setup quickstart test test-slow lint seeds clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -30,6 +31,9 @@ lint: setup
 
 test: lint
 	$(PYTHON) -m pytest
+
+test-slow: setup
+	$(PYTHON) -m pytest -m slow
 
 clean:
 	rm -rf $(VENV) runs data *.egg-info

@@ -226,8 +226,8 @@ def _losses(config: TrainConfig) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in read_metrics(config.run_dir) if "loss" in line}
 
 
-def chaos(config: TrainConfig, say: Callable[[str], None], kills: tuple[Kill, ...] = KILLS) -> Outcome:
-    """Trains twice, the second time with all of `kills`; leaves chaos.json in that run's folder.
+def chaos(config: TrainConfig, say: Callable[[str], None]) -> Outcome:
+    """Trains twice, the second time with all of KILLS; leaves chaos.json in that run's folder.
 
     Args:
         say: told what happens, a line each.
@@ -245,7 +245,7 @@ def chaos(config: TrainConfig, say: Callable[[str], None], kills: tuple[Kill, ..
         Run(in_peace, nodes).finish()
         say(f"the same, and killed ({killed.run_dir}/job.log):")
         run, struck = Run(killed, nodes), []
-        for number, one in enumerate(kills):
+        for number, one in enumerate(KILLS):
             last = _strike(run, one, number * steps_between(config))
             say(f"step {last.step:>5}  {last.name}: back after {last.back_after_s:.1f} s, at step {last.back_at_step}")
             struck.append(last)
