@@ -36,6 +36,7 @@ from tiny_audio.stream import quiet_ray_data
 
 RAYS_OWN_LINE = re.compile(
     rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc"
+    rb"|.*PYTHON worker processes have been started on node"  # actors without work, on two cores
 )
 SERVE_START_TIMEOUT_S = 180
 BIN = Path(sys.executable).parent
