@@ -24,7 +24,7 @@ def run(config: TrainConfig) -> None:
         print(audit_line(row))
     if not found:
         print("no epoch is finished yet")
-    sys.exit(any(row.num_missing or row.num_twice for row in found))
+    sys.exit(not all(row.is_whole for row in found))
 
 
 if __name__ == "__main__":

@@ -136,7 +136,9 @@ def test_a_loss_that_explodes_is_a_fault_and_one_that_was_never_lower_is_none(on
     )
     assert interval.fault(8, sums, [], 4.0, 3.0).startswith(f"{said} the last step: row-1; look at")
     assert interval.fault(8, sums, [], 5.0, 3.0) == ""
-    assert math.isnan(Interval(torch.zeros(()), torch.zeros(()), clips=interval.clips).sums(False).mean_loss)  # no mark to beat
+    assert math.isnan(
+        Interval(torch.zeros(()), torch.zeros(()), micro_batches=interval.micro_batches).sums(False).mean_loss
+    )  # no mark to beat
 
 
 def test_an_interval_keeps_no_samples(one_worker):

@@ -183,7 +183,7 @@ class Outcome:
 
     @property
     def nothing_lost(self) -> bool:
-        return bool(self.epochs) and not any(epoch.num_missing or epoch.num_twice for epoch in self.epochs)
+        return bool(self.epochs) and all(epoch.is_whole for epoch in self.epochs)
 
 
 def steps_between(config: TrainConfig) -> int:

@@ -17,6 +17,13 @@ from tiny_audio.shards import Clip
 MAX_NON_FINITE_SHARE = 0.5  # of an interval's clips: where most of them fail, it is not their doing
 
 
+def all_sums(values: torch.Tensor) -> list[float]:
+    """Sums over the workers, to the last bit the same on each: what they decide by them, they decide alike."""
+    distributed.all_reduce(values)
+    distributed.broadcast(values, src=0)
+    return values.tolist()
+
+
 class Sums(NamedTuple):
     """Over all workers; the same on each to the last bit."""
 
@@ -54,16 +61,16 @@ class Interval:
     audio_s: float = 0.0
     wait_s: float = 0.0
     num_rows: int = 0  # of all workers
-    clips: list[MicroBatch] = field(default_factory=list)
+    micro_batches: list[MicroBatch] = field(default_factory=list)
 
     def add_clips(self, batch: WorkerBatch, clips: list[Clip], check: ClipCheck) -> None:
         """Takes in a micro-batch after its backward pass."""
         self.num_tokens += check.num_label_tokens
         ids = [clip.id if clip.text else "" for clip in clips]
-        self.clips.append(MicroBatch(batch.epoch, batch.step, ids, check.finite))
+        self.micro_batches.append(MicroBatch(batch.epoch, batch.step, ids, check.finite))
 
     def _finite(self) -> torch.Tensor:
-        return torch.cat([part.finite for part in self.clips])
+        return torch.cat([part.finite for part in self.micro_batches])
 
     def sums(self, stops: bool) -> Sums:
         """All workers must call it."""
@@ -73,15 +80,12 @@ class Interval:
         total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device).reshape(()) for value in measured])
         total[2] /= distributed.get_world_size()  # which all workers have
         rest = torch.tensor([self.audio_s, self.wait_s, stops], dtype=torch.float64, device=device)
-        total = torch.cat([total, rest])
-        distributed.all_reduce(total)
-        distributed.broadcast(total, src=0)
-        return Sums(*total.tolist())
+        return Sums(*all_sums(torch.cat([total, rest])))
 
     def skipped(self) -> list[SkippedRow]:
         """The rows of all workers whose clips were not finite, by step. All workers must call it."""
         rank, flags, mine = distributed.get_rank(), iter(self._finite().tolist()), []
-        for part in self.clips:
+        for part in self.micro_batches:
             mine += [SkippedRow(part.epoch, part.step, name, rank) for name in part.ids if not next(flags) and name]
         found: list[list[SkippedRow]] = [[] for _ in range(distributed.get_world_size())]
         distributed.all_gather_object(found, mine)
@@ -102,7 +106,7 @@ class Interval:
                 f"step {step}; first at step {first.step + 1} on rank {first.rank}: rows {name_rows(ids)}; {remedy} from the "
                 "last checkpoint"
             )
-        last_ids = name_rows([name for name in self.clips[-1].ids if name])
+        last_ids = name_rows([name for name in self.micro_batches[-1].ids if name])
         where = f"rank {distributed.get_rank()}'s rows of the last step: {last_ids}; {remedy} from the last checkpoint"
         if not math.isfinite(sums.grad_norm):
             return f"the gradient's norm was not a finite number in the steps up to {step}; {where}"

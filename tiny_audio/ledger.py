@@ -58,6 +58,10 @@ class EpochAudit:
     num_missing: int
     num_twice: int
 
+    @property
+    def is_whole(self) -> bool:
+        return not self.num_missing and not self.num_twice
+
 
 def _ids_by_epoch(folder: Path) -> dict[int, Counter[str]]:
     found: dict[int, Counter[str]] = {}

@@ -9,6 +9,7 @@ from torch import distributed
 
 from tiny_audio.batch import deal, load_s, num_micro_batches
 from tiny_audio.config import ConfigError, DataConfig, require
+from tiny_audio.interval import all_sums
 from tiny_audio.labels import make_truecaser
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.rejects import name_rows
@@ -37,14 +38,6 @@ def wer_parts(clips: list[Clip], rank: int, num_workers: int, window_s: float) -
     num_parts = -(-len(clips) // (num_workers * rows_at_once))
     share = clips[rank::num_workers]
     return [share[number::num_parts] for number in range(num_parts)]
-
-
-def _all_sums(values: list[float], device: torch.device) -> list[float]:
-    """Sums over the workers, to the last bit the same on each: what they decide by them, they decide alike."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    distributed.all_reduce(total)
-    distributed.broadcast(total, src=0)
-    return total.tolist()
 
 
 class Validation:
@@ -84,7 +77,9 @@ class Validation:
             loss_sum += part_loss
             not_finite += [clip.id for clip, good in zip(batch.rows, finite, strict=True) if not good]
         num_tokens = sum(batch.num_label_tokens for batch in self.loss_parts)
-        loss_sum, num_tokens, num_bad = _all_sums([loss_sum, num_tokens, len(not_finite)], device)
+        loss_sum, num_tokens, num_bad = all_sums(
+            torch.tensor([loss_sum, num_tokens, len(not_finite)], dtype=torch.float64, device=device)
+        )
         if num_bad:
             found: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
             distributed.all_gather_object(found, not_finite)
@@ -107,5 +102,6 @@ class Validation:
                 errors = count_errors(clip.text, transcript.text)
                 num_errors += errors.num_errors
                 num_words += errors.num_words
-        num_errors, num_words = _all_sums([num_errors, num_words], self.transcriber.model.decoder.device)
+        device = self.transcriber.model.decoder.device
+        num_errors, num_words = all_sums(torch.tensor([num_errors, num_words], dtype=torch.float64, device=device))
         return num_errors / max(1.0, num_words)
