@@ -93,6 +93,8 @@ class Worker:
         return moments
 
     def feed(self, stream: WorkerStream) -> Feed:
+        """The steps that are left, from a stream that begins with the first of them."""
+        stream.next_step = self.progress.step
         config, left = self.config, self.config.num_steps - self.progress.step
         draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=config.augment, seed=config.seed)
         return Feed(stream, left, self.packing, self.micro_batch_s, self.cache, draw_masks)
@@ -276,8 +278,9 @@ def train_to_end(config: TrainConfig, plan_identity: dict[str, int], watchdog: W
     # oneDNN, which computes on CPUs, keeps 1,024 kernels for shapes that do not come again: half a gigabyte
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
+    stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
     worker = Worker(config, plan_identity, watchdog)
-    feed = worker.feed(WorkerStream(ray.train.get_dataset_shard("train"), worker.rank, worker.progress.step))
+    feed = worker.feed(stream)
     if worker.progress.step == 0:
         worker.validate()
     worker.start_interval()
