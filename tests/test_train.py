@@ -130,18 +130,29 @@ def test_the_engine_leaves_the_backbones_as_they_were(one_worker, model):
     model.projector.load_state_dict({n.removeprefix("projector."): w for n, w in before.items() if n in changed})
 
 
-@pytest.mark.parametrize(("num_workers", "zero_stage"), [(2, 3)])
-def test_a_run_resumes_from_its_last_checkpoint(plain, shards, tmp_path, num_workers, zero_stage):
-    """Half a run by one worker; the rest by the same command, also with more workers and another stage."""
+def keep_until(config, step: int) -> None:
+    """As if the run had been killed after the checkpoint of a step."""
+    for folder in (config.run_dir / "checkpoints").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    metrics = config.run_dir / "metrics.jsonl"
+    lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+    metrics.write_text("\n".join(lines) + "\n")
+    assert load_progress(latest_checkpoint(config.run_dir)).step == step
+
+
+def test_a_run_resumes_with_other_workers_at_another_stage(plain, shards, tmp_path):
+    """Half a run by one worker without ZeRO, a step by three that share all weights, the last by one at ZeRO 1."""
     shutil.copytree(plain.run_dir, tmp_path / "plain")
-    config = config_of(shards, tmp_path, "plain", num_workers=num_workers, zero_stage=zero_stage)
-    shutil.rmtree(config.run_dir / "checkpoints" / "step-00000004")
-    assert load_progress(latest_checkpoint(config.run_dir)).step == 2
-    lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
-    (config.run_dir / "metrics.jsonl").write_text("\n".join(line for line in lines if json.loads(line)["step"] <= 2) + "\n")
-    train(config)
-    assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
-    assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"row": {"empty": 1, "truncated": 1}}
+    for step, num_workers, zero_stage in ((2, 3, 3), (3, 1, 1)):
+        changes = {"checkpoint_every": 1, "keep_checkpoints": 4}
+        config = config_of(shards, tmp_path, "plain", num_workers=num_workers, zero_stage=zero_stage, **changes)
+        keep_until(config, step)
+        train(config)
+        assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
+        assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"row": {"empty": 1, "truncated": 1}}
+    trained = [line["num_workers"] for line in read_metrics(config.run_dir) if "loss" in line]
+    assert trained == [1, 1, 3, 1]
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plain, shards, tmp_path, capsys):
