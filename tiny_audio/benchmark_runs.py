@@ -120,8 +120,8 @@ def scale(inputs: Inputs, runs_dir: Path, num_gpus: int) -> list[dict]:
     """
     all_rows = num_gpus * ROWS_PER_GPU
     runs = [(count, 2, count * ROWS_PER_GPU, True) for count in (1, 2, 4, 8) if count <= num_gpus]
-    runs += [(num_gpus, stage, all_rows, True) for stage in (0, 1)]
-    runs += [(num_gpus, 3, all_rows, False), (num_gpus, 2, all_rows, False), (1, 2, all_rows, True)]
+    runs += [(num_gpus, stage, all_rows, False) for stage in (3, 2)]
+    runs += [(num_gpus, stage, all_rows, True) for stage in (0, 1)] + [(1, 2, all_rows, True)]
     return [_scale_run(inputs, runs_dir, *run) for run in dict.fromkeys(runs)]
 
 

@@ -322,7 +322,7 @@ class BenchmarkConfig:
     """What to measure, and where its inputs (9 GB) and results go."""
 
     part: str = "step"
-    soak_minutes: float = 20.0  # of part=soak
+    soak_minutes: float = 45.0  # of part=soak
     output_dir: str = "runs/benchmark"
 
     def __post_init__(self):
