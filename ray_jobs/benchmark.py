@@ -13,17 +13,16 @@ python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=soak      no G
 """
 
 import json
-from pathlib import Path
 
 from ray_jobs.command import run_command
-from tiny_audio.config import BenchmarkConfig, absolute
+from tiny_audio.config import BenchmarkConfig, output_path
 
 
 def run(config: BenchmarkConfig) -> None:
     from tiny_audio.benchmark import measure
 
     rows = measure(config)
-    output = Path(absolute(config.output_dir)) / f"{config.part}.json"
+    output = output_path(config.output_dir) / f"{config.part}.json"
     output.write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
         print("  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))

@@ -1,15 +1,19 @@
 """The command line that every job shares: `python -m ray_jobs.VERB CONFIG key=value ...`.
 
-Exit codes: 0 done; 1 the job failed; 2 the command, the config or an input path is wrong, and nothing was started.
+Exit codes: 0 done; 1 the job failed; 2 one line says what must be mended first: the command, the config, data or storage,
+found before Ray starts or later in a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from tiny_audio.config import ConfigError, require
@@ -27,18 +31,19 @@ def _keys(cls: type, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(default):
             lines += _keys(type(default), f"{prefix}{item.name}.")
         else:
-            lines.append(f"  {prefix}{item.name}={default}")
+            lines.append(f"  {prefix}{item.name}={default if isinstance(default, str) else json.dumps(default)}")
     return lines
 
 
 def run_command(description: str, config_class: type[T], job: Callable[[T], None]) -> None:
     """Parses the command line into a config and runs `job` with it. Does not return: exits with the job's code."""
     verb = job.__module__ if job.__module__ != "__main__" else sys.modules["__main__"].__spec__.name
+    source = Path(inspect.getfile(config_class)).relative_to(Path(__file__).resolve().parent.parent)
     parser = argparse.ArgumentParser(
         prog=f"python -m {verb}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys and their defaults:\n" + "\n".join(_keys(config_class)),
+        epilog=f"keys and their defaults (comments in {source} say what they mean):\n" + "\n".join(_keys(config_class)),
     )
     parser.add_argument(
         "config", metavar="CONFIG", help="YAML of differences from the defaults, such as ray_jobs/configs/quickstart.yaml"

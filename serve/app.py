@@ -31,7 +31,7 @@ UNAVAILABLE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableErro
 class Arguments(BaseModel, extra="forbid"):
     """What `args` in a Serve config may say."""
 
-    model: str  # folder that `ASRModel.save_pretrained` wrote, seen from where Serve starts; or a hub id
+    model: str  # folder that `ASRModel.save_pretrained` wrote, seen from where Serve starts; its URL; or a hub id
     device: Literal["cpu", "cuda"] = "cpu"
     model_name: str = "tiny_audio"  # what clients call the model
     max_upload_mib: int = Field(25, ge=1)  # OpenAI's limit

@@ -34,7 +34,7 @@ def test_help_teaches(verb):
     done = run_job(verb, "--help")
     assert done.returncode == 0
     assert f"usage: python -m ray_jobs.{verb}" in done.stdout
-    assert "keys and their defaults:" in done.stdout
+    assert "keys and their defaults (comments in tiny_audio/" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,8 @@ def test_help_teaches(verb):
         ("evaluate", ["ray_jobs/configs/evaluate.yaml", "model=./nowhere"], "./nowhere: no saved model there"),
         ("transcribe", ["ray_jobs/configs/transcribe.yaml", "inputs=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
         ("transcribe", ["ray_jobs/configs/transcribe.yaml"], "inputs is empty"),
+        ("benchmark", ["ray_jobs/configs/benchmark.yaml", "output_dir=s3://bucket/x"], "results are written to folders"),
+        ("train", [QUICKSTART, "trackers=wandb"], "trackers wants list[str], not 'wandb'; write trackers=[wandb]"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_2(verb, arguments, message, shards):

@@ -175,14 +175,6 @@ def test_entrypoint_is_a_config_that_fits_the_groups(tmp_path):
         assert {"name": "shared", "mountPath": "/mnt/shared"} in pod["containers"][0]["volumeMounts"]
 
 
-def test_train_waits_for_gpu_nodes():
-    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-    timeout_s = yaml.safe_load(load(TRAIN_JOB)["spec"]["runtimeEnvYAML"])["env_vars"][name]
-    assert isinstance(timeout_s, str), "Ray takes no number in env_vars"
-    assert int(timeout_s) >= 600
-    assert f"-e {name}={timeout_s}" in load(RAY_UP)["docker"]["run_options"]
-
-
 @kuberay_manifests
 def test_shared_memory_holds_the_object_store(path):
     """Ray gives 30 % of a pod's memory to the object store; with a smaller /dev/shm it would move to the disk."""

@@ -14,7 +14,7 @@ from tiny_audio.config import ConfigError, DataConfig, ModelConfig, OptimizerCon
 from tiny_audio.metrics import progress_line, read_metrics
 from tiny_audio.shards import Clip
 from tiny_audio.tensors import pack
-from tiny_audio.train import train
+from tiny_audio.train import _warn_of_no_decode_node, train
 from tiny_audio.zero import Engine
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -141,7 +141,7 @@ def keep_until(config, step: int) -> None:
     assert load_progress(latest_checkpoint(config.run_dir)).step == step
 
 
-def test_a_run_resumes_with_other_workers_at_another_stage(plain, shards, tmp_path):
+def test_a_run_resumes_with_other_workers_at_another_stage(plain, shards, tmp_path, capsys):
     """Half a run by one worker without ZeRO, a step by three that share all weights, the last by one at ZeRO 1."""
     shutil.copytree(plain.run_dir, tmp_path / "plain")
     for step, num_workers, zero_stage in ((2, 3, 3), (3, 1, 1)):
@@ -151,6 +151,9 @@ def test_a_run_resumes_with_other_workers_at_another_stage(plain, shards, tmp_pa
         train(config)
         assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
         assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"row": {"empty": 1, "truncated": 1}}
+    said = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
+    assert len(said) == 2
+    assert "num_workers: 1 -> 3, zero_stage: 0 -> 3" in said[0]
     trained = [line["num_workers"] for line in read_metrics(config.run_dir) if "loss" in line]
     assert trained == [1, 1, 3, 1]
 
@@ -195,6 +198,11 @@ def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):
     config.model.dtype = "bfloat16"
     train(config)
     assert losses(config) == pytest.approx(losses(plain), rel=0.02)
+
+
+def test_a_label_that_no_node_has_is_said(capsys):
+    _warn_of_no_decode_node("decode")
+    assert "no node has the label ray-subcluster=decode yet" in capsys.readouterr().err
 
 
 def test_a_run_under_another_plan_is_refused(plain, shards):

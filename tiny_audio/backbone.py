@@ -187,7 +187,8 @@ def _read_config(model_id: str, model_type: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise ConfigError(f"{model_id}: {_one_line(error)}") from None
+        remedy = "" if Path(path).is_dir() else "not found on the hub, or no way to it; without a network, name a local folder: "
+        raise ConfigError(f"{model_id}: {remedy}{_one_line(error)}") from None
     wanted = ARCHITECTURES[model_type]
     require(config.model_type == model_type, f"{model_id}: is a {config.model_type}, not a {wanted} checkpoint")
     return config

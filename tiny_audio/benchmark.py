@@ -17,7 +17,7 @@ from tiny_audio.benchmark_runs import Inputs, fp8_learning, make_inputs, scale, 
 from tiny_audio.benchmark_soak import soak
 from tiny_audio.benchmark_step import OurStep, StepSpeed, benchmark_clips, matmul_tflops, process_group, time_steps
 from tiny_audio.budget import find_micro_batch_s
-from tiny_audio.config import BenchmarkConfig, absolute, require
+from tiny_audio.config import BenchmarkConfig, output_path, require
 from tiny_audio.fp8 import freeze_to_fp8
 from tiny_audio.layers import compiled_layers
 from tiny_audio.quickstart import local_cluster
@@ -129,7 +129,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     Raises:
         ConfigError: there are fewer GPUs here than it takes.
     """
-    output_dir = Path(absolute(config.output_dir))
+    output_dir = output_path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if config.part == "plan":
         return _through_ray(lambda cluster: plan_figures(PlanSize()))

@@ -42,8 +42,18 @@ def absolute(path: str) -> str:
     if "://" in path or Path(path).expanduser().is_absolute():
         return str(Path(path).expanduser()) if "://" not in path else path
     in_a_copy = "/runtime_resources/working_dir_files/" in str(Path.cwd())
-    require(not in_a_copy, f"{path}: a submitted job runs in a copy of its folder; give an absolute path, or a URL for data")
+    require(not in_a_copy, f"{path}: a submitted job runs in a copy of its folder; give an absolute path, or a URL")
     return str(Path(path).resolve())
+
+
+def output_path(name: str) -> Path:
+    """Where a job writes its results: on a disk, made absolute.
+
+    Raises:
+        ConfigError: a URL; or as `absolute`.
+    """
+    require("://" not in name, f"{name}: results are written to folders; only runs_dir, model and data may be URLs")
+    return Path(absolute(name))
 
 
 def storage_path(name: str) -> Path | UPath:

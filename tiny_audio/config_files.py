@@ -43,7 +43,8 @@ def _convert(value: Any, expected: Any, key: str) -> Any:
             return float(value)
         if origin is None and type(value) is option:
             return value
-    raise ConfigError(f"{key} wants {' or '.join(_type_name(option) for option in options)}, not {value!r}")
+    remedy = f"; write {key}=[{value}]" if typing.get_origin(options[0]) is list else ""
+    raise ConfigError(f"{key} wants {' or '.join(_type_name(option) for option in options)}, not {value!r}{remedy}")
 
 
 def build(cls: type[T], values: dict, prefix: str = "") -> T:
@@ -103,6 +104,21 @@ def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = No
     for override in overrides or []:
         _override(values, override)
     return build(cls, values)
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def changed_settings(path: str | Path, config: Any) -> list[str]:
+    """What `save_config` wrote there and is otherwise now, as `key: then -> now`; empty if it wrote nothing."""
+    path = storage_path(str(path))
+    before, now = _flat(_read_yaml(path)) if path.is_file() else {}, _flat(dataclasses.asdict(config))
+    return [f"{key}: {value} -> {now.get(key)}" for key, value in before.items() if value != now.get(key)]
 
 
 def save_config(config: Any, path: str | Path) -> None:

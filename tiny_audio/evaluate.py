@@ -17,7 +17,7 @@ import numpy as np
 
 from tiny_audio.asr_modeling import read_model_window_s
 from tiny_audio.batch import SILENCE, silent_clip
-from tiny_audio.config import absolute, absolute_data, require, require_at_least, require_model
+from tiny_audio.config import absolute_data, output_path, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.loquacious import source_of
 from tiny_audio.metrics import count_reject, rejects_line
@@ -140,7 +140,7 @@ def evaluate(
         ConfigError: no such model or shards, or none of their rows can be scored.
     """
     max_duration_s = read_model_window_s(require_model(config.model))
-    output_dir = Path(absolute(config.output_dir))
+    output_dir = output_path(config.output_dir)
     groups = read_footers(list_shards(absolute_data(config.data)), config.max_rows)
     start_ray()
     spoken = clip_dataset(plan_pass(groups), max_duration_s)

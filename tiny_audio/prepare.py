@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import soundfile
 import soxr
 
-from tiny_audio.config import absolute, require, require_at_least
+from tiny_audio.config import output_path, require, require_at_least
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.sentences import novel_sentences, unique_sentences
 from tiny_audio.speech import Voice, held_out_voices, synthesize, training_voices
@@ -175,7 +175,7 @@ def prepare(config: PrepareConfig, show_progress=lambda done: done) -> dict:
 
     Ray must be up. `show_progress` wraps the iterable of finished files.
     """
-    config = dataclasses.replace(config, output_dir=absolute(config.output_dir))
+    config = dataclasses.replace(config, output_dir=str(output_path(config.output_dir)))
     manifest_path = Path(config.output_dir) / MANIFEST
     wanted = dataclasses.asdict(config)
     made = sorted(Path(config.output_dir).glob("*/*.parquet"))

@@ -258,6 +258,7 @@ def quickstart(config: TrainConfig, show_progress) -> dict:
         shown = worst_utterances(config.run_dir)
         clips = _rows_by_id(tests, {"sentences-00000", *(line["id"] for line in shown)})
         asked = clips["sentences-00000"]
+        (config.run_dir / "clip.wav").write_bytes(as_wav(asked))  # for people to send by themselves
         with serve_app(cluster, config.run_dir / "model", config.run_dir / "serve.log") as url:
             transcript = ask_server(url, as_wav(asked))
     summary = summarize(config, evaluation, transcript, asked["text"])

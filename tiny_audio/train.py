@@ -30,13 +30,13 @@ from tiny_audio.checkpoint import (
     require_same_plan,
 )
 from tiny_audio.config import ConfigError, TrainConfig, require
-from tiny_audio.config_files import save_config
+from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.metrics import MetricsFollower
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
 from tiny_audio.rejects import name_rows, worst_files
 from tiny_audio.storage import put, said_in_one_line, written_folder
-from tiny_audio.stream import StreamSettings, ingest_config, train_dataset
+from tiny_audio.stream import SUBCLUSTER, StreamSettings, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
 from tiny_audio.watchdog import ForgetWorkers, HangFollower, start_watch
 from tiny_audio.worker import train_loop
@@ -133,6 +133,11 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
 
+def _warn_of_no_decode_node(label: str | None) -> None:
+    if label and not any(node["Alive"] and node["Labels"].get(SUBCLUSTER) == label for node in ray.nodes()):
+        _warn(f"no node has the label {SUBCLUSTER}={label} yet, and data are decoded there alone; or leave data.decode_label out")
+
+
 def _export(config: TrainConfig) -> dict:
     """Writes model/ from the best or the last checkpoint, and training.json; returns what that says."""
     latest = latest_checkpoint(config.run_dir, _warn)
@@ -173,7 +178,11 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
         require_same_plan(config.run_dir, plan_identity(config, groups))
     require_trackers(config.trackers)
     start_ray()
+    _warn_of_no_decode_node(config.data.decode_label)
     with said_in_one_line(config.run_dir):
+        changed = changed_settings(config.run_dir / "config.yaml", config)
+        if changed:
+            _warn(f"{config.run_dir} goes on with other settings, {', '.join(changed)}; to compare runs, give each its own name")
         save_config(config, config.run_dir / "config.yaml")
     os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S))
     os.environ.setdefault(HEALTH_TIMEOUT, str(2 * config.watchdog_timeout_s))  # the watchdog says more: it goes first

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiny_audio.asr_modeling import read_model_window_s
-from tiny_audio.config import absolute, require, require_at_least, require_model
+from tiny_audio.config import absolute, output_path, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.stream import TranscribeSettings, file_dataset, transcribe_dataset
 
@@ -74,7 +74,7 @@ def transcribe_files(
     """
     paths, model = find_audio(config.inputs), require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
-    max_duration_s, output = read_model_window_s(model), Path(absolute(config.output))
+    max_duration_s, output = read_model_window_s(model), output_path(config.output)
     start_ray()
     rows = transcribe_dataset(file_dataset(paths, max_duration_s), settings).iter_rows()
     num_rejected = 0
