@@ -10,9 +10,12 @@ import pytest
 
 from tests.test_train import config_of, losses
 from tiny_audio.config import ConfigError
-from tiny_audio.ledger import LEDGER, EpochAudit, audit
+from tiny_audio.ledger import LEDGER, SCHEMA, EpochAudit, audit
 from tiny_audio.local_nodes import kill, named_processes
 from tiny_audio.metrics import read_lines, read_metrics
+from tiny_audio.parts import write_part
+from tiny_audio.rejects import REJECTS
+from tiny_audio.rejects import SCHEMA as REJECTS_SCHEMA
 from tiny_audio.train import train
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -56,3 +59,19 @@ def test_a_row_that_is_lost_or_comes_twice_is_found(two_epochs, tmp_path):
     with pytest.raises(ConfigError, match=r"no ledger\.parquet there"):
         audit(two_epochs)
     two_epochs.runs_dir = its_dir
+
+
+def test_an_epoch_of_rejects_alone_and_rows_without_an_id_are_counted(tmp_path):
+    ids = [b"row-1", None, b"row-\xff", b"row-2"]
+    shard = tmp_path / "train/one.parquet"
+    shard.parent.mkdir()
+    table = pa.Table.from_pylist([{"wav": {"bytes": b"", "path": ""}, "text": "word"}] * len(ids))
+    pq.write_table(table.append_column("ID", pa.array(ids, pa.binary()).view(pa.string())), shard)
+    config = config_of(tmp_path, tmp_path, "run", num_steps=4)
+    config.data.batch_rows, config.data.steps_per_window = 4, 1  # a step is an epoch
+    rejects = [{"epoch": 0, "step": 0, "id": name} for name in ("row-1", "", "", "row-2")]
+    rejects += [{"epoch": 1, "step": 1, "id": ""}] * 2
+    write_part(config.run_dir / REJECTS, 2, 0, rejects, REJECTS_SCHEMA)
+    trained = [{"epoch": 1, "step": 1, "id": name} for name in ("row-1", "row-2")]
+    write_part(config.run_dir / LEDGER, 2, 0, trained, SCHEMA)
+    assert audit(config) == [EpochAudit(0, 4, 0, 4, 0, 0), EpochAudit(1, 4, 2, 2, 0, 0)]

@@ -19,7 +19,7 @@ from tiny_audio.config import TrainConfig, require
 from tiny_audio.parts import part_paths, read_part, write_part
 from tiny_audio.plan import RowGroup, epoch_groups, read_mix, steps_per_epoch
 from tiny_audio.rejects import REJECTS, SkippedRow
-from tiny_audio.shards import row_copies
+from tiny_audio.shards import row_copies, texts
 
 LEDGER = "ledger.parquet"
 SCHEMA = pa.schema([("epoch", pa.int32()), ("step", pa.int64()), ("id", pa.string())])
@@ -77,8 +77,8 @@ def _planned_ids(groups: list[RowGroup], config: TrainConfig, epoch: int) -> Cou
     ids: Counter[str] = Counter()
     for group in epoch_groups(groups, config.seed, epoch):
         with fsspec.open(group.path, "rb") as file:
-            column = pq.ParquetFile(file).read_row_group(group.index, columns=["ID"])["ID"].to_pylist()
-        for row_id in column[: group.num_rows]:
+            column = pq.ParquetFile(file).read_row_group(group.index, columns=["ID"])["ID"]
+        for row_id in texts(column)[: group.num_rows]:
             ids[row_id or ""] += row_copies(row_id or "", config.data.source_weights, config.seed, epoch)
     return ids
 
@@ -94,13 +94,14 @@ def audit(config: TrainConfig) -> list[EpochAudit]:
     groups = read_mix(config.data.train_weights, config.data.max_train_rows)
     last_step = max(int(part.stem.split("-")[1]) for part in part_paths(config.run_dir / LEDGER))
     audits, end = [], 0
-    for epoch in sorted(trained):
+    for epoch in range(max(trained | rejected) + 1):
         end += steps_per_epoch(epoch_groups(groups, config.seed, epoch), config.data.batch_rows)
         if end > last_step:
             break
-        planned, seen = _planned_ids(groups, config, epoch), trained[epoch] + rejected.get(epoch, Counter())
+        planned = _planned_ids(groups, config, epoch)
+        good, bad = (found.get(epoch, Counter()) for found in (trained, rejected))
+        counts, seen = (planned.total(), good.total(), bad.total()), good + bad
         nameless = seen.pop("", 0) - planned.pop("", 0)  # rows of files that could not be read have no id
         lost = (planned - seen).total()
-        counts = (planned.total(), trained[epoch].total(), rejected.get(epoch, Counter()).total())
         audits.append(EpochAudit(epoch, *counts, max(0, lost - nameless), (seen - planned).total()))
     return audits

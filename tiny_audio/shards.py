@@ -55,7 +55,7 @@ class Reject:
         return source_of(self.id)
 
 
-def _texts(column: pa.ChunkedArray) -> list[str | None]:
+def texts(column: pa.ChunkedArray) -> list[str | None]:
     """None for a null, and for what is no UTF-8: one such row must not cost its neighbours."""
     found: list[str | None] = []
     for value in column.cast(pa.string()).cast(pa.binary()).to_pylist():
@@ -73,7 +73,7 @@ def read_rows(part: RowSlice) -> list[dict]:
         columns = [name for name in READ_COLUMNS if name in parquet.schema_arrow.names]
         table = parquet.read_row_group(part.row_group, columns=columns).slice(part.start, part.stop - part.start)
     audio = pc.struct_field(table["wav"], "bytes").cast(pa.large_binary())
-    values = {name: _texts(table[name]) for name in columns if name not in ("wav", "duration")}
+    values = {name: texts(table[name]) for name in columns if name not in ("wav", "duration")}
     values["wav"] = [memoryview(one.as_buffer()) if one.is_valid else None for one in audio]
     if "duration" in columns:
         values["duration"] = table["duration"].cast(pa.float64()).to_pylist()
@@ -90,7 +90,7 @@ def read_what_is_there(part: RowSlice) -> list[dict]:
             lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # asked again, it is the same
             if lasting or pause_s is None:
                 log.warning("%s: row group %d cannot be read (%s)", part.path, part.row_group, type(error).__name__)
-                return []
+                break
         time.sleep(pause_s)
     return []
 
