@@ -52,7 +52,14 @@ class ClipCheck:
     def check_losses(self, losses: torch.Tensor) -> torch.Tensor:
         """The losses of the labels (L,), zero for clips that are not finite."""
         self.finite &= _all_of_each(losses.isfinite(), self.answers)
-        return torch.where(_spread(self.finite, self.answers, len(losses)), losses, 0)
+        losses = torch.where(_spread(self.finite, self.answers, len(losses)), losses, 0)
+        self.losses = losses.detach()
+        return losses
+
+    @property
+    def loss_sum(self) -> torch.Tensor:
+        """() of the clips that are finite: after a backward pass, in it too."""
+        return torch.where(_spread(self.finite, self.answers, len(self.losses)), self.losses, 0).sum()
 
     @property
     def num_label_tokens(self) -> torch.Tensor:
