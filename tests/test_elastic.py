@@ -103,7 +103,6 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come
     two_epochs, local_ray, shards, tmp_path, monkeypatch
 ):
     """2 workers -> 1, by the loss of a node -> 2, by a new one; at each change all steps since the checkpoint run again."""
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # which a long start had set; to be put back
     monkeypatch.setattr("tiny_audio.train.RESIZE_CHECK_S", 1.0)
     monkeypatch.setattr("tiny_audio.train.ELASTIC_START_TIMEOUT_S", 10)
     monkeypatch.setattr("tiny_audio.train.ScalingConfig", partial(ScalingConfig, resources_per_worker={SLOT: 1}))

@@ -212,7 +212,7 @@ def read_stream(folder, num_workers, start_step=0, num_steps=6):
     settings = StreamSettings(3, start_step, num_steps, 30.0, 0.0, Truecaser(), weights)
     datasets_ = {"train": partial(train_dataset, partial(plan_windows, mix, 3, 10, 2), settings)}
     shares = ingest_config(None).configure(datasets_, num_workers, None, None)
-    streams = [WorkerStream(share["train"], rank, start_step) for rank, share in enumerate(shares)]
+    streams = [WorkerStream(share["train"], rank).begin_at(start_step) for rank, share in enumerate(shares)]
     ids, rejects, left_out = {}, Counter(), Counter()
     with ThreadPoolExecutor(num_workers) as pool:
         for batches in pool.map(lambda stream: [next(stream) for _ in range(start_step, num_steps)], streams):

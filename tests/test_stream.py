@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Event
 
 import pytest
 
@@ -20,7 +21,7 @@ def split(shards, num_workers, start_step=0, num_steps=7):
     plan = partial(plan_windows, groups, 0, 4, 2)
     datasets = {"train": partial(train_dataset, plan, settings(start_step, num_steps))}
     shares = ingest_config(None).configure(datasets, num_workers, None, None)
-    return [WorkerStream(share["train"], rank, start_step) for rank, share in enumerate(shares)]
+    return [WorkerStream(share["train"], rank).begin_at(start_step) for rank, share in enumerate(shares)]
 
 
 def read(streams, num_steps):
@@ -54,12 +55,31 @@ def test_every_good_row_of_an_epoch_comes_once_and_every_bad_one_is_counted(shar
 
 
 def test_a_stream_out_of_step_is_never_trained_through(shards):
-    stream = split(shards, 1, start_step=2)[0]
-    stream.next_step = 0
+    stream = split(shards, 1, start_step=2)[0].begin_at(0)
     with pytest.raises(RuntimeError, match="got the batch of step 2, rank 0; wants 0"):
         next(stream)
     with pytest.raises(RuntimeError, match=r"the data ended before step|got the batch of step"):
         read(split(shards, 1), 8)
+
+
+class Shard:
+    """What Ray hands a worker, whose first batch says that it was asked for, and fails."""
+
+    def __init__(self):
+        self.asked = Event()
+
+    def iter_batches(self, **options):
+        self.asked.set()
+        raise OSError("no such storage")
+        yield
+
+
+def test_a_stream_is_read_before_anyone_asks_and_keeps_its_error():
+    shard = Shard()
+    stream = WorkerStream(shard, 0)
+    assert shard.asked.wait(10)
+    with pytest.raises(OSError, match="no such storage"):
+        next(stream)
 
 
 def test_clips_keep_their_samples(tmp_path):

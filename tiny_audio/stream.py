@@ -188,10 +188,15 @@ class WorkerStream:
     Decoding begins with it, before anyone asks: Ray Data takes ten seconds to start, in which a model can be loaded.
     """
 
-    def __init__(self, shard: ray.data.DataIterator, rank: int, start_step: int = 0):
-        self.rank, self.next_step = rank, start_step
+    def __init__(self, shard: ray.data.DataIterator, rank: int):
+        self.rank, self.next_step = rank, 0
         self.rows = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES))
         self.first = ThreadPoolExecutor(1, "stream").submit(next, self.rows)
+
+    def begin_at(self, step: int) -> WorkerStream:
+        """Says of which step the first batch must be; 0 unless told."""
+        self.next_step = step
+        return self
 
     def __next__(self) -> WorkerBatch:
         """The batch of the next step.

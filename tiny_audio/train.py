@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import ray
@@ -138,16 +139,41 @@ def _warn_of_no_decode_node(label: str | None) -> None:
         _warn(f"no node has the label {SUBCLUSTER}={label} yet, and data are decoded there alone; or leave data.decode_label out")
 
 
+def _save_settings(config: TrainConfig) -> None:
+    """Writes config.yaml; names what an earlier start of the run had otherwise."""
+    path = config.run_dir / "config.yaml"
+    with said_in_one_line(config.run_dir):
+        changed = changed_settings(path, config)
+        if changed:
+            _warn(f"{config.run_dir} goes on with other settings, {', '.join(changed)}; to compare runs, give each its own name")
+        save_config(config, path)
+
+
+@contextmanager
+def _ray_train_timeouts(config: TrainConfig) -> Iterator[None]:
+    """Ray Train's own timeouts, which it takes from the environment; one that is set there already stays."""
+    before = {name: os.environ.get(name) for name in (START_TIMEOUT, HEALTH_TIMEOUT)}
+    os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S))
+    os.environ.setdefault(HEALTH_TIMEOUT, str(2 * config.watchdog_timeout_s))  # the watchdog says more: it goes first
+    if config.min_workers:
+        os.environ[START_TIMEOUT] = str(ELASTIC_START_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def _export(config: TrainConfig) -> dict:
     """Writes model/ from the best or the last checkpoint, and training.json; returns what that says."""
     latest = latest_checkpoint(config.run_dir, _warn)
     exported = best_checkpoint(config.run_dir, config.score_metric, _warn) if config.export == "best" else latest
     weights, _, at_export = load_checkpoint(exported)
-    with written_folder(config.run_dir / "model") as folder:
-        save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, folder)
     progress = load_progress(latest)
     nothing = f"{config.run_dir}: no row was trained; rejected: {progress.rejects}; left out: {progress.left_out}"
     require(progress.num_rows > 0, nothing)
+    with written_folder(config.run_dir / "model") as folder:
+        save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, folder)
     training = {**dataclasses.asdict(progress), "end": progress.end_reason(config), "exported_step": at_export.step}
     training["reject_files"] = worst_files(config.run_dir)
     put(config.run_dir / "training.json", (json.dumps(training, indent=1) + "\n").encode())
@@ -176,19 +202,16 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     require_decoder(config.model.text_model_id)
     with said_in_one_line(config.run_dir):
         require_same_plan(config.run_dir, plan_identity(config, groups))
+        latest = latest_checkpoint(config.run_dir)
+    if latest and load_progress(latest).end_reason(config):  # workers would have nothing to do
+        _save_settings(config)
+        return _export(config)
     require_trackers(config.trackers)
     start_ray()
     _warn_of_no_decode_node(config.data.decode_label)
-    with said_in_one_line(config.run_dir):
-        changed = changed_settings(config.run_dir / "config.yaml", config)
-        if changed:
-            _warn(f"{config.run_dir} goes on with other settings, {', '.join(changed)}; to compare runs, give each its own name")
-        save_config(config, config.run_dir / "config.yaml")
-    os.environ.setdefault(START_TIMEOUT, str(START_TIMEOUT_S))
-    os.environ.setdefault(HEALTH_TIMEOUT, str(2 * config.watchdog_timeout_s))  # the watchdog says more: it goes first
-    if config.min_workers:
-        os.environ[START_TIMEOUT] = str(ELASTIC_START_TIMEOUT_S)
-    with Tracking(config) as tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
+    _save_settings(config)
+    timeouts, tracking = _ray_train_timeouts(config), Tracking(config)
+    with timeouts, tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
         stopped = _fit(config, groups, truecaser)
     require(not stopped, f"{config.run_dir}: {stopped}")
     return _export(config)

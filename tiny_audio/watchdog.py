@@ -242,7 +242,7 @@ class HangFollower:
 
     def _end(self, stuck: list[Stuck]) -> None:
         message = hang_message(stuck, self.rows_of_step)
-        print(f"{message}; the workers start again from the last checkpoint", file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
         ray.get(self.watch.expel.remote(message))
         self._end_those_that_stay(stuck)
 

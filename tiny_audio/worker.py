@@ -94,7 +94,7 @@ class Worker:
 
     def feed(self, stream: WorkerStream) -> Feed:
         """The steps that are left, from a stream that begins with the first of them."""
-        stream.next_step = self.progress.step
+        stream.begin_at(self.progress.step)
         config, left = self.config, self.config.num_steps - self.progress.step
         draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=config.augment, seed=config.seed)
         return Feed(stream, left, self.packing, self.micro_batch_s, self.cache, draw_masks)
@@ -120,7 +120,7 @@ class Worker:
                 meanwhile()
             self.tell(GRADIENTS, [clip.id for clip in micro_batch.rows])
             self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
-            self.interval.loss_sum += output.loss_sum.detach()
+            self.interval.loss_sum += output.clips.loss_sum
             self.interval.add_clips(step.batch, micro_batch.rows, output.clips)
             if micro_batch.fresh and self.config.cache_features_gib:
                 self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
@@ -204,7 +204,8 @@ class Worker:
         self.tell(VALIDATING)
         scores = self.validation()
         if self.rank == 0:
-            append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
+            with said_in_one_line(self.config.run_dir):
+                append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
         return scores
 
     def save(self, scores: dict[str, float]) -> None:
