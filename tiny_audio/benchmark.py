@@ -63,7 +63,7 @@ def step_speeds(inputs: Inputs) -> list[dict]:
     seed.close()
     model.layers = compiled_layers()
     with process_group():
-        ours = OurStep(model, 2, MICRO_BATCH_S)
+        ours = OurStep(model, MICRO_BATCH_S)
         speeds.append(time_steps("bf16, 32 rows", model, SEED_ROWS, 24, ours))
         for kind in ("bf16", "fp8"):
             if kind == "fp8":
@@ -89,7 +89,7 @@ def memory_fit(inputs: Inputs) -> list[dict]:
         torch.cuda.set_per_process_memory_fraction(memory_gib / total_gib)
         budgets[memory_gib] = find_micro_batch_s(model)
     with process_group():
-        ours = OurStep(model, 2, MICRO_BATCH_S)
+        ours = OurStep(model, MICRO_BATCH_S)
         for memory_gib, budget_s in budgets.items():
             ours.micro_batch_s = budget_s
             torch.cuda.set_per_process_memory_fraction(memory_gib / total_gib)
@@ -103,7 +103,7 @@ def profile_step(inputs: Inputs, output_dir: Path) -> list[dict]:
     model = _model(inputs)
     model.layers = compiled_layers()
     with process_group():
-        ours = OurStep(model, 2, MICRO_BATCH_S)
+        ours = OurStep(model, MICRO_BATCH_S)
         ready = [ours.prepare(benchmark_clips(OUR_ROWS, number)) for number in range(3)]
         for batch in ready[:2]:
             ours(batch)

@@ -152,9 +152,9 @@ def time_steps(name: str, model: ASRModel, rows: int, num_steps: int, step: Seed
 class OurStep:
     """A step as a training worker makes it; packing is left to the feed's thread there, and is done ahead here."""
 
-    def __init__(self, model: ASRModel, zero_stage: int, micro_batch_s: float, cached: bool = False):
-        self.model, self.micro_batch_s, self.cached = model, micro_batch_s, cached
-        self.engine = Engine(model, model.projector, OptimizerConfig(), zero_stage)
+    def __init__(self, model: ASRModel, micro_batch_s: float):
+        self.model, self.micro_batch_s, self.cached = model, micro_batch_s, False
+        self.engine = Engine(model, model.projector, OptimizerConfig(), stage=2)
 
     def prepare(self, clips: list[Clip]) -> list[PackedBatch]:
         parts = deal(clips, num_micro_batches(load_s(clips), self.micro_batch_s))

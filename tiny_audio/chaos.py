@@ -65,6 +65,22 @@ class Run:
         if not (self.config.run_dir / "training.json").is_file():
             raise RuntimeError(f"{self.config.run_dir}: the training failed; job.log there says why")
 
+    def wait(self, condition: Callable[[], T], what: str, poll_s: float = 0.02) -> T:
+        """Returns what the condition does, as soon as it is true.
+
+        Raises:
+            RuntimeError, TimeoutError: the job ended before, or it was not within MOMENT_TIMEOUT_S.
+        """
+
+        def found_at_work() -> T:
+            alive = self.job.is_alive()
+            found = condition()
+            if not found and not alive:
+                raise RuntimeError(f"{self.config.run_dir}: the job ended before {what}; job.log there says why")
+            return found
+
+        return wait_for(found_at_work, what, MOMENT_TIMEOUT_S, poll_s)
+
     def lines(self) -> list[dict]:
         return [line for line in read_lines(self.config.run_dir) if "warning" not in line]
 
@@ -90,28 +106,24 @@ class Run:
         return next(node for node in self.nodes.nodes[1:] if bool(node.processes(TRAIN_WORKER)) == trains)
 
 
-def _wait(condition: Callable[[], T], what: str, poll_s: float = 0.02) -> T:
-    return wait_for(condition, what, MOMENT_TIMEOUT_S, poll_s)
-
-
 def _kill_a_worker(run: Run) -> int:
     return kill(run.workers()[:1])
 
 
 def _kill_a_worker_in_a_validation(run: Run) -> int:
     worker = run.workers()[:1]
-    _wait(run.is_validating, "a validation")
+    run.wait(run.is_validating, "a validation")
     return kill(worker)
 
 
 def _kill_all_workers_in_a_save(run: Run) -> int:
     workers, before = run.workers(), run.unfinished_saves()
-    _wait(lambda: run.unfinished_saves() - before, "a checkpoint that is being written", SAVE_POLL_S)
+    run.wait(lambda: run.unfinished_saves() - before, "a checkpoint that is being written", SAVE_POLL_S)
     return kill(workers)
 
 
 def _kill_decode_workers(run: Run) -> int:
-    return _wait(lambda: kill(run.nodes.processes(DECODE_WORKER)), "a decode task")
+    return run.wait(lambda: kill(run.nodes.processes(DECODE_WORKER)), "a decode task")
 
 
 def _lose_decode_node(run: Run) -> int:
@@ -208,7 +220,7 @@ def chaos_config(config: TrainConfig, name: str) -> TrainConfig:
 
 def _strike(run: Run, one: Kill, due_step: int) -> Struck:
     """Waits for the step and the moment, kills, repairs, and waits until the run has gone on."""
-    _wait(lambda: run.last_step() >= due_step, f"step {due_step}")
+    run.wait(lambda: run.last_step() >= due_step, f"step {due_step}")
     num_killed, struck, lines_before = one.strike(run), time.time(), run.lines()
     if not num_killed:
         raise RuntimeError(f"{one.name}: was gone before it could be killed")
@@ -218,7 +230,7 @@ def _strike(run: Run, one: Kill, due_step: int) -> Struck:
     def lines_since() -> list[dict]:
         return [line for line in run.lines()[len(lines_before) :] if "loss" in line]
 
-    first, *_ = _wait(lines_since, f"the run to go on after the loss of {one.name}")
+    first, *_ = run.wait(lines_since, f"the run to go on after the loss of {one.name}")
     return Struck(one.name, step, first["step"], first["unix_time"] - struck)
 
 

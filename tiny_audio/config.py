@@ -337,5 +337,5 @@ class BenchmarkConfig:
 
     def __post_init__(self):
         parts = ("step", "memory", "profile", "seed_job", "scale", "fp8", "plan", "soak")
-        require_at_least(self, 0, "soak_minutes")
+        require_at_least(self, 5, "soak_minutes")
         require(self.part in parts, f"part must be one of {', '.join(parts)}, not {self.part!r}")

@@ -44,7 +44,16 @@ class LocalNode:
         command = [str(BIN / "ray"), "start", *common, agent, *options]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=_environment(folder), **quiet)
-        wait_for(lambda: self.processes("ray::"), "a node to start", START_TIMEOUT_S, poll_s=0.2)
+        try:
+            wait_for(self._is_up, "a node to start", START_TIMEOUT_S, poll_s=0.2)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _is_up(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"ray start ended with code {self.process.returncode}: {' '.join(self.process.args)}")
+        return bool(self.processes("ray::"))
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Those of this node with `name` in their command line, which for Ray's workers is what they do."""

@@ -72,9 +72,7 @@ def list_shards(pattern: str) -> list[str]:
         return dataset_files(*reference)
     filesystem, path = fsspec.core.url_to_fs(pattern)
     found = sorted(filesystem.glob(path)) if any(c in path for c in "*?[") else [path] * filesystem.isfile(path)
-    remedy = (
-        "give a glob of files, or DATASET:CONFIG:SPLIT, as speechbrain/LoquaciousSet:small:train; make quickstart makes one"
-    )
+    remedy = "give a glob of files, or DATASET:CONFIG:SPLIT, as speechbrain/LoquaciousSet:small:train; make quickstart makes one"
     require(bool(found), f"{pattern}: no such Parquet shards; {remedy}")
     return [filesystem.unstrip_protocol(name) if "://" in pattern else name for name in found]
 
