@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import math
@@ -9,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import ray.train
@@ -39,6 +41,8 @@ from tiny_audio.transcribe import Transcriber
 from tiny_audio.validation import Validation
 from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
 from tiny_audio.zero import Engine
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 class Worker:
@@ -253,6 +257,17 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     return model
 
 
+def bound_memory() -> None:
+    """Keeps memory flat where CPUs compute, in shapes that do not come again.
+
+    oneDNN would keep kernels for 1,024 of them, half a gigabyte. glibc would take ever larger blocks from its heap, which falls
+    to pieces; from 1 MiB on they shall go back to the system when they are freed.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
 def train_loop(loop_config: dict) -> str:
     """What every worker runs; returns what stopped it before its end, if so.
 
@@ -276,8 +291,7 @@ def train_to_end(config: TrainConfig, plan_identity: dict[str, int], watchdog: W
 
     A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
     """
-    # oneDNN, which computes on CPUs, keeps 1,024 kernels for shapes that do not come again: half a gigabyte
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    bound_memory()
     torch.set_num_threads(config.threads_per_worker)
     stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
     worker = Worker(config, plan_identity, watchdog)
