@@ -36,7 +36,6 @@ from tiny_audio.stream import quiet_ray_data
 
 RAYS_OWN_LINE = re.compile(
     rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc"
-    rb"|.*PYTHON worker processes have been started on node"  # actors without work, on two cores
 )
 SERVE_START_TIMEOUT_S = 180
 BIN = Path(sys.executable).parent
@@ -79,6 +78,7 @@ def local_cluster() -> Iterator[Cluster]:
     in_use = f"another Ray on this machine holds port {AGENT_PORT}, which runs its jobs; stop it (ray stop), then try again"
     require(free_port(AGENT_PORT) == AGENT_PORT, in_use)
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`: let it be this one
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # Ray warns of four times as many processes
     context = ray.init(
         address="local",
         num_cpus=max(4, (os.cpu_count() or 1) + 2),  # training holds two while its decode tasks need more
