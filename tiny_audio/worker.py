@@ -42,8 +42,6 @@ from tiny_audio.validation import Validation
 from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
 from tiny_audio.zero import Engine
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-
 
 class Worker:
     """One rank's state through `train_loop`."""
@@ -257,15 +255,10 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     return model
 
 
-def bound_memory() -> None:
-    """Keeps memory flat where CPUs compute, in shapes that do not come again.
-
-    oneDNN would keep kernels for 1,024 of them, half a gigabyte. glibc would take ever larger blocks from its heap, which falls
-    to pieces; from 1 MiB on they shall go back to the system when they are freed.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+def trim_heap() -> None:
+    """Gives free memory back to the system. Blocks of ever other sizes leave holes in glibc's heap, which would grow by them."""
     with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def train_loop(loop_config: dict) -> str:
@@ -291,7 +284,8 @@ def train_to_end(config: TrainConfig, plan_identity: dict[str, int], watchdog: W
 
     A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
     """
-    bound_memory()
+    # oneDNN, which computes on CPUs, would keep 1,024 kernels for shapes that do not come again: half a gigabyte
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
     stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
     worker = Worker(config, plan_identity, watchdog)
@@ -321,6 +315,7 @@ def train_to_end(config: TrainConfig, plan_identity: dict[str, int], watchdog: W
         if save_due or best or worker.progress.end_reason(config):
             worker.save(scores)
         if eval_due or save_due:
+            trim_heap()
             worker.start_interval()
     worker.checkpoints.wait()
     return worker.checkpoints.error
