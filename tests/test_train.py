@@ -1,6 +1,7 @@
 """The real path on a local Ray: shards, Ray Data, Ray Train, DeepSpeed, the embedded backbones."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -14,7 +15,7 @@ from tiny_audio.config import ConfigError, DataConfig, ModelConfig, OptimizerCon
 from tiny_audio.metrics import progress_line, read_metrics
 from tiny_audio.shards import Clip
 from tiny_audio.tensors import pack
-from tiny_audio.train import _warn_of_no_decode_node, train
+from tiny_audio.train import HEALTH_TIMEOUT, START_TIMEOUT, _ray_train_timeouts, _warn_of_no_decode_node, train
 from tiny_audio.zero import Engine
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -198,6 +199,16 @@ def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):
     config.model.dtype = "bfloat16"
     train(config)
     assert losses(config) == pytest.approx(losses(plain), rel=0.02)
+
+
+def test_ray_train_waits_for_gpu_nodes_to_boot_and_not_beyond_the_run(shards, tmp_path):
+    """By itself it waits 60 s for workers, gives up, and starts over."""
+    names = (START_TIMEOUT, HEALTH_TIMEOUT)
+    before = [os.environ.get(name) for name in names]
+    with _ray_train_timeouts(config_of(shards, tmp_path, "run", watchdog_timeout_s=700.0)):
+        assert float(os.environ[START_TIMEOUT]) >= 600
+        assert float(os.environ[HEALTH_TIMEOUT]) > 700
+    assert [os.environ.get(name) for name in names] == before
 
 
 def test_a_label_that_no_node_has_is_said(capsys):

@@ -247,16 +247,20 @@ class CheckpointWriter:
             append_warning(self.config.run_dir, step, f"old checkpoints were not deleted: {error or repr(error)}")
 
 
-def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> None:
+def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> Progress | None:
     """Refuses to go on with a run whose steps would now train other rows, or the same ones otherwise.
+
+    Returns what the run goes on from; None for a new one.
 
     Raises:
         ConfigError: naming the setting that changed.
     """
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is None:
-        return
-    for key, value in load_progress(checkpoint).plan.items():
+        return None
+    progress = load_progress(checkpoint)
+    for key, value in progress.plan.items():
         now = identity.get(key)
         remedy = "set it back, or give the run another name"
         require(now == value, f"{run_dir}: was started with {key}={value}, now it is {now}; {remedy}")
+    return progress

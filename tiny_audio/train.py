@@ -201,9 +201,8 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
     with said_in_one_line(config.run_dir):
-        require_same_plan(config.run_dir, plan_identity(config, groups))
-        latest = latest_checkpoint(config.run_dir)
-    if latest and load_progress(latest).end_reason(config):  # workers would have nothing to do
+        progress = require_same_plan(config.run_dir, plan_identity(config, groups))
+    if progress and progress.end_reason(config):  # workers would have nothing to do
         _save_settings(config)
         return _export(config)
     require_trackers(config.trackers)
