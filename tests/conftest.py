@@ -130,7 +130,7 @@ def two_epochs(local_ray, shards, tmp_path_factory):
     from tests.test_train import config_of
     from tiny_audio.train import train
 
-    config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain", num_steps=8)
+    config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain", num_steps=8, keep_checkpoints=4)
     config.model.encoder_window = "trimmed"
     train(config)
     return config

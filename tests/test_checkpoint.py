@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tiny_audio.checkpoint import (
     save_checkpoint,
     state_bytes,
 )
+from tiny_audio.claim import claim_run, require_claim
 from tiny_audio.config import ConfigError, DataConfig, TrainConfig
 
 SCORES = {10: {"val_wer": 0.3}, 20: {"val_wer": 0.1}, 30: {"val_wer": 0.2}}
@@ -123,9 +125,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, name, hurt):
     hurt(newest / name)
     assert str(newest) in damage(newest)
     assert latest_checkpoint(run_dir, said.append).name == "step-00000020"
-    cut_off_save = name == "SHA256SUMS" and hurt is Path.unlink  # looks like one, and that is nothing to speak of
-    assert len(said) == (0 if cut_off_save else 1)
-    assert all(str(newest) in line and "passed over, and step-00000020 taken" in line for line in said)
+    (line,) = said
+    assert str(newest) in line
+    cut_off_save = name == "SHA256SUMS" and hurt is Path.unlink  # looks like one
+    assert ("cut off, and step-00000020 is taken" if cut_off_save else "passed over, and step-00000020 taken") in line
 
 
 def test_a_missing_folder_and_a_damaged_best_one_leave_the_next_best(tmp_path):
@@ -146,9 +149,10 @@ def test_a_run_without_a_whole_checkpoint_stops(tmp_path):
 
 
 def test_a_save_that_was_cut_off_is_no_checkpoint_and_goes_with_the_next(tmp_path):
-    run_dir = write_run(tmp_path, {10: {}})
+    run_dir, said = write_run(tmp_path, {10: {}}), []
     (checkpoint_folder(run_dir, 10) / "SHA256SUMS").unlink()
-    assert latest_checkpoint(run_dir) is None
+    assert latest_checkpoint(run_dir, said.append) is None
+    assert said == [f"{checkpoint_folder(run_dir, 10)}: this save was cut off, and the run begins with its first step"]
     write_run(tmp_path, {12: {}})
     assert kept(run_dir) == [12]
 
@@ -196,6 +200,16 @@ def test_a_checkpoint_is_written_while_the_run_goes_on_as_it_was_at_its_step(tmp
     assert kept(run_dir) == [40, 50]
     written = load_progress(checkpoint_folder(run_dir, 40))
     assert (written.step, written.rejects) == (40, {"yodas": {"empty": 1}})
+
+
+def test_a_write_that_was_not_begun_when_the_run_was_taken_over_is_not_done(tmp_path):
+    run_dir, claim = write_run(tmp_path), claim_run(tmp_path)
+    claim_run(tmp_path)
+    writer = CheckpointWriter(run_config(tmp_path, 1), partial(require_claim, tmp_path, claim))
+    writer.begin(WEIGHTS, {}, Progress(step=40))
+    writer.wait()
+    assert "was started again meanwhile" in writer.error
+    assert kept(run_dir) == [10, 20, 30]
 
 
 def test_a_full_disk_says_how_much_it_takes_and_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):

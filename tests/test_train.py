@@ -3,7 +3,11 @@
 import json
 import os
 import shutil
+import threading
+import time
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,8 +15,11 @@ from safetensors.torch import load_file
 from tests.conftest import DECODER, ENCODER, tone
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.checkpoint import latest_checkpoint, load_progress
+from tiny_audio.claim import claim_run
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from tiny_audio.ledger import LEDGER, audit
 from tiny_audio.metrics import progress_line, read_metrics
+from tiny_audio.rejects import REJECTS
 from tiny_audio.shards import Clip
 from tiny_audio.tensors import pack
 from tiny_audio.train import HEALTH_TIMEOUT, START_TIMEOUT, _ray_train_timeouts, _warn_of_no_decode_node, train
@@ -142,21 +149,62 @@ def keep_until(config, step: int) -> None:
     assert load_progress(latest_checkpoint(config.run_dir)).step == step
 
 
-def test_a_run_resumes_with_other_workers_at_another_stage(plain, shards, tmp_path, capsys):
-    """Half a run by one worker without ZeRO, a step by three that share all weights, the last by one at ZeRO 1."""
-    shutil.copytree(plain.run_dir, tmp_path / "plain")
-    for step, num_workers, zero_stage in ((2, 3, 3), (3, 1, 1)):
-        changes = {"checkpoint_every": 1, "keep_checkpoints": 4}
-        config = config_of(shards, tmp_path, "plain", num_workers=num_workers, zero_stage=zero_stage, **changes)
+def ledger_rows(config) -> list[tuple]:
+    return sorted(tuple(row.values()) for row in pq.read_table(config.run_dir / LEDGER).to_pylist())
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [((2, 3, 3), (4, 1, 1)), pytest.param(((2, 2, 3), (4, 1, 1), (6, 3, 2)), marks=pytest.mark.slow)],
+    ids=["1-3-1", "1-2-1-3"],
+)
+def test_a_run_resumes_with_other_workers_at_another_stage(two_epochs, shards, tmp_path, capsys, starts):
+    """Begun by one worker without ZeRO; then, from a step on, by others, who may share all weights."""
+    shutil.copytree(two_epochs.run_dir, tmp_path / "plain")
+    for step, num_workers, zero_stage in starts:
+        changes = {"num_steps": 8, "keep_checkpoints": 4, "num_workers": num_workers, "zero_stage": zero_stage}
+        config = config_of(shards, tmp_path, "plain", **changes)
+        config.model.encoder_window = "trimmed"
         keep_until(config, step)
         train(config)
-        assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
-        assert json.loads((config.run_dir / "training.json").read_text())["rejects"] == {"row": {"empty": 1, "truncated": 1}}
-    said = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
-    assert len(said) == 2
-    assert "num_workers: 1 -> 3, zero_stage: 0 -> 3" in said[0]
+        assert losses(config) == pytest.approx(losses(two_epochs), rel=1e-5)
+        counts = [json.loads((c.run_dir / "training.json").read_text())["rejects"] for c in (config, two_epochs)]
+        assert counts[0] == counts[1]
     trained = [line["num_workers"] for line in read_metrics(config.run_dir) if "loss" in line]
-    assert trained == [1, 1, 3, 1]
+    assert [trained[step] for step, _, _ in starts] == [num_workers for _, num_workers, _ in starts]
+    said = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
+    assert len(said) == len(starts)
+    assert f"num_workers: 1 -> {starts[0][1]}, zero_stage: 0 -> 3" in said[0]
+    assert ledger_rows(config) == ledger_rows(two_epochs)
+    assert [(epoch.num_rows, epoch.num_missing, epoch.num_twice) for epoch in audit(config)] == [(26, 0, 0)]
+    ours, theirs = (load_file(latest_checkpoint(c.run_dir) / "optimizer.safetensors") for c in (config, two_epochs))
+    for key, moment in theirs.items():
+        torch.testing.assert_close(ours[key], moment, rtol=1e-3, atol=1e-3 * float(moment.abs().mean()))
+
+
+def test_a_start_whose_run_was_taken_over_writes_no_more(shards, tmp_path):
+    """As by another cluster, or by workers whose head node was lost."""
+    config, there = config_of(shards, tmp_path, "taken", num_steps=200, max_failures=3), []
+
+    def files() -> list[Path]:
+        return sorted(path for path in config.run_dir.rglob("*") if path.parts[-2] in ("checkpoints", LEDGER, REJECTS))
+
+    def take_over():
+        while len(losses(config)) < 4:
+            time.sleep(0.02)
+        claim_run(config.run_dir)
+        there.append(len(losses(config)))
+        time.sleep(0.5)  # for a write that was allowed, and is not over
+        there.append(files())
+
+    other = threading.Thread(target=take_over, daemon=True)
+    other.start()
+    with pytest.raises(ConfigError, match="was started again meanwhile"):
+        train(config)
+    other.join(5)
+    assert len(losses(config)) <= there[0] + 1
+    assert files() == there[1]
+    assert not (config.run_dir / "training.json").exists()
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plain, shards, tmp_path, capsys):

@@ -150,6 +150,11 @@ def _checkpoints(run_dir: Path) -> list[Path]:
     return sorted((path.parent for path in (run_dir / CHECKPOINTS).glob(f"step-*/{SUMS}")), reverse=True)
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run has one to go on from, whole or damaged."""
+    return bool(_checkpoints(run_dir))
+
+
 def _by_score(folders: list[Path], metric: str) -> list[Path]:
     """The lowest `metric` first, of equals the last step; at the end those without a validation, or that cannot be read."""
 
@@ -179,12 +184,18 @@ def latest_checkpoint(run_dir: Path, warn: Callable[[str], None] = lambda line: 
     """The last whole checkpoint of a run, to go on from; None for a new run.
 
     Args:
-        warn: is told of every damaged checkpoint that was passed over, in a line each.
+        warn: is told of every damaged checkpoint, and every save that was cut off, that was passed over, in a line each.
 
     Raises:
         ConfigError: there are checkpoints, and none is whole.
     """
-    return _first_whole(run_dir, _checkpoints(run_dir), warn)
+    finished = _checkpoints(run_dir)
+    latest = _first_whole(run_dir, finished, warn)
+    for folder in sorted((run_dir / CHECKPOINTS).glob("step-*")):
+        if folder not in finished and (latest is None or folder.name > latest.name):
+            taken = f"{latest.name} is taken" if latest else "the run begins with its first step"
+            warn(f"{folder}: this save was cut off, and {taken}")
+    return latest
 
 
 def best_checkpoint(run_dir: Path, metric: str, warn: Callable[[str], None] = lambda line: None) -> Path | None:
@@ -208,10 +219,13 @@ class CheckpointWriter:
     """Writes checkpoints from a thread, one at a time, while the run goes on; then deletes those that are not kept.
 
     A write that failed is not raised but kept in `error`: the workers must agree to stop. After it nothing more is written.
+
+    Args:
+        require_claim: asked before anything is written or deleted; raises where another start has taken the run over.
     """
 
-    def __init__(self, config: TrainConfig):
-        self.config = config
+    def __init__(self, config: TrainConfig, require_claim: Callable[[], None] = lambda: None):
+        self.config, self.require_claim = config, require_claim
         self.error = ""
         self.write_s = 0.0  # what the last write took; 0 while it goes on
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -234,6 +248,7 @@ class CheckpointWriter:
         started = time.perf_counter()
         folder = checkpoint_folder(self.config.run_dir, step)
         try:
+            self.require_claim()
             if not all(value.isfinite().all() for value in (*weights.values(), *moments.values())):
                 raise ValueError(f"no checkpoint written to {folder}: the weights are not finite; go on from the one before")
             save_checkpoint(folder, weights, moments, state)
@@ -242,6 +257,7 @@ class CheckpointWriter:
             return
         self.write_s = time.perf_counter() - started
         try:
+            self.require_claim()
             prune(self.config.run_dir, folder, self.config.keep_checkpoints, self.config.score_metric)
         except Exception as error:  # the new one is whole; what stays costs room, and the next save tries again
             append_warning(self.config.run_dir, step, f"old checkpoints were not deleted: {error or repr(error)}")

@@ -30,6 +30,7 @@ from tiny_audio.checkpoint import (
     plan_identity,
     require_same_plan,
 )
+from tiny_audio.claim import claim_run
 from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.labels import Truecaser, make_truecaser
@@ -79,13 +80,20 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
     return make
 
 
-def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, scratch: str) -> TorchTrainer:
+def _trainer(
+    config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, claim: str, scratch: str
+) -> TorchTrainer:
     """`scratch` is a folder for what Ray Train keeps: an empty file. It is told of no checkpoint, and recovers nothing."""
-    identity = plan_identity(config, groups)
+    loop_config = {
+        "config": dataclasses.asdict(config),
+        "plan_identity": plan_identity(config, groups),
+        "claim": claim,
+        "watch": watch,
+    }
     num_workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     return TorchTrainer(
         train_loop,
-        train_loop_config={"config": dataclasses.asdict(config), "plan_identity": identity, "watch": watch},
+        train_loop_config=loop_config,
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
         ),
@@ -107,17 +115,16 @@ def _rows_of_step(config: TrainConfig, groups: list[RowGroup], step: int) -> str
     return name_rows([f"{part.path} (row group {part.row_group})" for window in windows for part in window.slices])
 
 
-def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None) -> str:
+def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, claim: str) -> str:
     """Trains to the end; returns why it stopped before, if so.
 
     Raises:
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
-    watch = start_watch(config.watchdog_timeout_s, str(config.run_dir))
     follower = HangFollower(watch, partial(_rows_of_step, config, groups))
     try:
         with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
-            return _trainer(config, groups, truecaser, watch, scratch).fit().return_value  # rank 0's
+            return _trainer(config, groups, truecaser, watch, claim, scratch).fit().return_value  # rank 0's
     except TrainingFailedError as error:
         cause = getattr(error, "controller_failure", None)  # of the start of the data
         if isinstance(cause, ConfigError):
@@ -126,8 +133,6 @@ def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | Non
         if not final and not (hung and isinstance(error, WorkerGroupError)):
             raise
         return final or f"{hung}; given up after {config.max_failures} restarts, and the same command goes on"
-    finally:
-        ray.kill(watch)
 
 
 def _warn(line: str) -> None:
@@ -183,8 +188,8 @@ def _export(config: TrainConfig) -> dict:
 def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> dict:
     """Trains a projector, or goes on with the run of that name; returns what training.json says.
 
-    Writes to the run's folder: config.yaml, metrics.jsonl, ledger.parquet/, rejects.parquet/, checkpoints/, training.json,
-    model/, and what `trackers` keep.
+    Writes to the run's folder: config.yaml, metrics.jsonl, ledger.parquet/, rejects.parquet/, checkpoints/,
+    training.json, model/, and what `trackers` keep.
 
     Args:
         start_ray: called once all inputs are checked, unless Ray is up already.
@@ -208,9 +213,14 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     require_trackers(config.trackers)
     start_ray()
     _warn_of_no_decode_node(config.data.decode_label)
-    _save_settings(config)
-    timeouts, tracking = _ray_train_timeouts(config), Tracking(config)
-    with timeouts, tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
-        stopped = _fit(config, groups, truecaser)
+    watch = start_watch(config.watchdog_timeout_s, str(config.run_dir))
+    try:
+        claim = claim_run(config.run_dir)
+        _save_settings(config)
+        timeouts, tracking = _ray_train_timeouts(config), Tracking(config)
+        with timeouts, tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
+            stopped = _fit(config, groups, truecaser, watch, claim)
+    finally:
+        ray.kill(watch)
     require(not stopped, f"{config.run_dir}: {stopped}")
     return _export(config)

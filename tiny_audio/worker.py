@@ -9,8 +9,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import ray.train
@@ -23,6 +23,7 @@ from tiny_audio.augment import batch_masks
 from tiny_audio.batch import WorkerBatch
 from tiny_audio.budget import find_micro_batch_s
 from tiny_audio.checkpoint import CheckpointWriter, Progress, latest_checkpoint, load_checkpoint, load_progress
+from tiny_audio.claim import require_claim
 from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import build
 from tiny_audio.feature_cache import FeatureCache
@@ -46,10 +47,10 @@ from tiny_audio.zero import Engine
 class Worker:
     """One rank's state through `train_loop`."""
 
-    def __init__(self, config: TrainConfig, plan_identity: dict[str, int], watchdog: Watchdog):
+    def __init__(self, config: TrainConfig, plan_identity: dict[str, int], claim: str, watchdog: Watchdog):
         context = ray.train.get_context()
         self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
-        self.device, self.watchdog = ray.train.torch.get_device(), watchdog
+        self.device, self.claim, self.watchdog = ray.train.torch.get_device(), claim, watchdog
         self.model = build_model(config, self.device)
         watchdog.tell(STARTING)  # the next part of it, to which its time is given anew
         self.progress = Progress(plan=plan_identity)
@@ -67,11 +68,12 @@ class Worker:
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
         self.ledger = Ledger(config.run_dir, self.rank)
         self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
-        self.checkpoints = CheckpointWriter(config)
+        self.checkpoints = CheckpointWriter(config, partial(require_claim, config.run_dir, claim))
         self.save_stall_s = 0.0  # what the last save held the run up, for the next logged line
         if self.rank == 0:
-            for table in (REJECTS, LEDGER):
-                drop_parts_after(config.run_dir / table, self.progress.step)
+            with self.writing():
+                for table in (REJECTS, LEDGER):
+                    drop_parts_after(config.run_dir / table, self.progress.step)
         self.lowest_loss = math.inf  # of an interval, since this start
         self.start_interval()
 
@@ -86,13 +88,21 @@ class Worker:
         step = load_progress(checkpoint).step if checkpoint else 0
         if all_min(step, self.device) != -all_min(-step, self.device):
             raise RuntimeError(f"rank {self.rank} finds the checkpoint of step {step}, another worker finds another one")
+        with self.writing():
+            for line in damaged if self.rank == 0 else []:
+                append_warning(self.config.run_dir, step, line)
         if checkpoint is None:
             return None
         weights, moments, self.progress = load_checkpoint(checkpoint)
-        for line in damaged if self.rank == 0 else []:
-            append_warning(self.config.run_dir, self.progress.step, line)
         self.model.projector.load_state_dict(weights)
         return moments
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around all that is written to the run's folder: a storage that refuses, or a later start of the run, ends this one."""
+        with said_in_one_line(self.config.run_dir):
+            require_claim(self.config.run_dir, self.claim)
+            yield
 
     def feed(self, stream: WorkerStream) -> Feed:
         """The steps that are left, from a stream that begins with the first of them."""
@@ -111,7 +121,8 @@ class Worker:
         Args:
             meanwhile: called when the device has its first work.
         """
-        self.tell(OTHERS)
+        ids = [clip.id for clip in step.batch.clips]
+        self.tell(OTHERS, ids)
         num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
         scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
@@ -126,7 +137,7 @@ class Worker:
             self.interval.add_clips(step.batch, micro_batch.rows, output.clips)
             if micro_batch.fresh and self.config.cache_features_gib:
                 self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
-        self.tell(OTHERS)
+        self.tell(OTHERS, ids)
         norm = self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
         self.interval.grad_norm_sum += norm
         return norm
@@ -189,7 +200,7 @@ class Worker:
                 values["save_stall_s"], self.save_stall_s = self.save_stall_s, 0.0
             if self.checkpoints.write_s:  # and its write, which is over, took so long
                 values["save_write_s"], self.checkpoints.write_s = self.checkpoints.write_s, 0.0
-            with said_in_one_line(self.config.run_dir):
+            with self.writing():
                 if math.isfinite(sums.mean_loss):
                     append_metrics(self.config.run_dir, values)
                 if fault or stop:
@@ -206,7 +217,7 @@ class Worker:
         self.tell(VALIDATING)
         scores = self.validation()
         if self.rank == 0:
-            with said_in_one_line(self.config.run_dir):
+            with self.writing():
                 append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
         return scores
 
@@ -220,7 +231,7 @@ class Worker:
         """
         self.tell(SAVING)
         started = time.perf_counter()
-        with said_in_one_line(self.config.run_dir):
+        with self.writing():
             self.ledger.write(self.progress.step)
             if self.rank == 0:
                 self.rejects.write(self.progress.step)
@@ -273,13 +284,13 @@ def train_loop(loop_config: dict) -> str:
     config = build(TrainConfig, loop_config["config"])
     with Watchdog(watch, ray.train.get_context().get_world_rank()) as watchdog:
         try:
-            return train_to_end(config, loop_config["plan_identity"], watchdog)
+            return train_to_end(config, loop_config["plan_identity"], loop_config["claim"], watchdog)
         except ConfigError as error:
             ray.get(watch.end.remote(str(error)))
             return str(error)
 
 
-def train_to_end(config: TrainConfig, plan_identity: dict[str, int], watchdog: Watchdog) -> str:
+def train_to_end(config: TrainConfig, plan_identity: dict[str, int], claim: str, watchdog: Watchdog) -> str:
     """The loop, from start or from the last checkpoint to the end; returns what stopped it before, if so.
 
     A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
@@ -288,7 +299,7 @@ def train_to_end(config: TrainConfig, plan_identity: dict[str, int], watchdog: W
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
     stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
-    worker = Worker(config, plan_identity, watchdog)
+    worker = Worker(config, plan_identity, claim, watchdog)
     feed = worker.feed(stream)
     if worker.progress.step == 0:
         worker.validate()
