@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import re
 import struct
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -15,10 +18,14 @@ import soundfile
 
 from tests.conftest import DECODER, ENCODER, encode_audio, tone, write_shard
 from tiny_audio.batch import WorkerBatch
+from tiny_audio.benchmark_soak import anonymous_mib
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from tiny_audio.decode import AudioError, decode
+from tiny_audio.ledger import EpochAudit, audit
+from tiny_audio.local_nodes import named_processes
 from tiny_audio.parts import drop_parts_after
 from tiny_audio.plan import RowSlice, plan_pass, read_footers
+from tiny_audio.prepare import SCHEMA
 from tiny_audio.rejects import JUDGED_ROWS, REJECTS, RejectLog, worst_files
 from tiny_audio.shards import Reject, decode_slices
 from tiny_audio.validation import load_dev_clips
@@ -264,49 +271,89 @@ def config_of(folder: Path, **changes) -> TrainConfig:
     return TrainConfig(**values | {"eval_every": 100, "trackers": []} | changes)
 
 
-def test_a_run_goes_on_past_bad_rows_and_files_that_break_after_planning(local_ray, tmp_path):
-    """And is stopped on the way and started again, in the middle of a window."""
+TWENTY = dict(list(REFUSED.items())[-20:])
+NUM_GOOD = 99 * len(TWENTY)  # beside which the broken audio is 1 %
+DECODING_MIB = 700  # a decode task has some 400, and the three hours alone would be 660 more
+
+
+@pytest.fixture
+def decode_mib():
+    """The most memory of its own that a decode task had: a list, of one number, in MiB."""
+    most, closed = [0.0], threading.Event()
+
+    def watch():
+        while not closed.wait(0.05):
+            most[0] = max(most[0], *(anonymous_mib([task]) for task in named_processes(os.getpid(), "_decode_window")), 0.0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    yield most
+    closed.set()
+
+
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory) -> Path:
+    """A folder with train/: twenty kinds of broken audio among good rows, a row group of nulls, an ID twice, a file cut off."""
+    folder, good = tmp_path_factory.mktemp("bad"), encode_audio(tone(0.2), "wav")
+    rows = [(f"row-{i}", good, "a river") for i in range(NUM_GOOD - 1)]
+    rows[1] = rows[0]
+    rows.append(("long-1", good, "word " * 2000))
+    for number, (data, _) in enumerate(TWENTY.values()):
+        rows.insert(100 * number, (f"bad-{number}", data, "a river"))
+    write_shard(folder / "train/rows.parquet", rows, 100)
+    nulls = pa.table({name: pa.nulls(4, kind.type) for name, kind in zip(SCHEMA.names, SCHEMA, strict=True)})
+    pq.write_table(nulls, folder / "train/nulls.parquet")
+    for name in ("cut", "damaged", "gone", "cut-before"):
+        shard(folder / f"train/{name}.parquet", [f"{name}-{i}" for i in range(8)])
+    truncate(folder / "train/cut-before.parquet")
+    shard(folder / "dev/dev.parquet", ["dev-1", "dev-2"])
+    return folder
+
+
+def test_a_run_goes_on_past_bad_rows_and_files_that_break_before_and_after_planning(local_ray, bad_folder, decode_mib, capsys):
+    """And is stopped on the way and started again, in the middle of a window, with its files as broken as they were."""
     from tiny_audio.train import train
 
-    bad = {f"row-{10 * i}": data for i, data in enumerate([REFUSED["half a FLAC"][0], b"", REFUSED["three hours"][0]])}
-    rows = [(f"row-{i}", bad.get(f"row-{i}", encode_audio(tone(0.5), "wav")), "a quiet river") for i in range(40)]
-    rows[35] = ("row-35", rows[35][1], "word " * 2000)
-    write_shard(tmp_path / "train/rows.parquet", rows)
-    for name in ("cut", "damaged", "gone"):
-        shard(tmp_path / f"train/{name}.parquet", [f"{name}-{i}" for i in range(8)])
-    shard(tmp_path / "dev/dev.parquet", ["dev-1", "dev-2"])
-    paths = {name: tmp_path / f"train/{name}.parquet" for name in ("rows", "cut", "damaged", "gone")}
-    kept = {path: path.read_bytes() for path in paths.values()}
+    paths = {name: bad_folder / f"train/{name}.parquet" for name in ("rows", "nulls", "cut", "damaged", "gone")}
 
     def harm():
         truncate(paths["cut"])
         damage_row_group(paths["damaged"], 1)
         paths["gone"].unlink()
 
-    config = config_of(tmp_path, num_steps=3, log_every=2)
-    config.data.batch_rows, config.data.steps_per_window = 8, 2  # 64 rows: 8 steps
+    config = config_of(bad_folder, num_steps=3, log_every=2)
+    config.data.batch_rows, config.data.steps_per_window = 128, 2
     train(config, harm)
-    for path, data in kept.items():
-        path.write_bytes(data)  # to be planned again: a new start wants all footers
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if ".parquet: " in line]
+    assert re.search(r"cut-before\.parquet: not a Parquet file, or a truncated one .*; left out", said)
     stale = RejectLog(config.run_dir, 1.0)  # as a kill after the last checkpoint leaves it
     stale.add(batch(3, 1, ("empty", "stale.parquet")))
     stale.write(4)
-    config.num_steps = 8
-    training = train(config, harm)
+    num_rows = 100 * len(TWENTY) + 4 + 3 * 8
+    config.num_steps = -(-num_rows // config.data.batch_rows)
+    training = train(config)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "; rows will be rejected" in line]
+    assert re.search(r"/cut\.parquet: not a Parquet.*/gone\.parquet: no such file", said)
 
     lost = {"cut": 8, "damaged": 4, "gone": 8}
     rejects = pq.read_table(config.run_dir / "rejects.parquet").to_pylist()
     unread = [row for row in rejects if row["reason"] == "unreadable"]
     assert Counter(Path(row["path"]).stem for row in unread) == lost
-    named = {row["id"]: row["reason"] for row in rejects if row["reason"] != "unreadable"}
-    assert named == {"row-0": "truncated", "row-10": "empty", "row-20": "too_long", "row-35": "label_too_long"}
-    assert len(rejects) == len(unread) + len(named)
-    assert {row["step"] for row in rejects} <= {0, 2, 4, 6}
-    assert training["rejects"] == {"all": {"unreadable": 20}, "row": dict.fromkeys(named.values(), 1)}
-    assert training["num_rows"] == 64 - len(rejects)
+    named = {row["id"]: row["reason"] for row in rejects if row["id"]}
+    kinds = {f"bad-{number}": reason for number, (_, reason) in enumerate(TWENTY.values())}
+    assert named == {**kinds, "long-1": "label_too_long"}
+    assert len(rejects) == len(unread) + len(named) + 4
+    assert {row["step"] % 2 for row in rejects} == {0}
+    assert training["rejects"] == {
+        "all": {"unreadable": 20, "no_id": 4},
+        "bad": dict(Counter(kinds.values())),
+        "long": {"label_too_long": 1},
+    }
+    assert training["num_rows"] == num_rows - len(rejects)
     files = {Path(file["path"]).stem: sum(file["reasons"].values()) for file in training["reject_files"]}
-    assert files == {**lost, "rows": 4}
+    assert files == {**lost, "rows": len(named), "nulls": 4}
     assert json.loads((config.run_dir / "training.json").read_text()) == training
+    assert audit(config) == [EpochAudit(0, num_rows, training["num_rows"], len(rejects), 0, 0)]
+    assert 0 < decode_mib[0] < DECODING_MIB
 
 
 def test_a_run_of_mostly_bad_rows_stops_on_all_workers_with_one_line(local_ray, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 
 from tests.test_train import config_of, losses
 from tiny_audio.config import ConfigError
-from tiny_audio.ledger import LEDGER, SCHEMA, EpochAudit, audit
+from tiny_audio.ledger import LEDGER, SCHEMA, EpochAudit, PlannedFile, Rejected, audit, audit_epoch
 from tiny_audio.local_nodes import kill, named_processes
 from tiny_audio.metrics import read_lines, read_metrics
 from tiny_audio.parts import write_part
@@ -75,3 +76,58 @@ def test_an_epoch_of_rejects_alone_and_rows_without_an_id_are_counted(tmp_path):
     trained = [{"epoch": 1, "step": 1, "id": name} for name in ("row-1", "row-2")]
     write_part(config.run_dir / LEDGER, 2, 0, trained, SCHEMA)
     assert audit(config) == [EpochAudit(0, 4, 0, 4, 0, 0), EpochAudit(1, 4, 2, 2, 0, 0)]
+
+
+def plain(row_id: str) -> int:
+    return 1
+
+
+def halves(row_id: str) -> int:
+    """As by source weights: some rows twice, some never."""
+    return 2 if row_id.startswith("twice") else 0 if row_id.startswith("never") else 1
+
+
+def planned(*ids: str, times: int = 1, copies=plain) -> PlannedFile:
+    """A file that can be read now."""
+    return PlannedFile(len(ids) * times, Counter({row_id: n * times * copies(row_id) for row_id, n in Counter(ids).items()}))
+
+
+GONE = PlannedFile(4, Counter(), is_readable=False)
+AB = {"a.parquet": planned("a-1", "a-2"), "b.parquet": planned("b-1", "b-2", "")}
+
+
+@pytest.mark.parametrize(
+    ("files", "trained", "rejects", "expected"),
+    [
+        (AB, "a-1 a-2 b-1 b-2", {("b.parquet", ""): 1}, (0, 0)),
+        (AB, "a-1 b-1 b-2", {("b.parquet", ""): 1}, (1, 0)),
+        (AB, "a-1 a-1 a-2 b-1 b-2", {("b.parquet", ""): 1}, (0, 1)),
+        (AB, "a-1 a-2 b-1 b-2", {("b.parquet", "b-1"): 1, ("b.parquet", ""): 1}, (0, 1)),
+        (AB, "a-1 a-2", {"b.parquet": 3}, (0, 0)),
+        (AB, "a-1 b-1 b-2", {"b.parquet": 1}, (1, 0)),  # stands for the row without an ID, and for none of another file
+        (AB, "a-2 b-1 b-2", {("b.parquet", ""): 1, ("moved.parquet", "a-1"): 1}, (0, 0)),
+        ({"a.parquet": GONE}, "x-1 x-2 x-2", {("a.parquet", ""): 1}, (0, 0)),
+        ({"a.parquet": GONE}, "x-1 x-2", {"a.parquet": 2}, (0, 0)),
+        ({"a.parquet": GONE}, "x-1 x-2", {"a.parquet": 1}, (1, 0)),
+        ({"a.parquet": GONE}, "x-1 x-2 x-3 x-4", {"a.parquet": 1}, (0, 1)),
+        ({"a.parquet": GONE, "b.parquet": planned("b-1")}, "x-1 x-2 x-3 b-1 b-1", {}, (1, 1)),
+        ({"a.parquet": planned("a-1", "a-2", "a-3", times=2)}, "a-3 a-3", {"a.parquet": 4}, (0, 0)),
+        ({"a.parquet": planned("a-1", "a-2", "a-3", times=2)}, "a-3", {"a.parquet": 4}, (1, 0)),
+    ],
+)
+def test_what_was_trained_and_rejected_is_held_against_each_file(files, trained, rejects, expected):
+    rejected = Rejected(
+        Counter({key: count for key, count in rejects.items() if isinstance(key, tuple)}),
+        Counter({key: count for key, count in rejects.items() if isinstance(key, str)}),
+    )
+    found = audit_epoch(0, files, Counter(trained.split()), rejected, plain)
+    assert (found.num_missing, found.num_twice) == expected
+
+
+def test_a_row_that_is_taken_twice_is_rejected_once():
+    files = {"a.parquet": planned("twice-1", "twice-2", "never-1", "once-1", copies=halves)}
+    trained = Counter({"twice-1": 2, "once-1": 1})
+    for rejected in (Rejected(rows=Counter({("a.parquet", "twice-2"): 1})), Rejected(unreadable=Counter({"a.parquet": 1}))):
+        found = audit_epoch(0, files, trained, rejected, halves)
+        assert (found.num_missing, found.num_twice) == (0, 0)
+    assert audit_epoch(0, files, trained, Rejected(), halves).num_missing == 2

@@ -13,7 +13,7 @@ KNOW_NOTHING_OF_RAY = (
     *("config", "config_files", "decode", "features", "text"),
     *("dataset_files", "plan", "loquacious", "labels", "shards", "augment", "batch"),
     *("asr_config", "asr_modeling", "backbone", "random_backbones", "tensors", "masks", "layers", "fp8", "budget"),
-    *("feature_cache", "parts", "rejects", "ledger", "non_finite", "interval", "storage", "checkpoint", "claim"),
+    *("feature_cache", "parts", "rejects", "ledger", "non_finite", "interval", "storage", "checkpoint", "plan_file", "claim"),
 )
 
 

@@ -9,7 +9,7 @@ earlier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ from tiny_audio.dataset_files import dataset_files
 
 COLUMNS = ("ID", "wav", "text")  # of LoquaciousSet; `duration`, `spk_id` and `sex` may be absent
 FOOTER_THREADS = 16
+NAMED_FILES = 3  # of those that are broken
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,19 @@ def list_shards(pattern: str) -> list[str]:
     return [filesystem.unstrip_protocol(name) if "://" in pattern else name for name in found]
 
 
-def _read_footer(path: str) -> list[RowGroup]:
+class BrokenFile(ConfigError):
+    """A shard is gone, or no whole Parquet file."""
+
+
+def is_damage(error: Exception, path: str) -> bool:
+    """Whether it says that a file is not as it was written; else its storage did not answer, and may do so later.
+
+    Arrow says the first as ArrowInvalid, and of some damage as OSError, which storage raises too: local files are there or not.
+    """
+    return isinstance(error, (FileNotFoundError, pa.ArrowInvalid)) or ("://" not in path and type(error) is OSError)
+
+
+def _read_footer(path: str) -> list[RowGroup] | BrokenFile:
     try:
         with fsspec.open(path, "rb") as file:
             parquet = pq.ParquetFile(file)
@@ -88,18 +101,42 @@ def _read_footer(path: str) -> list[RowGroup]:
             require(has_bytes, f"{path}: the column wav is {wav}; it must be a struct of `bytes` and `path`")
             footer = parquet.metadata
             return [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{path}: not a Parquet file, or a truncated one ({error})") from None
+    except FileNotFoundError:
+        return BrokenFile(f"{path}: no such file")
+    except Exception as error:
+        if not is_damage(error, path):
+            raise
+        return BrokenFile(f"{path}: not a Parquet file, or a truncated one ({error})")
 
 
-def read_footers(paths: list[str], max_rows: int | None = None) -> list[RowGroup]:
-    """Row groups of the shards in order, as far as the first `max_rows` rows reach.
+def whole_footers(
+    paths: list[str], max_broken_share: float = 0.0, warn: Callable[[str], None] = lambda line: None
+) -> dict[str, list[RowGroup]]:
+    """Row groups by file, in order; without the files that are broken.
+
+    Args:
+        max_broken_share: of the files, may be gone or damaged.
+        warn: is told of these, in one line.
 
     Raises:
-        ConfigError: a file is no Parquet, or lacks a column.
+        ConfigError: more files are, or one lacks a column.
     """
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        groups = [group for footer in pool.map(_read_footer, paths) for group in footer if group.num_rows]
+        footers = dict(zip(paths, pool.map(_read_footer, paths), strict=True))
+    broken = [found for found in footers.values() if isinstance(found, BrokenFile)]
+    named = "; ".join(map(str, broken[:NAMED_FILES])) + f"; and {len(broken) - NAMED_FILES} more" * (len(broken) > NAMED_FILES)
+    limit = f"; these are more than data.max_reject_share={max_broken_share:g} of {len(paths)} files" * (max_broken_share > 0)
+    require(len(broken) <= max_broken_share * len(paths), named + limit)
+    if broken:
+        warn(named)
+    return {path: found for path, found in footers.items() if not isinstance(found, BrokenFile)}
+
+
+def read_footers(
+    paths: list[str], max_rows: int | None = None, max_broken_share: float = 0.0, warn: Callable[[str], None] = lambda line: None
+) -> list[RowGroup]:
+    """Row groups of the shards in order, as far as the first `max_rows` rows reach. Else as `whole_footers`."""
+    groups = [group for found in whole_footers(paths, max_broken_share, warn).values() for group in found if group.num_rows]
     if max_rows is None:
         return groups
     kept, left = [], max_rows
@@ -110,8 +147,13 @@ def read_footers(paths: list[str], max_rows: int | None = None) -> list[RowGroup
     return kept
 
 
-def read_mix(datasets: dict[str, float], max_rows: int | None = None) -> list[RowGroup]:
-    """Row groups of several datasets, each with its weight; of each dataset the first `max_rows` rows.
+def read_mix(
+    datasets: dict[str, float],
+    max_rows: int | None = None,
+    max_broken_share: float = 0.0,
+    warn: Callable[[str], None] = lambda line: None,
+) -> list[RowGroup]:
+    """Row groups of several datasets, each with its weight; of each dataset the first `max_rows` rows. Else as `read_footers`.
 
     Raises:
         ConfigError: as `list_shards` and `read_footers`.
@@ -119,7 +161,7 @@ def read_mix(datasets: dict[str, float], max_rows: int | None = None) -> list[Ro
     return [
         replace(group, dataset=name, weight=weight)
         for name, weight in datasets.items()
-        for group in read_footers(list_shards(name), max_rows)
+        for group in read_footers(list_shards(name), max_rows, max_broken_share, warn)
     ]
 
 

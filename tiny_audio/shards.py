@@ -21,6 +21,7 @@ from tiny_audio.plan import RowSlice
 
 READ_COLUMNS = ("ID", "wav", "text", "spk_id", "duration")
 RETRY_PAUSES_S = (1.0, 5.0, 15.0)  # before remote storage is asked again
+UNREADABLE = "unreadable"
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +43,7 @@ class Clip:
 class Reject:
     """A row that cannot be used.
 
-    `reason` is one of `decode.REASONS`, "no_id", "no_label", "label_too_long", or "unreadable": then the row's file, or
+    `reason` is one of `decode.REASONS`, "no_id", "no_label", "label_too_long", or UNREADABLE: then the row's file, or
     its row group, could not be read, and the ID is not known.
     """
 
@@ -123,7 +124,7 @@ def decode_file(path: str, max_duration_s: float) -> Clip | Reject:
     except AudioError as error:
         return Reject(path, error.reason, path)
     except OSError:
-        return Reject(path, "unreadable", path)
+        return Reject(path, UNREADABLE, path)
 
 
 def row_copies(row_id: str, weights: dict[str, float], seed: int, epoch: int) -> int:
@@ -166,7 +167,7 @@ def decode_slices(
     found = Decoded()
     for part in slices:
         rows = read_what_is_there(part)
-        found.rejects += [Reject("", "unreadable", part.path)] * (part.stop - part.start - len(rows))
+        found.rejects += [Reject("", UNREADABLE, part.path)] * (part.stop - part.start - len(rows))
         for row in rows:
             count = copies(row["ID"] or "")
             if count == 0:

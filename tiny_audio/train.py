@@ -35,7 +35,8 @@ from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.labels import Truecaser, make_truecaser
 from tiny_audio.metrics import MetricsFollower
-from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, read_mix
+from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers
+from tiny_audio.plan_file import keep_plan, planned_groups
 from tiny_audio.rejects import name_rows, worst_files
 from tiny_audio.storage import put, said_in_one_line, written_folder
 from tiny_audio.stream import SUBCLUSTER, StreamSettings, ingest_config, train_dataset
@@ -188,7 +189,7 @@ def _export(config: TrainConfig) -> dict:
 def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> dict:
     """Trains a projector, or goes on with the run of that name; returns what training.json says.
 
-    Writes to the run's folder: config.yaml, metrics.jsonl, ledger.parquet/, rejects.parquet/, checkpoints/,
+    Writes to the run's folder: config.yaml, plan.parquet, metrics.jsonl, ledger.parquet/, rejects.parquet/, checkpoints/,
     training.json, model/, and what `trackers` keep.
 
     Args:
@@ -200,7 +201,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     """
     config = config.with_absolute_paths()
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
-    groups, truecaser = read_mix(config.data.train_weights, config.data.max_train_rows), make_truecaser(config.data)
+    groups, truecaser = planned_groups(config, _warn), make_truecaser(config.data)
     read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
     require(bool(groups), f"{config.data.train}: the training shards hold no rows")
     require_encoder(config.model.audio_model_id)
@@ -217,6 +218,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     try:
         claim = claim_run(config.run_dir)
         _save_settings(config)
+        keep_plan(config, groups)
         timeouts, tracking = _ray_train_timeouts(config), Tracking(config)
         with timeouts, tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
             stopped = _fit(config, groups, truecaser, watch, claim)
