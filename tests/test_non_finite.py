@@ -113,12 +113,25 @@ def test_rows_that_are_not_finite_are_skipped_counted_and_named(local_ray, poiso
     assert audit(config) == [EpochAudit(0, 24, 21, 3, 0, 0)]
 
 
-def test_a_run_that_falls_apart_ends_at_once_and_says_where(local_ray, rows, tmp_path):
+@pytest.mark.parametrize(
+    ("learning_rate", "max_loss_rise", "said"),
+    [
+        (1e30, 3.0, r"not a finite number.* step \d+.* on rank \d: rows row-\d{3}"),
+        pytest.param(
+            3.0,
+            0.1,
+            r"the loss has risen to \d+.* at step \d+, .* rank \d's rows of the last step: row-\d{3}",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["nan", "explodes"],
+)
+def test_a_run_that_falls_apart_ends_at_once_and_says_where(local_ray, rows, tmp_path, learning_rate, max_loss_rise, said):
     """Not after `max_failures` more starts, each of which would fall apart alike."""
-    config = config_of(rows, tmp_path, "nan", num_steps=20, num_workers=2, zero_stage=2, max_failures=3)
-    config.optimizer = OptimizerConfig(learning_rate=1e30, schedule="constant", warmup_steps=0)
-    said = r"not a finite number.* step \d+.* on rank \d: rows row-\d{3}.*; look at .*learning_rate"
-    with pytest.raises(ConfigError, match=said):
+    changes = {"num_steps": 20, "num_workers": 2, "zero_stage": 2, "max_failures": 3, "max_loss_rise": max_loss_rise}
+    config = config_of(rows, tmp_path, "apart", **changes)
+    config.optimizer = OptimizerConfig(learning_rate=learning_rate, schedule="constant", warmup_steps=0)
+    with pytest.raises(ConfigError, match=f"{said}.*; look at .*learning_rate"):
         train(config)
 
 

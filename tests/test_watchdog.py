@@ -60,7 +60,8 @@ def test_where_all_wait_for_the_others_all_are_named(watch):
 
 def test_stalled_data_are_named_by_their_files(watch):
     assert blamed(watch, (0, 5, DATA), (1, 6, OTHERS)) == [0]
-    assert "those of the files of step 7: look at that storage" in hang_message(watch.stuck(), lambda n: f"the files of step {n}")
+    said = hang_message(watch.stuck(), lambda step: f"its files, {step}")
+    assert "the rows of step 7 are those of its files, 7; look at that storage" in said
 
 
 def test_a_start_may_take_longer(watch):
@@ -104,13 +105,17 @@ def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
 
 
 def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_path, capfd):
-    changes = {"num_steps": 9, "num_workers": 2, "zero_stage": 2, "max_failures": 1, "watchdog_timeout_s": 10.0}
-    config = config_of(shards, tmp_path, "frozen", **changes)
-    freezer = freeze_a_worker_after(config.run_dir, 3)
+    changes = {"num_steps": 9, "num_workers": 2, "zero_stage": 2, "checkpoint_every": 5, "max_failures": 1}
+    config = config_of(shards, tmp_path, "frozen", **changes, watchdog_timeout_s=10.0)
+    freezer = freeze_a_worker_after(config.run_dir, 6)
     train(config)
     freezer.join(1)
     (said,) = [line for line in capfd.readouterr().err.splitlines() if "the run stood still" in line]
-    assert re.search(r"rank [01]: its process stands still; it was .* at step \d+", said)
+    rows = r"(\(rows row-.*\)|; the rows of step \d+ are those of .*\.parquet.*)"
+    found = re.search(
+        rf"rank [01]: its process stands still; it has been .* for (\d+) s at step \d+ ?{rows}; look at that worker", said
+    )
+    assert 10 <= int(found[1]) < 60
     assert len(losses(config)) == 9
     assert audit(config)[0].num_missing == audit(config)[0].num_twice == 0
 
@@ -130,7 +135,7 @@ def test_data_that_stall_end_the_run_with_the_name_of_their_file(local_ray, shar
     config = config_of(shards, tmp_path, "stalled", num_steps=12, watchdog_timeout_s=10.0)
     config.data.train = f"{folder}/*.parquet"
     try:
-        said = rf"rank 0: has been waiting for data for \d+ s at step \d+; its rows are those of .*{stalled} \(row group"
+        said = rf"has been waiting for data for \d+ s at step (\d+); the rows of step \1 are those of .*{stalled} \(row group"
         with pytest.raises(ConfigError, match=said):
             train(config, stall)
     finally:

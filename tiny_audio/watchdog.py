@@ -209,13 +209,13 @@ def hang_message(stuck: list[Stuck], rows_of_step: Callable[[int], str]) -> str:
     """
     said = []
     for one in stuck:
-        phase = f"was {one.doing.phase}" if one.frozen else f"has been {one.doing.phase} for {one.since_s:.0f} s"
-        rows = f" (rows {name_rows(list(one.doing.rows))})" if one.doing.rows else ""
         frozen = "its process stands still; it " if one.frozen else ""
-        said.append(f"rank {one.rank}: {frozen}{phase} at step {one.doing.step}{rows}")
-    remedy = "look at that worker's log and node"
-    if all(one.doing.phase == DATA and not one.frozen for one in stuck):
-        remedy = f"its rows are those of {rows_of_step(stuck[0].doing.step)}: look at that storage and the decode nodes"
+        rows = f" (rows {name_rows(list(one.doing.rows))})" if one.doing.rows else ""
+        said.append(f"rank {one.rank}: {frozen}has been {one.doing.phase} for {one.since_s:.0f} s at step {one.doing.step}{rows}")
+    for step in sorted({one.doing.step for one in stuck if one.doing.phase == DATA}):
+        said.append(f"the rows of step {step} are those of {rows_of_step(step)}")
+    waits = all(one.doing.phase == DATA and not one.frozen for one in stuck)
+    remedy = "look at that storage and the decode nodes" if waits else "look at that worker's log and node"
     return f"the run stood still: {'; '.join(said)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
 
 
