@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import psutil
 
 from tiny_audio.checkpoint import CHECKPOINTS, SUMS
+from tiny_audio.claim import CLAIM
 from tiny_audio.config import TrainConfig, require
 from tiny_audio.config_files import save_config
 from tiny_audio.ledger import EpochAudit, audit
@@ -30,6 +32,7 @@ NUM_NODES = 3  # beside the head: one that trains, one that decodes, one to spar
 NUM_EPOCHS = 4  # that the steps are made to cover: only finished epochs can be audited
 MOMENT_TIMEOUT_S = 600.0
 SAVE_POLL_S = 0.001  # a checkpoint of the embedded backbones is written in some 20 ms
+ATTEMPTS = 5  # at a moment that may be over before the kill comes
 TRAIN_WORKER, DECODE_WORKER, DRIVER = "RayTrainWorker", "_decode_window", "ray_jobs.train"  # in their processes' names
 
 
@@ -43,9 +46,33 @@ class Run:
         self.submit()
 
     def submit(self) -> None:
-        """Starts the job; or again, where it died: the same command goes on with the run."""
+        """Starts the job."""
         self.job = threading.Thread(target=self._submit, daemon=True)
         self.job.start()
+
+    def submit_again(self) -> None:
+        """Where it died: the same command goes on with the run. Until that takes the run over, orphans may log steps."""
+        self.job.join()
+        claim = self.claim()
+        self.submit()
+        self.wait(lambda: self.claim() != claim, "the run to be taken over")
+        self.mark()
+
+    def claim(self) -> bytes:
+        return (self.config.run_dir / CLAIM).read_bytes()
+
+    def mark(self) -> None:
+        """From now on lines are new."""
+        lines = self.lines()
+        self.num_marked, self.marked_step = len(lines), max((line["step"] for line in lines), default=0)
+        self.marked_save = max(self.saves(whole=True), default=0)
+        self.num_orphans = sum(len(node.processes(TRAIN_WORKER)) for node in self.nodes.orphans)
+
+    def new_lines(self) -> list[dict]:
+        return self.lines()[self.num_marked :]
+
+    def new_losses(self) -> list[dict]:
+        return [line for line in self.new_lines() if "loss" in line]
 
     def _submit(self) -> None:
         with (self.config.run_dir / "job.log").open("ab") as log:
@@ -87,39 +114,66 @@ class Run:
     def last_step(self) -> int:
         return max((line["step"] for line in self.lines()), default=0)
 
-    def is_validating(self) -> bool:
-        """It is due, and its scores are not there yet."""
-        lines = self.lines()
-        return bool(lines) and "loss" in lines[-1] and lines[-1]["step"] % self.config.eval_every == 0
-
-    def unfinished_saves(self) -> set[str]:
-        """Checkpoint folders that are not whole."""
+    def saves(self, whole: bool) -> set[int]:
+        """Steps of the checkpoint folders that are whole, or that are not."""
         folders = (self.config.run_dir / CHECKPOINTS).glob("step-*")
-        return {folder.name for folder in folders if not (folder / SUMS).is_file()}
+        return {int(folder.name.removeprefix("step-")) for folder in folders if (folder / SUMS).is_file() == whole}
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes that train."""
-        return self.nodes.processes(TRAIN_WORKER)
+    def workers(self, but: list[psutil.Process]) -> list[psutil.Process]:
+        """The processes that train, without those that are gone; none while they are not complete."""
+        found = [one for one in self.nodes.processes(TRAIN_WORKER) if one not in but]
+        return found if len(found) >= self.config.num_workers else []
 
-    def node(self, trains: bool) -> LocalNode:
-        """A node, the head apart, that has a training worker, or has none: it decodes."""
-        return next(node for node in self.nodes.nodes[1:] if bool(node.processes(TRAIN_WORKER)) == trains)
+    def training_node(self) -> LocalNode:
+        """One with a training worker."""
+        return next(node for node in self.nodes.nodes if node.processes(TRAIN_WORKER))
 
-
-def _kill_a_worker(run: Run) -> int:
-    return kill(run.workers()[:1])
-
-
-def _kill_a_worker_in_a_validation(run: Run) -> int:
-    worker = run.workers()[:1]
-    run.wait(run.is_validating, "a validation")
-    return kill(worker)
+    def decode_node(self) -> LocalNode | None:
+        """One with a decode task and no training worker, if there is one now."""
+        nodes = (node for node in self.nodes.nodes if node.processes(DECODE_WORKER) and not node.processes(TRAIN_WORKER))
+        return next(nodes, None)
 
 
-def _kill_all_workers_in_a_save(run: Run) -> int:
-    workers, before = run.workers(), run.unfinished_saves()
-    run.wait(lambda: run.unfinished_saves() - before, "a checkpoint that is being written", SAVE_POLL_S)
-    return kill(workers)
+def _in_a_step(run: Run) -> Callable[[], bool]:
+    """Whether the last thing that was logged, since now, is a step that neither a validation nor a save follows."""
+    run.mark()
+
+    def is_now() -> bool:
+        new, intervals = run.new_lines(), (run.config.eval_every, run.config.checkpoint_every)
+        return bool(new) and "loss" in new[-1] and all(new[-1]["step"] % interval for interval in intervals)
+
+    return is_now
+
+
+def _in_a_validation(run: Run) -> Callable[[], bool]:
+    """Whether one is due, and its scores are not logged yet."""
+    run.mark()
+
+    def is_now() -> bool:
+        new = run.new_lines()
+        return bool(new) and "loss" in new[-1] and new[-1]["step"] % run.config.eval_every == 0
+
+    return is_now
+
+
+def _in_a_save(run: Run) -> Callable[[], bool]:
+    """Whether a checkpoint's folder has come, later than all whole ones, and is not whole."""
+    before = run.saves(whole=False)
+    return lambda: any(step > max(run.saves(whole=True), default=0) for step in run.saves(whole=False) - before)
+
+
+def _kill_workers(run: Run, num_workers: int, moment: Callable[[Run], Callable[[], bool]], poll_s: float = 0.02) -> int:
+    """Kills so many at that moment. Where it was over before the kill came, tries again once the run has gone on."""
+    gone: list[psutil.Process] = []
+    for _ in range(ATTEMPTS):
+        workers = run.wait(partial(run.workers, but=gone), "all training workers")
+        is_now = moment(run)
+        run.wait(is_now, "the moment to kill a training worker", poll_s)
+        num_killed = kill(workers[:num_workers])
+        if is_now():
+            return num_killed
+        gone = gone + workers
+    raise RuntimeError(f"{run.config.run_dir}: the kill came too late {ATTEMPTS} times")
 
 
 def _kill_decode_workers(run: Run) -> int:
@@ -127,28 +181,31 @@ def _kill_decode_workers(run: Run) -> int:
 
 
 def _lose_decode_node(run: Run) -> int:
-    return run.nodes.lose(run.node(trains=False))
+    """At a start of the workers, which decodes ahead."""
+    kill(run.nodes.processes(TRAIN_WORKER))
+    node = run.wait(run.decode_node, "a decode task on a node that does not train")
+    return run.nodes.lose(node)
 
 
 def _lose_training_node(run: Run) -> int:
-    return run.nodes.lose(run.node(trains=True))
+    return run.nodes.lose(run.training_node())
 
 
 def _kill_driver(run: Run) -> int:
-    num_killed = kill(run.nodes.processes(DRIVER))
-    run.job.join()
-    return num_killed
+    return kill(run.nodes.processes(DRIVER))
+
+
+def _lose_head(run: Run) -> int:
+    return run.nodes.lose_head()
 
 
 def _lose_all_nodes(run: Run) -> int:
-    num_killed = run.nodes.kill()
-    run.job.join()
-    return num_killed
+    return run.nodes.kill()
 
 
 def _restart_cluster(run: Run) -> None:
     run.nodes.start()
-    run.submit()
+    run.submit_again()
 
 
 @dataclass(frozen=True)
@@ -164,12 +221,16 @@ class Kill:
 
 KILLS = (  # decode first: a start decodes far ahead, and then there may be nothing to do for long
     Kill("the decode workers, at work", _kill_decode_workers),
-    Kill("a training worker, in a step", _kill_a_worker),
-    Kill("a training worker, in a validation", _kill_a_worker_in_a_validation),
-    Kill("all training workers, in a checkpoint's write", _kill_all_workers_in_a_save),
-    Kill("a node that decodes", _lose_decode_node, lambda run: run.nodes.add()),
+    Kill("a training worker, in a step", lambda run: _kill_workers(run, 1, _in_a_step)),
+    Kill("a training worker, in a validation", lambda run: _kill_workers(run, 1, _in_a_validation)),
+    Kill(
+        "all training workers, in a checkpoint's write",
+        lambda run: _kill_workers(run, run.config.num_workers, _in_a_save, SAVE_POLL_S),
+    ),
+    Kill("all training workers, then a node that decodes", _lose_decode_node, lambda run: run.nodes.add()),
     Kill("a node that trains", _lose_training_node, lambda run: run.nodes.add()),
-    Kill("the job's driver; submitted again", _kill_driver, Run.submit),
+    Kill("the job's driver; submitted again", _kill_driver, Run.submit_again),
+    Kill("the head, its nodes left behind; started and submitted again", _lose_head, _restart_cluster),
     Kill("all nodes; started and submitted again", _lose_all_nodes, _restart_cluster),
 )
 
@@ -180,6 +241,8 @@ class Struck:
 
     name: str
     step: int  # the last one that was logged before
+    save_step: int  # of the last whole checkpoint then
+    num_orphans: int  # training workers of nodes whose head was lost, still there when the run was taken over
     back_at_step: int = 0  # the first one after: those between were trained again
     back_after_s: float = 0.0
 
@@ -212,8 +275,8 @@ def chaos_config(config: TrainConfig, name: str) -> TrainConfig:
     require(not config.use_gpu, "use_gpu=true: chaos runs on this machine's CPUs, where losses are equal to the last bit")
     require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: chaos keeps its runs in a folder; name one")
     steps = steps_between(config)
-    require(steps >= 6, f"num_steps={config.num_steps} leaves too few between {len(KILLS)} kills; give 54 or more")
-    data = replace(config.data, max_train_rows=-(-config.num_steps * config.data.batch_rows // NUM_EPOCHS))
+    require(steps >= 6, f"num_steps={config.num_steps} leaves too few between {len(KILLS)} kills; give 60 or more")
+    data = replace(config.data, max_train_rows=config.num_steps // NUM_EPOCHS * config.data.batch_rows)
     changes = {"log_every": 1, "checkpoint_every": steps // 3, "eval_every": steps // 2, "max_failures": 100}
     return replace(config, name=f"{config.name}-{name}", data=data, trackers=[], early_stopping_patience=None, **changes)
 
@@ -221,17 +284,13 @@ def chaos_config(config: TrainConfig, name: str) -> TrainConfig:
 def _strike(run: Run, one: Kill, due_step: int) -> Struck:
     """Waits for the step and the moment, kills, repairs, and waits until the run has gone on."""
     run.wait(lambda: run.last_step() >= due_step, f"step {due_step}")
-    num_killed, struck, lines_before = one.strike(run), time.time(), run.lines()
+    num_killed, struck = one.strike(run), time.time()
+    run.mark()
     if not num_killed:
         raise RuntimeError(f"{one.name}: was gone before it could be killed")
-    step = max((line["step"] for line in lines_before), default=0)
     one.repair(run)
-
-    def lines_since() -> list[dict]:
-        return [line for line in run.lines()[len(lines_before) :] if "loss" in line]
-
-    first, *_ = run.wait(lines_since, f"the run to go on after the loss of {one.name}")
-    return Struck(one.name, step, first["step"], first["unix_time"] - struck)
+    first, *_ = run.wait(run.new_losses, f"the run to go on after the loss of {one.name}")
+    return Struck(one.name, run.marked_step, run.marked_save, run.num_orphans, first["step"], first["unix_time"] - struck)
 
 
 def _losses(config: TrainConfig) -> dict[int, float]:

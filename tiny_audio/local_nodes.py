@@ -72,6 +72,7 @@ class LocalNodes:
     def __init__(self, num_nodes: int, num_cpus: int):
         self.num_nodes, self.num_cpus = num_nodes, num_cpus
         self.nodes: list[LocalNode] = []
+        self.orphans: list[LocalNode] = []  # their head is gone
 
     def __enter__(self) -> LocalNodes:
         self.folder = tempfile.mkdtemp(prefix="ray-")
@@ -89,7 +90,8 @@ class LocalNodes:
 
     def start(self) -> None:
         """Starts all nodes; also again, after `kill`. Other Rays on this machine do not matter."""
-        gcs_port, jobs_port = free_port(6379), free_port(8265)
+        gcs_port = free_port(0 if self.orphans else 6379)  # orphans would come to a head on the port of their own
+        jobs_port = free_port(8265)
         self.cluster = Cluster(f"http://127.0.0.1:{jobs_port}", f"127.0.0.1:{gcs_port}")
         token = [str(BIN / "ray"), "get-auth-token", "--generate"]
         subprocess.run(token, env=_environment(self.folder), check=True, stdout=subprocess.DEVNULL)
@@ -108,14 +110,20 @@ class LocalNodes:
         self.nodes.remove(node)
         return node.kill()
 
+    def lose_head(self) -> int:
+        """Kills the head alone; returns how many processes it had. The other nodes stay, beside those of a new `start`."""
+        head, *others = self.nodes
+        self.nodes, self.orphans = [], self.orphans + others
+        return head.kill()
+
     def processes(self, name: str) -> list[psutil.Process]:
-        """As `LocalNode.processes`, of all nodes."""
+        """As `LocalNode.processes`, of all nodes but orphans."""
         return [process for node in self.nodes for process in node.processes(name)]
 
     def kill(self) -> int:
         """All nodes, the head first: it is the one whose loss the others do not survive; returns how many processes they had."""
-        num_killed = sum(node.kill() for node in self.nodes)
-        self.nodes = []
+        num_killed = sum(node.kill() for node in (*self.nodes, *self.orphans))
+        self.nodes, self.orphans = [], []
         return num_killed
 
 
