@@ -62,6 +62,8 @@ def run_dir(tmp_path):
     (run_dir / "config.yaml").write_text("name: </pre><script>alert(1)</script>\n")
     (run_dir / "evaluation.json").write_text(json.dumps(EVALUATION))
     (run_dir / "summary.json").write_text(json.dumps(SUMMARY))
+    files = [{"path": ATTACK, "reasons": {"empty": 2}}, {"path": "b.parquet", "reasons": {"empty": 1, "too_long": 1}}]
+    (run_dir / "training.json").write_text(json.dumps({"reject_files": files}))
     rates = {"learning_rate": 3e-4, "audio_s_per_s": 3000.0, "data_wait_share": 0.01}
     training = [{"step": step, "loss": 5 / step, "grad_norm": 1.0, "epoch": 0, "time_s": 1.0, **rates} for step in (10, 20, 30)]
     write_lines(run_dir / "metrics.jsonl", [*training, {"step": 30, "val_loss": 0.2, "val_wer": 0.021}])
@@ -92,11 +94,12 @@ def test_page_holds_no_markup_of_strangers_and_fetches_nothing(run_dir, wav):
     assert html == write_report(run_dir, {ATTACK: wav}).read_text()
 
 
-def test_rejects_are_counted_by_source_and_reason(run_dir):
+def test_rejects_are_counted_by_source_reason_and_file(run_dir):
     (run_dir / "evaluation.json").write_text(json.dumps(EVALUATION | {"rejected": {"yodas": {"too_long": 2, "empty": 5}}}))
     html = write_report(run_dir, {}).read_text()
     rows = re.findall(r'<th scope="row">(\w+)</th><td>([\w ]+)</td><td class="count">(\d)</td><td class="count">(\d)</td>', html)
     assert rows == [("yodas", "empty", "0", "5"), ("yodas", "too long", "1", "2")]
+    assert "b.parquet: 1 empty, 1 too long" in Page(html).text
 
 
 def test_player_plays_the_clip(run_dir, wav):

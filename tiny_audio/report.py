@@ -273,6 +273,7 @@ def _content(run_dir: Path, clips: dict[str, bytes]) -> dict[str, Any]:
         "worst": list(_worst(run_dir, clips, sets)),
         "evaluated": (run_dir / "utterances.jsonl").is_file(),
         "rejected": _rejected(evaluation, summary),
+        "reject_files": _read_json(run_dir / "training.json").get("reject_files", []),
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
 
