@@ -10,6 +10,7 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,22 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+import torch
 
-from tiny_audio.checkpoint import Progress, plan_identity, state_bytes
+import tiny_audio.train  # noqa: F401  memory is measured beside all that a driver imports
+from tiny_audio.asr_modeling import Projector
+from tiny_audio.checkpoint import Progress, checkpoint_folder, plan_identity, require_same_plan, save_checkpoint, state_bytes
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
-from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers, steps_per_epoch
+from tiny_audio.plan import RowGroup, Window, list_shards, plan_windows, read_footers, steps_per_epoch
+from tiny_audio.plan_file import keep_plan, kept_plan
 from tiny_audio.stream import StreamSettings, window_dataset
+from tiny_audio.zero import MOMENTS
 
 CONFIG = Path("ray_jobs/configs/loquacious_large.yaml")
 LEFT_STEPS = 8  # of the epoch, where the run is resumed
+WIDTHS = (1280, 2048)  # of whisper-large-v3-turbo and SmolLM3-3B
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ def rss_mib() -> float:
     return psutil.Process().memory_info().rss / 2**20
 
 
+def bytes_read() -> int:
+    """By this process since it began, from disk or from what the system keeps of it."""
+    return psutil.Process().io_counters().read_chars
+
+
 def absent_groups(size: PlanSize) -> list[RowGroup]:
     """Row groups as footers would give them, of files that are not there."""
     paths = [f"/absent/large/train-{number:05d}-of-{size.num_files:05d}.parquet" for number in range(size.num_files)]
@@ -60,11 +73,32 @@ def footer_figures(folder: Path, size: PlanSize) -> dict:
     table = pa.Table.from_pylist([{"ID": f"row-{i}", "wav": wav, "text": "a"} for i in range(size.groups_per_file)])
     for number in range(size.num_footers):
         pq.write_table(table, folder / f"train-{number:05d}.parquet", row_group_size=1)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), bytes_read()
     groups = read_footers(list_shards(f"{folder}/*.parquet"))
-    seconds = time.perf_counter() - started
+    seconds, num_bytes = time.perf_counter() - started, bytes_read() - before
     figures = {"name": "footers read", "num_files": size.num_footers, "num_row_groups": len(groups), "seconds": seconds}
-    return {**figures, "s_per_1000_files": 1000 * seconds / size.num_footers}
+    per_file = {"s_per_1000_files": 1000 * seconds / size.num_footers, "bytes_per_file": num_bytes / size.num_footers}
+    return figures | per_file
+
+
+def write_run(config: TrainConfig, groups: list[RowGroup]) -> None:
+    """What a start leaves for the next: the plan, and a checkpoint of the full size."""
+    keep_plan(config, groups)
+    weights = {name: weight.detach() for name, weight in Projector(*WIDTHS).named_parameters()}
+    moments = {f"{moment}.{name}": torch.zeros_like(weight) for moment in MOMENTS for name, weight in weights.items()}
+    state = state_bytes(Progress(step=LEFT_STEPS, plan=plan_identity(config, groups)))
+    save_checkpoint(checkpoint_folder(config.run_dir, LEFT_STEPS), weights, moments, state)
+
+
+def kept_figures(config: TrainConfig) -> tuple[list[RowGroup], dict]:
+    """The row groups, and what the driver reads of a run's folder before it goes on: them, and the last checkpoint, checked."""
+    started, before = time.perf_counter(), bytes_read()
+    groups = kept_plan(config)
+    planned, of_plan = time.perf_counter(), bytes_read()
+    require_same_plan(config.run_dir, plan_identity(config, groups))
+    seconds = {"plan_s": planned - started, "checkpoint_s": time.perf_counter() - planned}
+    num_bytes = {"plan_bytes": of_plan - before, "checkpoint_bytes": bytes_read() - of_plan}
+    return groups, {"name": "the run's folder read", "num_row_groups": len(groups), **seconds, **num_bytes}
 
 
 def resume_figures(config: TrainConfig, groups: list[RowGroup]) -> list[dict]:
@@ -72,15 +106,8 @@ def resume_figures(config: TrainConfig, groups: list[RowGroup]) -> list[dict]:
     data = config.data
     per_epoch = steps_per_epoch(groups, data.batch_rows)
     start_step = per_epoch - LEFT_STEPS
-    plan = partial(plan_windows, groups, config.seed, data.batch_rows, data.steps_per_window)
     started = time.perf_counter()
-    identity = plan_identity(config, groups)
-    compared = time.perf_counter()
-    first = next(plan(num_steps=per_epoch, start_step=start_step))
-    planned = time.perf_counter()
-    windows = list(plan(num_steps=per_epoch))
-    listed = time.perf_counter()
-    state = state_bytes(Progress(step=start_step, num_rows=start_step * data.batch_rows, plan=identity))
+    first = next(_plan(config, groups)(num_steps=per_epoch, start_step=start_step))
     resumed = {
         "name": "resumed near the end of an epoch",
         "num_rows": sum(group.num_rows for group in groups),
@@ -88,13 +115,17 @@ def resume_figures(config: TrainConfig, groups: list[RowGroup]) -> list[dict]:
         "num_files": len({group.path for group in groups}),
         "step": start_step,
         "num_steps": per_epoch,
-        "identity_s": compared - started,
-        "first_window_s": planned - compared,
-        "same_as_from_the_start": first in windows,
+        "window_first_step": first.first_step,
+        "window_rows": first.num_rows,
+        "first_window_s": time.perf_counter() - started,
     }
-    whole = {"name": "all windows of the epoch", "num_windows": len(windows), "seconds": listed - planned}
+    state = state_bytes(Progress(step=start_step, num_rows=start_step * data.batch_rows, plan=plan_identity(config, groups)))
     kept = {"name": "position in a checkpoint", "step": json.loads(state)["step"], "state_json_bytes": len(state)}
-    return [resumed, whole, kept]
+    return [resumed, kept]
+
+
+def _plan(config: TrainConfig, groups: list[RowGroup]) -> Callable[..., Iterator[Window]]:
+    return partial(plan_windows, groups, config.seed, config.data.batch_rows, config.data.steps_per_window)
 
 
 def stream_figures(config: TrainConfig, groups: list[RowGroup], num_epochs: int) -> dict:
@@ -104,7 +135,7 @@ def stream_figures(config: TrainConfig, groups: list[RowGroup], num_epochs: int)
     start_step, num_steps = per_epoch - LEFT_STEPS, num_epochs * per_epoch
     settings = StreamSettings(config.seed, start_step, num_steps, data.max_duration_s, data.silence_share)
     started = time.perf_counter()
-    windows = window_dataset(partial(plan_windows, groups, config.seed, data.batch_rows, data.steps_per_window), settings)
+    windows = window_dataset(_plan(config, groups), settings)
     made = time.perf_counter()
     row = next(iter(windows.iter_rows()))
     window = json.loads(row["window"])
@@ -112,13 +143,25 @@ def stream_figures(config: TrainConfig, groups: list[RowGroup], num_epochs: int)
     return {**figures, "dataset_s": made - started, "first_window_s": time.perf_counter() - started}
 
 
+def whole_figures(config: TrainConfig, groups: list[RowGroup]) -> dict:
+    """All windows of an epoch listed, which no start does; and whether the one that a resumed run plans is among them."""
+    per_epoch = steps_per_epoch(groups, config.data.batch_rows)
+    first = next(_plan(config, groups)(num_steps=per_epoch, start_step=per_epoch - LEFT_STEPS))
+    started = time.perf_counter()
+    windows = list(_plan(config, groups)(num_steps=per_epoch))
+    figures = {"name": "all windows of the epoch", "num_windows": len(windows), "seconds": time.perf_counter() - started}
+    return {**figures, "same_as_from_the_start": first in windows}
+
+
 def plan_figures(size: PlanSize) -> list[dict]:
-    """All of them, with this process's memory. Needs a Ray that is up."""
+    """All of them, with this process's memory, which imports what a driver does. Needs a Ray that is up."""
     config = load_config(TrainConfig, CONFIG, [])
     with tempfile.TemporaryDirectory() as folder:
         rows = [footer_figures(Path(folder), size)]
-    before_mib = rss_mib()
-    groups = absent_groups(size)
-    rows += resume_figures(config, groups)
+        before_mib, config.runs_dir = rss_mib(), folder
+        ray.get(ray.remote(write_run).remote(config, absent_groups(size)))  # elsewhere, for its memory
+        groups, kept = kept_figures(config)
+    rows += [kept, *resume_figures(config, groups)]
     rows += [stream_figures(config, groups, num_epochs) for num_epochs in (1, 10)]
-    return [*rows, {"name": "memory of the driver", "before_mib": before_mib, "after_mib": rss_mib(), "peak_mib": peak_rss_mib()}]
+    rows += [{"name": "memory of the driver", "before_mib": before_mib, "after_mib": rss_mib(), "peak_mib": peak_rss_mib()}]
+    return [*rows, whole_figures(config, groups)]
