@@ -2,7 +2,6 @@
 
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 
 from tiny_audio.prepare import SCHEMA, encode_audio
 from tiny_audio.quickstart import free_port
@@ -68,7 +68,8 @@ def s3():
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             for _ in range(300):
-                with suppress(OSError), socket.create_connection(("127.0.0.1", S3_PORT), 1):
+                with suppress(requests.RequestException):  # a bare connection may be to itself, until the server has the port
+                    requests.get(f"http://127.0.0.1:{S3_PORT}", timeout=5)
                     break
                 time.sleep(0.1)
             storage_path("s3://bucket").fs.mkdir("bucket")

@@ -81,8 +81,9 @@ def footer_figures(folder: Path, size: PlanSize) -> dict:
     return figures | per_file
 
 
-def write_run(config: TrainConfig, groups: list[RowGroup]) -> None:
+def write_run(config: TrainConfig, size: PlanSize) -> None:
     """What a start leaves for the next: the plan, and a checkpoint of the full size."""
+    groups = absent_groups(size)
     keep_plan(config, groups)
     weights = {name: weight.detach() for name, weight in Projector(*WIDTHS).named_parameters()}
     moments = {f"{moment}.{name}": torch.zeros_like(weight) for moment in MOMENTS for name, weight in weights.items()}
@@ -159,9 +160,9 @@ def plan_figures(size: PlanSize) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         rows = [footer_figures(Path(folder), size)]
         before_mib, config.runs_dir = rss_mib(), folder
-        ray.get(ray.remote(write_run).remote(config, absent_groups(size)))  # elsewhere, for its memory
+        ray.get(ray.remote(write_run).remote(config, size))  # elsewhere, for its memory
         groups, kept = kept_figures(config)
     rows += [kept, *resume_figures(config, groups)]
-    rows += [stream_figures(config, groups, num_epochs) for num_epochs in (1, 10)]
     rows += [{"name": "memory of the driver", "before_mib": before_mib, "after_mib": rss_mib(), "peak_mib": peak_rss_mib()}]
+    rows += [stream_figures(config, groups, num_epochs) for num_epochs in (1, 10)]  # another process's work, in a run
     return [*rows, whole_figures(config, groups)]

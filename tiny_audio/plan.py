@@ -26,7 +26,7 @@ FOOTER_THREADS = 16
 NAMED_FILES = 3  # of those that are broken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be 100,000
 class RowGroup:
     """A row group of a Parquet file, and how often an epoch takes it."""
 

@@ -74,7 +74,8 @@ def planned_groups(config: TrainConfig, warn: Callable[[str], None] = lambda lin
         ConfigError: more files are, or one is another than it was; see also `read_mix`.
     """
     share = config.data.max_reject_share
-    kept = kept_plan(config) if has_checkpoint(config.run_dir) else []
+    with said_in_one_line(config.run_dir):
+        kept = kept_plan(config) if has_checkpoint(config.run_dir) else []
     if not kept:
         return read_mix(config.data.train_weights, config.data.max_train_rows, share, lambda line: warn(f"{line}; left out"))
     files: dict[str, list[RowGroup]] = {}
