@@ -1,6 +1,6 @@
 # make quickstart   set up, make data, train, evaluate, serve: the whole pipeline on this machine
 # make test         set up, then lint, format check and all tests
-# make test-slow    a training killed in every way it can die, in ten minutes
+# make test-slow    the longest tests: a training struck in every way it can die or hang
 # make seeds        the quickstart's training and evaluation with five seeds, as a table
 .PHONY: setup quickstart test test-slow lint seeds clean
 

@@ -1,9 +1,10 @@
-"""Kills a training in every way it can die (workers, nodes, driver, the whole cluster), and shows that nothing was lost.
+"""Strikes a training in every way it can die or hang, and shows that nothing was lost.
 
-It trains twice on a Ray of several nodes that it starts on this machine: in peace, then killed again and again. Every row
-must be trained once or rejected, every loss be the same to the last bit; exit code 1 if not. Without GPUs:
+It trains twice on a Ray of several nodes that it starts on this machine: in peace, then with workers killed and frozen, nodes,
+the driver, the head and the whole cluster lost, a checkpoint damaged. Every row must be trained once or rejected, every loss
+be the same to the last bit; exit code 1 if not. Without GPUs:
 
-python -m ray_jobs.chaos ray_jobs/configs/quickstart.yaml num_steps=90
+python -m ray_jobs.chaos ray_jobs/configs/quickstart.yaml num_steps=96
 """
 
 import sys

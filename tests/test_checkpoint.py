@@ -203,9 +203,10 @@ def test_a_checkpoint_is_written_while_the_run_goes_on_as_it_was_at_its_step(tmp
 
 
 def test_a_write_that_was_not_begun_when_the_run_was_taken_over_is_not_done(tmp_path):
-    run_dir, claim = write_run(tmp_path), claim_run(tmp_path)
-    claim_run(tmp_path)
-    writer = CheckpointWriter(run_config(tmp_path, 1), partial(require_claim, tmp_path, claim))
+    run_dir = write_run(tmp_path)
+    writer = CheckpointWriter(run_config(tmp_path, 1), partial(require_claim, tmp_path, "a start"))
+    claim_run(tmp_path, "a start")
+    claim_run(tmp_path, "a later one")
     writer.begin(WEIGHTS, {}, Progress(step=40))
     writer.wait()
     assert "was started again meanwhile" in writer.error

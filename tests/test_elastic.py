@@ -98,6 +98,7 @@ def intervals(config) -> list[int]:
     return [number for number, _ in groupby(line["num_workers"] for line in read_metrics(config.run_dir) if "loss" in line)]
 
 
+@pytest.mark.slow  # two minutes
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come(
     two_epochs, local_ray, shards, tmp_path, monkeypatch

@@ -1,10 +1,13 @@
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
 
 import pytest
+from ray.data import ExecutionResources
 
 from tests.conftest import encode_audio, tone, write_shard
+from tiny_audio.benchmark_soak import memory_sample
 from tiny_audio.plan import list_shards, plan_pass, plan_windows, read_footers
 from tiny_audio.stream import StreamSettings, WorkerStream, clip_dataset, ingest_config, train_dataset
 
@@ -15,12 +18,15 @@ def settings(start_step=0, num_steps=7):
     return StreamSettings(0, start_step, num_steps, 8.0, 0.0)
 
 
-def split(shards, num_workers, start_step=0, num_steps=7):
-    """The workers' shares, as Ray Train makes them."""
+def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
+    """The workers' shares, as Ray Train makes them, of which so much may lie in the object store."""
     groups = read_footers(list_shards(f"{shards}/train/*.parquet"))
     plan = partial(plan_windows, groups, 0, 4, 2)
     datasets = {"train": partial(train_dataset, plan, settings(start_step, num_steps))}
-    shares = ingest_config(None).configure(datasets, num_workers, None, None)
+    ingest = ingest_config(None)
+    limits = ExecutionResources.for_limits(object_store_memory=allowance_bytes)
+    ingest._resolve_execution_options("train").resource_limits = limits
+    shares = ingest.configure(datasets, num_workers, None, None)
     return [WorkerStream(share["train"], rank).begin_at(start_step) for rank, share in enumerate(shares)]
 
 
@@ -52,6 +58,22 @@ def test_every_good_row_of_an_epoch_comes_once_and_every_bad_one_is_counted(shar
     rejects = {reject.id: reject.reason for batch in batches for reject in batch.rejects}
     assert rejects == {"row-005": "empty", "row-020": "truncated"}
     assert sorted([*ids, *rejects]) == [f"row-{i:03d}" for i in range(26)]
+
+
+def test_decoding_waits_for_a_slow_reader(local_ray, tmp_path):
+    """400 MB of samples, of which a reader takes a hundredth, and then waits: no more than the allowance lies ready."""
+    clip = encode_audio(tone(8.0), "wav")
+    write_shard(tmp_path / "train/long.parquet", [(f"row-{i}", clip, "word") for i in range(1600)], 8)
+    in_store_before = memory_sample(local_ray)["store"]
+    (stream,) = split(tmp_path, 1, num_steps=400, allowance_bytes=64 * 2**20)
+    for _ in range(4):
+        next(stream)
+    in_store = []
+    for _ in range(5):
+        time.sleep(1)
+        in_store.append(memory_sample(local_ray)["store"] - in_store_before)
+    assert 10 < in_store[-1] < 128
+    assert max(in_store) < 128
 
 
 def test_a_stream_out_of_step_is_never_trained_through(shards):

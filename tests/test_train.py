@@ -192,7 +192,7 @@ def test_a_start_whose_run_was_taken_over_writes_no_more(shards, tmp_path):
     def take_over():
         while len(losses(config)) < 4:
             time.sleep(0.02)
-        claim_run(config.run_dir)
+        claim_run(config.run_dir, "another start")
         there.append(len(losses(config)))
         time.sleep(0.5)  # for a write that was allowed, and is not over
         there.append(files())

@@ -104,6 +104,7 @@ def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow  # a minute
 def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_path, capfd):
     changes = {"num_steps": 9, "num_workers": 2, "zero_stage": 2, "checkpoint_every": 5, "max_failures": 1}
     config = config_of(shards, tmp_path, "frozen", **changes, watchdog_timeout_s=10.0)

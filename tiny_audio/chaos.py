@@ -1,4 +1,4 @@
-"""Kills a training in every way it can die, and holds what comes out against the same training left in peace.
+"""Strikes a training in every way it can die or hang, and holds what comes out against the same training left in peace.
 
 Both run as jobs on a Ray of several nodes on this machine (see local_nodes.py). The one that was killed must have trained
 every row of every epoch once, or rejected it; and at every step it must have the other's loss, to the last bit.
@@ -7,131 +7,26 @@ every row of every epoch once, or rejected it; and at every step it must have th
 from __future__ import annotations
 
 import json
-import subprocess
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import psutil
 
-from tiny_audio.checkpoint import CHECKPOINTS, SUMS
-from tiny_audio.claim import CLAIM
+from tiny_audio.chaos_run import DECODE_WORKER, DRIVER, TRAIN_WORKER, Run
+from tiny_audio.checkpoint import WEIGHTS, latest_checkpoint
 from tiny_audio.config import TrainConfig, require
-from tiny_audio.config_files import save_config
 from tiny_audio.ledger import EpochAudit, audit
-from tiny_audio.local_nodes import LocalNode, LocalNodes, kill, wait_for
-from tiny_audio.metrics import read_lines, read_metrics
-from tiny_audio.quickstart import submit_job
+from tiny_audio.local_nodes import LocalNodes, kill
+from tiny_audio.metrics import read_metrics
 from tiny_audio.storage import is_local
 
-T = TypeVar("T")
 NUM_NODES = 3  # beside the head: one that trains, one that decodes, one to spare
 NUM_EPOCHS = 4  # that the steps are made to cover: only finished epochs can be audited
-MOMENT_TIMEOUT_S = 600.0
 SAVE_POLL_S = 0.001  # a checkpoint of the embedded backbones is written in some 20 ms
+FROZEN_S = 45.0  # after which the watchdog ends a run that stands still
 ATTEMPTS = 5  # at a moment that may be over before the kill comes
-TRAIN_WORKER, DECODE_WORKER, DRIVER = "RayTrainWorker", "_decode_window", "ray_jobs.train"  # in their processes' names
-
-
-class Run:
-    """A training that goes on as a job, and what its folder says of it."""
-
-    def __init__(self, config: TrainConfig, nodes: LocalNodes):
-        self.config, self.nodes = config, nodes
-        self.path = config.run_dir / "submitted.yaml"
-        save_config(config, self.path)
-        self.submit()
-
-    def submit(self) -> None:
-        """Starts the job."""
-        self.job = threading.Thread(target=self._submit, daemon=True)
-        self.job.start()
-
-    def submit_again(self) -> None:
-        """Where it died: the same command goes on with the run. Until that takes the run over, orphans may log steps."""
-        self.job.join()
-        claim = self.claim()
-        self.submit()
-        self.wait(lambda: self.claim() != claim, "the run to be taken over")
-        self.mark()
-
-    def claim(self) -> bytes:
-        return (self.config.run_dir / CLAIM).read_bytes()
-
-    def mark(self) -> None:
-        """From now on lines are new."""
-        lines = self.lines()
-        self.num_marked, self.marked_step = len(lines), max((line["step"] for line in lines), default=0)
-        self.marked_save = max(self.saves(whole=True), default=0)
-        self.num_orphans = sum(len(node.processes(TRAIN_WORKER)) for node in self.nodes.orphans)
-
-    def new_lines(self) -> list[dict]:
-        return self.lines()[self.num_marked :]
-
-    def new_losses(self) -> list[dict]:
-        return [line for line in self.new_lines() if "loss" in line]
-
-    def _submit(self) -> None:
-        with (self.config.run_dir / "job.log").open("ab") as log:
-            try:
-                # not of a copy: nodes on one machine share Ray's folder of copies, and take them away from each other
-                submit_job(self.nodes.cluster, "python", "-m", DRIVER, str(self.path), copied=False, output=log)
-            except subprocess.CalledProcessError as error:
-                log.write(f"{error}\n".encode())
-
-    def finish(self) -> None:
-        """Waits until the job is over.
-
-        Raises:
-            RuntimeError: it failed.
-        """
-        self.job.join()
-        if not (self.config.run_dir / "training.json").is_file():
-            raise RuntimeError(f"{self.config.run_dir}: the training failed; job.log there says why")
-
-    def wait(self, condition: Callable[[], T], what: str, poll_s: float = 0.02) -> T:
-        """Returns what the condition does, as soon as it is true.
-
-        Raises:
-            RuntimeError, TimeoutError: the job ended before, or it was not within MOMENT_TIMEOUT_S.
-        """
-
-        def found_at_work() -> T:
-            alive = self.job.is_alive()
-            found = condition()
-            if not found and not alive:
-                raise RuntimeError(f"{self.config.run_dir}: the job ended before {what}; job.log there says why")
-            return found
-
-        return wait_for(found_at_work, what, MOMENT_TIMEOUT_S, poll_s)
-
-    def lines(self) -> list[dict]:
-        return [line for line in read_lines(self.config.run_dir) if "warning" not in line]
-
-    def last_step(self) -> int:
-        return max((line["step"] for line in self.lines()), default=0)
-
-    def saves(self, whole: bool) -> set[int]:
-        """Steps of the checkpoint folders that are whole, or that are not."""
-        folders = (self.config.run_dir / CHECKPOINTS).glob("step-*")
-        return {int(folder.name.removeprefix("step-")) for folder in folders if (folder / SUMS).is_file() == whole}
-
-    def workers(self, but: list[psutil.Process]) -> list[psutil.Process]:
-        """The processes that train, without those that are gone; none while they are not complete."""
-        found = [one for one in self.nodes.processes(TRAIN_WORKER) if one not in but]
-        return found if len(found) >= self.config.num_workers else []
-
-    def training_node(self) -> LocalNode:
-        """One with a training worker."""
-        return next(node for node in self.nodes.nodes if node.processes(TRAIN_WORKER))
-
-    def decode_node(self) -> LocalNode | None:
-        """One with a decode task and no training worker, if there is one now."""
-        nodes = (node for node in self.nodes.nodes if node.processes(DECODE_WORKER) and not node.processes(TRAIN_WORKER))
-        return next(nodes, None)
 
 
 def _in_a_step(run: Run) -> Callable[[], bool]:
@@ -191,8 +86,24 @@ def _lose_training_node(run: Run) -> int:
     return run.nodes.lose(run.training_node())
 
 
+def _freeze_a_worker(run: Run) -> int:
+    """It neither works nor dies, until the watchdog ends it."""
+    run.wait(partial(run.workers, but=[]), "all training workers")[0].suspend()
+    return 1
+
+
 def _kill_driver(run: Run) -> int:
     return kill(run.nodes.processes(DRIVER))
+
+
+def _kill_driver_and_damage_a_checkpoint(run: Run) -> int:
+    """The last one: a byte of its weights."""
+    num_killed = _kill_driver(run)
+    run.job.join()
+    path = latest_checkpoint(run.config.run_dir) / WEIGHTS
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    return num_killed
 
 
 def _lose_head(run: Run) -> int:
@@ -229,7 +140,9 @@ KILLS = (  # decode first: a start decodes far ahead, and then there may be noth
     ),
     Kill("all training workers, then a node that decodes", _lose_decode_node, lambda run: run.nodes.add()),
     Kill("a node that trains", _lose_training_node, lambda run: run.nodes.add()),
+    Kill("a training worker, frozen", _freeze_a_worker),
     Kill("the job's driver; submitted again", _kill_driver, Run.submit_again),
+    Kill("the driver, and a byte of the last checkpoint", _kill_driver_and_damage_a_checkpoint, Run.submit_again),
     Kill("the head, its nodes left behind; started and submitted again", _lose_head, _restart_cluster),
     Kill("all nodes; started and submitted again", _lose_all_nodes, _restart_cluster),
 )
@@ -275,9 +188,10 @@ def chaos_config(config: TrainConfig, name: str) -> TrainConfig:
     require(not config.use_gpu, "use_gpu=true: chaos runs on this machine's CPUs, where losses are equal to the last bit")
     require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: chaos keeps its runs in a folder; name one")
     steps = steps_between(config)
-    require(steps >= 6, f"num_steps={config.num_steps} leaves too few between {len(KILLS)} kills; give 60 or more")
+    require(steps >= 6, f"num_steps={config.num_steps} leaves too few between {len(KILLS)} kills; give 72 or more")
     data = replace(config.data, max_train_rows=config.num_steps // NUM_EPOCHS * config.data.batch_rows)
     changes = {"log_every": 1, "checkpoint_every": steps // 3, "eval_every": steps // 2, "max_failures": 100}
+    changes |= {"watchdog_timeout_s": FROZEN_S}
     return replace(config, name=f"{config.name}-{name}", data=data, trackers=[], early_stopping_patience=None, **changes)
 
 

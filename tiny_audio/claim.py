@@ -6,7 +6,6 @@ be given the same run. The later start writes its token into the folder. Whoever
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 from tiny_audio.config import require
@@ -15,12 +14,10 @@ from tiny_audio.storage import put, said_in_one_line
 CLAIM = "started_by"  # a file in a run's folder
 
 
-def claim_run(run_dir: Path) -> str:
-    """Takes the run over; returns the token that its writers must show."""
-    token = uuid.uuid4().hex
+def claim_run(run_dir: Path, token: str) -> None:
+    """Takes the run over, for the start of that token, which no other has."""
     with said_in_one_line(run_dir):
         put(run_dir / CLAIM, token.encode())
-    return token
 
 
 def require_claim(run_dir: Path, token: str) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,7 @@ from tiny_audio.checkpoint import (
     plan_identity,
     require_same_plan,
 )
-from tiny_audio.claim import claim_run
+from tiny_audio.claim import claim_run, require_claim
 from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.labels import Truecaser, make_truecaser
@@ -54,14 +55,22 @@ ELASTIC_START_TIMEOUT_S = 30
 RESIZE_CHECK_S = 300.0
 
 
-def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch):
+def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, claim: str):
     """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on.
 
-    It returns another, which `ingest_config` calls with the number of workers.
+    It returns another, which `ingest_config` calls with the number of workers. Called first, it takes the run over: the
+    nodes to go on with are there.
     """
+    is_claimed = False
 
     def make() -> Callable[[int], ray.data.Dataset]:
+        nonlocal is_claimed
         watch.forget.remote()  # the workers before these: they may have ended without an error, to be more or fewer
+        if is_claimed:
+            require_claim(config.run_dir, claim)
+        else:
+            claim_run(config.run_dir, claim)
+        is_claimed = True
         checkpoint = latest_checkpoint(config.run_dir)
         start_step = load_progress(checkpoint).step if checkpoint else 0
         data = config.data
@@ -81,10 +90,9 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
     return make
 
 
-def _trainer(
-    config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, claim: str, scratch: str
-) -> TorchTrainer:
+def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, scratch: str) -> TorchTrainer:
     """`scratch` is a folder for what Ray Train keeps: an empty file. It is told of no checkpoint, and recovers nothing."""
+    claim = uuid.uuid4().hex
     loop_config = {
         "config": dataclasses.asdict(config),
         "plan_identity": plan_identity(config, groups),
@@ -104,7 +112,7 @@ def _trainer(
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[ForgetWorkers(watch)],
         ),
-        datasets={"train": _dataset_factory(config, groups, truecaser, watch)},
+        datasets={"train": _dataset_factory(config, groups, truecaser, watch, claim)},
         dataset_config=ingest_config(config.data.decode_label),
     )
 
@@ -116,7 +124,7 @@ def _rows_of_step(config: TrainConfig, groups: list[RowGroup], step: int) -> str
     return name_rows([f"{part.path} (row group {part.row_group})" for window in windows for part in window.slices])
 
 
-def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, claim: str) -> str:
+def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch) -> str:
     """Trains to the end; returns why it stopped before, if so.
 
     Raises:
@@ -125,7 +133,7 @@ def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | Non
     follower = HangFollower(watch, partial(_rows_of_step, config, groups))
     try:
         with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
-            return _trainer(config, groups, truecaser, watch, claim, scratch).fit().return_value  # rank 0's
+            return _trainer(config, groups, truecaser, watch, scratch).fit().return_value  # rank 0's
     except TrainingFailedError as error:
         cause = getattr(error, "controller_failure", None)  # of the start of the data
         if isinstance(cause, ConfigError):
@@ -216,12 +224,11 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     _warn_of_no_decode_node(config.data.decode_label)
     watch = start_watch(config.watchdog_timeout_s, str(config.run_dir))
     try:
-        claim = claim_run(config.run_dir)
         _save_settings(config)
         keep_plan(config, groups)
         timeouts, tracking = _ray_train_timeouts(config), Tracking(config)
         with timeouts, tracking, MetricsFollower(config.run_dir, config.num_steps, tracking.log):
-            stopped = _fit(config, groups, truecaser, watch, claim)
+            stopped = _fit(config, groups, truecaser, watch)
     finally:
         ray.kill(watch)
     require(not stopped, f"{config.run_dir}: {stopped}")
