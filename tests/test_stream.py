@@ -25,7 +25,7 @@ def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
     datasets = {"train": partial(train_dataset, plan, settings(start_step, num_steps))}
     ingest = ingest_config(None)
     limits = ExecutionResources.for_limits(object_store_memory=allowance_bytes)
-    ingest._resolve_execution_options("train").resource_limits = limits
+    ingest._get_user_execution_options("train").resource_limits = limits
     shares = ingest.configure(datasets, num_workers, None, None)
     return [WorkerStream(share["train"], rank).begin_at(start_step) for rank, share in enumerate(shares)]
 
@@ -68,12 +68,8 @@ def test_decoding_waits_for_a_slow_reader(local_ray, tmp_path):
     (stream,) = split(tmp_path, 1, num_steps=400, allowance_bytes=64 * 2**20)
     for _ in range(4):
         next(stream)
-    in_store = []
-    for _ in range(5):
-        time.sleep(1)
-        in_store.append(memory_sample(local_ray)["store"] - in_store_before)
-    assert 10 < in_store[-1] < 128
-    assert max(in_store) < 128
+    time.sleep(4)  # in which all could be decoded
+    assert 10 < memory_sample(local_ray)["store"] - in_store_before < 128
 
 
 def test_a_stream_out_of_step_is_never_trained_through(shards):
