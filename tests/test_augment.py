@@ -159,7 +159,7 @@ def test_masking_hides_the_spans_with_the_mean_and_nothing_else():
         ({"speed_factors": [0.1]}, "speed_factors must lie in"),
         ({"noise_share": 2.0}, "noise_share must be in"),
         ({"noise_snr_db": [20.0, 5.0]}, "noise_snr_db must be"),
-        ({"time_masks": -1}, "time_masks must be at least 0"),
+        ({"time_masks": -1}, "augment.time_masks must be at least 0"),
     ],
 )
 def test_a_setting_out_of_range_is_named(values, message):

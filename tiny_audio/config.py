@@ -99,11 +99,11 @@ def absolute_data(name: str) -> str:
     return f"{dataset if on_hub else absolute(dataset)}:{config}:{split}"
 
 
-def require_at_least(config: Any, least: float, *names: str) -> None:
+def require_at_least(config: Any, least: float, *names: str, section: str = "") -> None:
     """Raises ConfigError unless these fields, where they are set, are at least `least`."""
     for name in names:
         value = getattr(config, name)
-        require(value is None or value >= least, f"{name} must be at least {least:g}, not {value}")
+        require(value is None or value >= least, f"{section}{name} must be at least {least:g}, not {value}")
 
 
 def _absolute_backbone(model_id: str) -> str:
@@ -174,9 +174,11 @@ class DataConfig:
     decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
 
     def __post_init__(self):
-        require_at_least(self, 1, "batch_rows", "steps_per_window", "max_train_rows", "max_dev_rows", "micro_batch_s")
-        require_at_least(self, 0, "max_wer_rows")
-        require_at_least(self, 0.01, "max_duration_s")
+        require_at_least(
+            self, 1, "batch_rows", "steps_per_window", "max_train_rows", "max_dev_rows", "micro_batch_s", section="data."
+        )
+        require_at_least(self, 0, "max_wer_rows", section="data.")
+        require_at_least(self, 0.01, "max_duration_s", section="data.")
         require(0 <= self.silence_share < 1, f"data.silence_share must be in [0, 1), not {self.silence_share}")
         require(0 <= self.max_reject_share <= 1, f"data.max_reject_share must be in [0, 1], not {self.max_reject_share}")
         require(bool(self.train), "data.train names no dataset")
@@ -220,7 +222,7 @@ class AugmentConfig:
         require(0 <= self.noise_share <= 1, f"augment.noise_share must be in [0, 1], not {self.noise_share}")
         ordered = len(self.noise_snr_db) == 2 and self.noise_snr_db[0] <= self.noise_snr_db[1]
         require(ordered, f"augment.noise_snr_db must be [lowest, highest], not {self.noise_snr_db}")
-        require_at_least(self, 0, "time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_mels")
+        require_at_least(self, 0, "time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_mels", section="augment.")
 
     @property
     def is_on(self) -> bool:
@@ -241,7 +243,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         require(self.schedule in SCHEDULES, f"optimizer.schedule must be cosine or constant, not {self.schedule!r}")
-        require_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
+        require_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", section="optimizer.")
         for name in ("beta_1", "beta_2"):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name} must be in [0, 1), not {getattr(self, name)}")
 
@@ -336,6 +338,6 @@ class BenchmarkConfig:
     output_dir: str = "runs/benchmark"
 
     def __post_init__(self):
-        parts = ("step", "memory", "profile", "seed_job", "scale", "fp8", "plan", "soak")
+        parts = ("step", "memory", "profile", "seed_job", "scale", "restart", "fp8", "plan", "soak")
         require_at_least(self, 5, "soak_minutes")
         require(self.part in parts, f"part must be one of {', '.join(parts)}, not {self.part!r}")

@@ -71,10 +71,16 @@ def list_shards(pattern: str) -> list[str]:
     reference = dataset_reference(pattern)
     if reference:
         return dataset_files(*reference)
-    filesystem, path = fsspec.core.url_to_fs(pattern)
-    found = sorted(filesystem.glob(path)) if any(c in path for c in "*?[") else [path] * filesystem.isfile(path)
+    found = glob_files(pattern)
     remedy = "give a glob of files, or DATASET:CONFIG:SPLIT, as speechbrain/LoquaciousSet:small:train; make quickstart makes one"
     require(bool(found), f"{pattern}: no such Parquet shards; {remedy}")
+    return found
+
+
+def glob_files(pattern: str) -> list[str]:
+    """Files of a glob, or one by its name, sorted; local or of any fsspec URL."""
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    found = sorted(filesystem.glob(path)) if any(c in path for c in "*?[") else [path] * filesystem.isfile(path)
     return [filesystem.unstrip_protocol(name) if "://" in pattern else name for name in found]
 
 

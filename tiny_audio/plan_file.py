@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiny_audio.checkpoint import has_checkpoint
-from tiny_audio.config import TrainConfig, require
-from tiny_audio.plan import RowGroup, read_mix, whole_footers
+from tiny_audio.config import TrainConfig, dataset_reference, require
+from tiny_audio.plan import RowGroup, glob_files, read_mix, whole_footers
 from tiny_audio.storage import put, said_in_one_line
 
 PLAN = "plan.parquet"
@@ -68,7 +68,7 @@ def planned_groups(config: TrainConfig, warn: Callable[[str], None] = lambda lin
 
     Args:
         warn: is told of the files that are gone or damaged, as long as they are at most `data.max_reject_share` of a dataset.
-            Until there is a checkpoint they are left out; later, their rows are rejected.
+            Until there is a checkpoint they are left out; later, their rows are rejected. And of files that came later.
 
     Raises:
         ConfigError: more files are, or one is another than it was; see also `read_mix`.
@@ -85,4 +85,13 @@ def planned_groups(config: TrainConfig, warn: Callable[[str], None] = lambda lin
         paths = [path for path, groups in files.items() if groups[0].dataset == dataset]
         for path, now in whole_footers(paths, share, lambda line: warn(f"{line}; rows will be rejected")).items():
             _require_same(path, files[path], now, config)
+        came = [path for path in _whole_glob(dataset, config) if path not in files]
+        if came:
+            more = f" and {len(came) - 1} more" * (len(came) > 1)
+            warn(f"{came[0]}{more}: not in the run's plan, left out; a run of another name takes them in")
     return kept
+
+
+def _whole_glob(dataset: str, config: TrainConfig) -> list[str]:
+    """What a glob has now; nothing of a dataset by reference, which stays as it is, and where a run takes a part only."""
+    return [] if dataset_reference(dataset) or config.data.max_train_rows is not None else glob_files(dataset)
