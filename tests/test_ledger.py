@@ -1,6 +1,7 @@
 """The ledger of a run held against its shards. Of runs that are killed: test_chaos.py."""
 
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ def test_a_finished_epoch_has_every_row_once_or_a_reject(two_epochs):
     assert audit(two_epochs) == [WHOLE]  # the second epoch is not finished
 
 
-def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tmp_path):
+def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tmp_path, capsys):
     """Killed after step 3, on the way from the checkpoint of step 2: that interval is trained again. More in test_chaos.py."""
     config = config_of(shards, tmp_path, "killed", num_steps=8, max_failures=2)
     config.model.encoder_window = "trimmed"
@@ -41,7 +42,9 @@ def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tm
     killer.start()
     train(config)
     killer.join(1)
-    steps = [line["step"] for line in read_lines(config.run_dir)]
+    said = r"warning: rank 0: its process died, last heard of [a-z ]+ at step \d; the workers start again, from step (\d)\n"
+    assert int(re.search(said, capsys.readouterr().err)[1]) >= 2
+    steps = [line["step"] for line in read_lines(config.run_dir) if "warning" not in line]
     assert len(steps) > len(set(steps)) + 1  # beside the last step's validation: something ran twice
     assert audit(config) == [WHOLE]
     assert losses(config) == losses(two_epochs)  # bit for bit

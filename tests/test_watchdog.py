@@ -6,6 +6,8 @@ import threading
 import time
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from tests.test_train import config_of, losses
 from tiny_audio.config import ConfigError
@@ -13,7 +15,7 @@ from tiny_audio.ledger import audit
 from tiny_audio.local_nodes import named_processes
 from tiny_audio.metrics import read_metrics
 from tiny_audio.train import train
-from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, START_S, STARTING, Doing, Watch, hang_message
+from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, START_S, STARTING, Doing, Watch, first_failures, hang_message
 
 
 class Clock:
@@ -89,6 +91,18 @@ def test_a_verdict_is_for_the_workers_that_it_was_meant_for(watch):
     assert watch.reasons() == ("", "")
     watch.end("no compiler")
     assert beat(watch, 0, 1, STARTING, pid=200) == "no compiler"
+
+
+def test_of_workers_that_failed_those_are_named_that_failed_first(watch):
+    beat(watch, 0, 1, OTHERS), beat(watch, 1, 1, COMPUTING)
+    died = WorkerHealthCheckFailedError("A worker health check failed", ActorDiedError())
+    watch.fail(first_failures({0: RuntimeError("Connection closed by peer"), 1: died}))
+    watch.clock.now += 11.0
+    assert watch.stuck() == []
+    assert watch.begin() == "rank 1: its process died, last heard of computing at step 7"
+    assert watch.begin() == ""
+    watch.fail(first_failures({2: RuntimeError("CUDA error: out of memory\nat ...")}))
+    assert watch.begin() == "rank 2: RuntimeError: CUDA error: out of memory"
 
 
 def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:

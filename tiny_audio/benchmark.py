@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
 from tiny_audio.benchmark_plan import PlanSize, plan_figures
+from tiny_audio.benchmark_restart import restart
 from tiny_audio.benchmark_runs import Inputs, fp8_learning, make_inputs, scale, seed_job
 from tiny_audio.benchmark_soak import soak
 from tiny_audio.benchmark_step import OurStep, StepSpeed, benchmark_clips, matmul_tflops, process_group, time_steps
@@ -26,7 +27,7 @@ from tiny_audio.seed_recipe import SeedRecipe
 SEED_ROWS, OUR_ROWS = 32, 128  # of a step: the seed's own; enough to fill the GPU
 MICRO_BATCH_S = 1500.0
 MEMORIES_GIB = (24, 80)  # of common GPUs, beside this one's own
-SHARDS_ROWS = {"seed_job": 1000, "scale": 4096}
+SHARDS_ROWS = {"seed_job": 1000, "scale": 4096, "restart": 1024}
 
 
 KERNELS = {  # kernels by what they are named for
@@ -147,6 +148,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
         "profile": lambda: profile_step(inputs, output_dir),
         "seed_job": lambda: _through_ray(lambda cluster: seed_job(cluster, inputs, output_dir / "runs")),
         "scale": lambda: _through_ray(lambda cluster: scale(inputs, output_dir / "runs", num_gpus)),
+        "restart": lambda: _through_ray(lambda cluster: restart(inputs, output_dir / "runs", num_gpus)),
         "fp8": lambda: _through_ray(lambda cluster: fp8_learning(cluster, output_dir / "runs")),
     }
     return parts[config.part]()

@@ -35,14 +35,14 @@ from tiny_audio.claim import claim_run, require_claim
 from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.labels import Truecaser, make_truecaser
-from tiny_audio.metrics import MetricsFollower
+from tiny_audio.metrics import MetricsFollower, append_warning
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers
 from tiny_audio.plan_file import keep_plan, planned_groups
 from tiny_audio.rejects import name_rows, worst_files
 from tiny_audio.storage import put, said_in_one_line, written_folder
 from tiny_audio.stream import SUBCLUSTER, StreamSettings, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
-from tiny_audio.watchdog import ForgetWorkers, HangFollower, start_watch
+from tiny_audio.watchdog import FailedWorkers, HangFollower, start_watch
 from tiny_audio.worker import train_loop
 
 # How long Ray Train waits for the nodes that it chose, before it chooses anew. They may have to come up first; where the
@@ -65,14 +65,18 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
 
     def make() -> Callable[[int], ray.data.Dataset]:
         nonlocal is_claimed
-        watch.forget.remote()  # the workers before these: they may have ended without an error, to be more or fewer
+        failed = ray.get(watch.begin.remote())
         if is_claimed:
             require_claim(config.run_dir, claim)
         else:
             claim_run(config.run_dir, claim)
-        is_claimed = True
         checkpoint = latest_checkpoint(config.run_dir)
         start_step = load_progress(checkpoint).step if checkpoint else 0
+        if is_claimed:
+            again = f"the workers start again, from step {start_step}"
+            with said_in_one_line(config.run_dir):
+                append_warning(config.run_dir, start_step, f"{failed}; {again}" if failed else again)
+        is_claimed = True
         data = config.data
         plan = partial(plan_windows, groups, config.seed, data.batch_rows, data.steps_per_window)
         settings = StreamSettings(
@@ -110,7 +114,7 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
             name=config.name,
             storage_path=scratch,  # read and written here, on the driver's node, alone
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=[ForgetWorkers(watch)],
+            callbacks=[FailedWorkers(watch)],
         ),
         datasets={"train": _dataset_factory(config, groups, truecaser, watch, claim)},
         dataset_config=ingest_config(config.data.decode_label),

@@ -76,6 +76,7 @@ class Watch:
         self.ended: set[tuple[str, int]] = set()  # node and pid of workers that may still speak, and no longer count
         self.verdict = ""  # why the present workers must leave
         self.final = ""  # why the run must not be started again
+        self.failed = ""  # which workers did, for the start that follows
 
     def beat(self, rank: int, pid: int, node_id: str, number: int, doing: Doing) -> str:
         """Takes in what a worker does; returns why it must leave, if so."""
@@ -97,6 +98,18 @@ class Watch:
         for gone in list(self.workers) if rank is None else [rank] * (rank in self.workers):
             seen = self.workers.pop(gone)
             self.ended.add((seen.node_id, seen.pid))
+
+    def fail(self, causes: dict[int, str]) -> None:
+        """Workers have failed, by rank: all have ended."""
+        doing = {rank: f", last heard of {seen.doing.phase} at step {seen.doing.step}" for rank, seen in self.workers.items()}
+        self.failed = "; ".join(f"rank {rank}: {cause}{doing.get(rank, '')}" for rank, cause in causes.items())
+        self.forget()
+
+    def begin(self) -> str:
+        """All start anew; returns which of those before failed: none where they end to be more or fewer."""
+        self.forget()
+        failed, self.failed = self.failed, ""
+        return failed
 
     def stuck(self) -> list[Stuck]:
         """The ranks to blame: those behind all others, once each has stood still for too long; or those not heard of.
@@ -186,14 +199,20 @@ class Watchdog:
                 os._exit(1)
 
 
-class ForgetWorkers(UserCallback):
+class FailedWorkers(UserCallback):
     """Ray Train's controller says when workers have failed: they are not missed then."""
 
     def __init__(self, watch):
         self.watch = watch
 
     def after_exception(self, run_context, worker_exceptions) -> None:
-        self.watch.forget.remote()
+        self.watch.fail.remote(first_failures(worker_exceptions))
+
+
+def first_failures(errors: dict[int, Exception]) -> dict[int, str]:
+    """The ranks that failed, and how; where processes have died, these alone: the others failed for want of them."""
+    died = {rank: "its process died" for rank, error in errors.items() if hasattr(error, "health_check_failure")}
+    return died or {rank: f"{type(error).__name__}: {str(error).partition(chr(10))[0]}" for rank, error in errors.items()}
 
 
 def _kill(pid: int) -> None:
