@@ -20,6 +20,7 @@ from tiny_audio.local_nodes import LocalNode
 from tiny_audio.metrics import read_json_lines, read_metrics
 from tiny_audio.train import train
 
+ADDRESS_FILE = Path("/tmp/ray/ray_current_cluster")  # a node that joins writes it, and it would outlive this Ray
 SLOT = "worker_slot"  # stands in for a GPU: a node of the test has one, and so runs one worker
 
 
@@ -125,5 +126,6 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come
         for node in nodes:
             if node.process.poll() is None:
                 node.kill()
+        ADDRESS_FILE.unlink(missing_ok=True)
     assert intervals(config) == [2, 1, 2]
     same(config, two_epochs)

@@ -42,6 +42,7 @@ BIN = Path(sys.executable).parent
 NUM_SEEDS = 5
 AGENT_PORT = 52365  # Ray's default, and `ray.init` takes no other
 NO_AGENT = b"No available agent"
+SERVER_ADDRESS = "RAY_API_SERVER_ADDRESS"
 WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a local Ray asks for one; its commands must be told that it does
 
 
@@ -79,15 +80,19 @@ def local_cluster() -> Iterator[Cluster]:
     require(free_port(AGENT_PORT) == AGENT_PORT, in_use)
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`: let it be this one
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # Ray warns of four times as many processes
+    port = free_port(8265)
+    # Ray Train asks this server at a run's end; it would look for it, and wait 12 s where a Ray that is gone left its address
+    os.environ[SERVER_ADDRESS] = f"http://127.0.0.1:{port}"
     context = ray.init(
         address="local",
         num_cpus=max(4, (os.cpu_count() or 1) + 2),  # training holds two while its decode tasks need more
         include_dashboard=True,
         dashboard_host="127.0.0.1",
-        dashboard_port=free_port(8265),
+        dashboard_port=port,
         log_to_driver=False,
         logging_level="ERROR",
     )
+    del os.environ[SERVER_ADDRESS]  # Ray's processes have it; here it would go before the address of any other cluster
     quiet_ray_data()
     try:
         yield Cluster(f"http://{context.dashboard_url}", context.address_info["gcs_address"])
