@@ -12,7 +12,7 @@ from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel, Projector
 from tiny_audio.augment import MaskSpans
-from tiny_audio.backbone import load_decoder, load_encoder
+from tiny_audio.backbone_weights import load_decoder, load_encoder
 from tiny_audio.feature_cache import FeatureCache
 from tiny_audio.features import log_mel, num_audio_tokens, pad_waveforms
 from tiny_audio.layers import encode

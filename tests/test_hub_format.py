@@ -12,7 +12,8 @@ from transformers import AutoFeatureExtractor, SmolLM3Config, SmolLM3ForCausalLM
 from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.asr_config import ASRConfig
 from tiny_audio.asr_modeling import ASRModel
-from tiny_audio.backbone import load_decoder, load_encoder, read_window_s, require_decoder, require_encoder
+from tiny_audio.backbone import read_window_s, require_decoder, require_encoder
+from tiny_audio.backbone_weights import load_decoder, load_encoder
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.metrics import read_metrics

@@ -8,12 +8,13 @@ from upath import UPath
 
 from tests.test_checkpoint import WEIGHTS, kept, write_run
 from tests.test_train import config_of, losses
-from tiny_audio.asr_modeling import ASRModel, read_model_window_s
-from tiny_audio.checkpoint import best_checkpoint, checkpoint_folder, damage, latest_checkpoint, load_checkpoint
+from tiny_audio.asr_modeling import ASRModel
+from tiny_audio.checkpoint import best_checkpoint, checkpoint_folder, damage, latest_checkpoint, load_checkpoint, load_weights
 from tiny_audio.config import ConfigError, TrainConfig, require_model, storage_path
 from tiny_audio.config_files import load_config
 from tiny_audio.ledger import EpochAudit, audit
 from tiny_audio.metrics import append_metrics, append_warning, follow_folder, read_metrics
+from tiny_audio.saved_model import read_model_window_s
 from tiny_audio.storage import put
 from tiny_audio.train import train
 
@@ -74,6 +75,6 @@ def test_a_run_on_object_storage_goes_on_and_loses_no_row(s3, shards, capsys):
     assert list((config.run_dir / "tensorboard").iterdir())
     url = require_model(f"{s3}/runs/run/model")
     assert read_model_window_s(url) == 8.0
-    weights, _, _ = load_checkpoint(best_checkpoint(config.run_dir, config.score_metric))
+    weights = load_weights(best_checkpoint(config.run_dir, config.score_metric))
     read = ASRModel.from_pretrained(url).projector.state_dict()
     assert all(torch.equal(read[name], weight) for name, weight in weights.items())

@@ -1,11 +1,13 @@
 """The house: imports point one way, and what must stay in one place does."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import DECODER, ENCODER, ROOT
 
 LIBRARY = sorted((ROOT / "tiny_audio").glob("*.py"))
 ALL = [*LIBRARY, *sorted((ROOT / "ray_jobs").glob("*.py")), *sorted((ROOT / "serve").glob("*.py"))]
@@ -79,3 +81,13 @@ def test_nothing_unsafe_is_loaded():
         text = path.read_text()
         for unsafe in ("trust_remote_code", "pickle", "torch.load("):
             assert unsafe not in text, f"{path.name} uses {unsafe}"
+
+
+def test_drivers_import_no_models():
+    """They check configs, tokenizers and weight files; transformers' models would take 2 s and 150 MB more."""
+    drivers = "tiny_audio.train, tiny_audio.evaluate, tiny_audio.transcribe_files"
+    checks = "backbone.require_encoder(sys.argv[1]); backbone.require_decoder(sys.argv[2])"
+    found = "print('transformers.modeling_utils' in sys.modules)"
+    code = f"import sys, {drivers}; from tiny_audio import backbone; {checks}; {found}"
+    run = subprocess.run([sys.executable, "-c", code, ENCODER, DECODER], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "False"

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import gelu, linear, pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.backbone import load_decoder, load_encoder, load_feature_extractor, load_tokenizer, read_window_s
-from tiny_audio.config import ConfigError
+from tiny_audio.backbone import load_feature_extractor, load_tokenizer
+from tiny_audio.backbone_weights import load_decoder, load_encoder
 from tiny_audio.features import (
     HOP_SAMPLES,
     SAMPLES_PER_ENCODER_FRAME,
@@ -31,12 +28,11 @@ from tiny_audio.features import (
 from tiny_audio.layers import Layers, encode, stem
 from tiny_audio.masks import apply_masks
 from tiny_audio.non_finite import ClipCheck
+from tiny_audio.saved_model import load_projector, save_projector
 from tiny_audio.storage import local_folder
 from tiny_audio.tensors import Group, PackedBatch, Packing, Segments, frame_index, padded_rows, segments
 from tiny_audio.text import END_OF_TURN, build_prompt
 
-PROJECTOR_FILE = "model.safetensors"
-PROJECTOR_PREFIX = "projector."
 MELS_PER_TOKEN = SAMPLES_PER_TOKEN // HOP_SAMPLES
 INIT_STD = 0.02  # the seed's, for every projector weight
 
@@ -83,28 +79,6 @@ class ASROutput:
     @property
     def loss(self) -> torch.Tensor:
         return self.loss_sum / max(1, self.num_label_tokens)
-
-
-def read_model_window_s(model: str) -> float:
-    """Longest audio that a saved model takes, in seconds, from the configs alone.
-
-    Raises:
-        ConfigError: there is no such model, or its encoder is gone.
-    """
-    try:
-        with local_folder(model) as folder:
-            config = ASRConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model}: {str(error).splitlines()[0]}") from None
-    return read_window_s(config.audio_model_id)
-
-
-def save_projector(config: ASRConfig, weights: dict[str, torch.Tensor], folder: str | Path) -> None:
-    """Writes a saved model: config.json, and the projector's `weights` in float32."""
-    config.architectures = [ASRModel.__name__]
-    config.save_pretrained(folder)
-    state = {PROJECTOR_PREFIX + name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
-    save_file(state, Path(folder) / PROJECTOR_FILE, metadata={"format": "pt"})
 
 
 class ASRModel(PreTrainedModel):
@@ -280,11 +254,11 @@ class ASRModel(PreTrainedModel):
         """
         with local_folder(str(pretrained_model_name_or_path)) as folder:
             config = config or ASRConfig.from_pretrained(folder, **kwargs)
-            path = cached_file(folder, PROJECTOR_FILE)
-            state = {key.removeprefix(PROJECTOR_PREFIX): value for key, value in load_file(path).items()}
+            state = load_projector(folder)
         model = cls(config)
         expected = {key: value.shape for key, value in model.projector.state_dict().items()}
         if expected != {key: value.shape for key, value in state.items()}:
-            raise ValueError(f"{path}: not a projector for {config.audio_model_id} and {config.text_model_id}")
+            backbones = f"{config.audio_model_id} and {config.text_model_id}"
+            raise ValueError(f"{pretrained_model_name_or_path}: not a projector for {backbones}")
         model.projector.load_state_dict(state)
         return model

@@ -1,25 +1,20 @@
-"""The two frozen backbones: where their files are, what they must hold, and how they are loaded. Safetensors only.
+"""The two frozen backbones: where their files are, and what they must hold. Safetensors only.
 
 What a folder lacks is said before training starts, as far as its small files and its weight files' headers tell
-(`require_encoder`, `require_decoder`); the rest, and a hub id's weights, when they are loaded.
+(`require_encoder`, `require_decoder`); the rest, and a hub id's weights, when `backbone_weights.py` loads them.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, SmolLM3ForCausalLM, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, WhisperFeatureExtractor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tiny_audio.config import ConfigError, require
 from tiny_audio.decode import SAMPLE_RATE
@@ -28,7 +23,6 @@ from tiny_audio.text import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = {"whisper": "Whisper", "smollm3": "SmolLM3"}
-SHOWN_KEYS = 5
 
 
 def backbone_path(model_id: str) -> str:
@@ -38,37 +32,17 @@ def backbone_path(model_id: str) -> str:
     return model_id
 
 
-def load_encoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
-    """The encoder of a whole Whisper checkpoint.
-
-    Raises:
-        ConfigError: there is none, or it lacks encoder weights, or has them in other shapes than its config.json says.
-    """
-    _read_config(model_id, "whisper")
-    return _load(WhisperEncoder, model_id, dtype, attn_implementation, key_mapping={r"^(model\.)?encoder\.": ""})
-
-
-def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> SmolLM3ForCausalLM:
-    """The decoder.
-
-    Raises:
-        ConfigError: there is none, or it lacks weights, or has them in other shapes than its config.json says.
-    """
-    _read_config(model_id, "smollm3")
-    return _load(SmolLM3ForCausalLM, model_id, dtype, attn_implementation)
-
-
 def load_feature_extractor(model_id: str) -> WhisperFeatureExtractor:
     """The encoder's own feature extractor, which `features.log_mel` equals.
 
     Raises:
         ConfigError: preprocessor_config.json is not there, or wants other features than `features.log_mel` makes.
     """
-    config = _read_config(model_id, "whisper")
+    config = read_config(model_id, "whisper")
     try:
         extractor = WhisperFeatureExtractor.from_pretrained(backbone_path(model_id))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{model_id}: no usable preprocessor_config.json; fetch it again ({_one_line(error)})") from None
+        raise ConfigError(f"{model_id}: no usable preprocessor_config.json; fetch it again ({one_line(error)})") from None
     ours = {"sampling_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop_length": HOP_SAMPLES, "feature_size": config.num_mel_bins}
     for name, value in ours.items():
         found = getattr(extractor, name)
@@ -85,7 +59,7 @@ def load_tokenizer(model_id: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{model_id}: its tokenizer cannot be read; fetch it again ({_one_line(error)})") from None
+        raise ConfigError(f"{model_id}: its tokenizer cannot be read; fetch it again ({one_line(error)})") from None
     remedy = "take an instruction-tuned checkpoint, such as HuggingFaceTB/SmolLM3-3B"
     require(bool(tokenizer.chat_template), f"{model_id}: the tokenizer has no chat template (chat_template.jinja); {remedy}")
     for token in (END_OF_TURN, PAD_TOKEN):
@@ -95,53 +69,9 @@ def load_tokenizer(model_id: str):
     return tokenizer
 
 
-def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:
-    """`from_pretrained`, without its report on the parts of a checkpoint that we leave out.
-
-    It would leave missing weights random with a warning, and fall back to formats that can run code.
-    """
-    _require_weights(model_id)
-    try:
-        with quiet_transformers():
-            model, info = model_class.from_pretrained(
-                backbone_path(model_id),
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # listed in `info` then, and refused below
-                **kwargs,
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{model_id}: {_one_line(error)}") from None
-    missing = sorted(info["missing_keys"])
-    require(not missing, f"{model_id}: the checkpoint lacks {_shown(missing)}; is the download complete, and the right model?")
-    reshaped = [f"{key} {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(info["mismatched_keys"])]
-    require(not reshaped, f"{model_id}: weights have other shapes than config.json says: {_shown(reshaped)}; use its own config")
-    return model
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
-    return ", ".join(names[:SHOWN_KEYS]) + more
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Its message, cut short."""
     return textwrap.shorten(str(error), 200, placeholder=" ...")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' warnings and progress bars."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def read_window_s(model_id: str) -> float:
@@ -150,13 +80,13 @@ def read_window_s(model_id: str) -> float:
     Raises:
         ConfigError: there is no such checkpoint.
     """
-    return _read_config(model_id, "whisper").max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
+    return read_config(model_id, "whisper").max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
 
 
 def require_encoder(model_id: str) -> None:
     """Raises ConfigError unless there is a Whisper checkpoint of that id; in a folder, one with all its files, whole."""
     load_feature_extractor(model_id)
-    _require_weights(model_id)
+    require_weights(model_id)
 
 
 def require_decoder(model_id: str) -> None:
@@ -164,19 +94,19 @@ def require_decoder(model_id: str) -> None:
 
     In a folder, one with all its files, whole.
     """
-    config = _read_config(model_id, "smollm3")
+    config = read_config(model_id, "smollm3")
     tokenizer = load_tokenizer(model_id)
     try:
         build_prompt(tokenizer)
     except (ValueError, TemplateError) as error:
-        raise ConfigError(f"{model_id}: its chat template cannot be used: {_one_line(error)}") from None
+        raise ConfigError(f"{model_id}: its chat template cannot be used: {one_line(error)}") from None
     last = max(number for token, number in tokenizer.get_vocab().items() if token != AUDIO_TOKEN)
     remedy = "take the checkpoint's own tokenizer"
     require(last < config.vocab_size, f"{model_id}: the tokenizer has ids to {last}, the model {config.vocab_size}; {remedy}")
-    _require_weights(model_id)
+    require_weights(model_id)
 
 
-def _read_config(model_id: str, model_type: str) -> PreTrainedConfig:
+def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
     """The config of a checkpoint that must be of `model_type`."""
     path = backbone_path(model_id)
     if Path(path).is_dir():
@@ -188,13 +118,13 @@ def _read_config(model_id: str, model_type: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, StrictDataclassError) as error:
         remedy = "" if Path(path).is_dir() else "not found on the hub, or no way to it; without a network, name a local folder: "
-        raise ConfigError(f"{model_id}: {remedy}{_one_line(error)}") from None
+        raise ConfigError(f"{model_id}: {remedy}{one_line(error)}") from None
     wanted = ARCHITECTURES[model_type]
     require(config.model_type == model_type, f"{model_id}: is a {config.model_type}, not a {wanted} checkpoint")
     return config
 
 
-def _require_weights(model_id: str) -> None:
+def require_weights(model_id: str) -> None:
     """Raises ConfigError unless a folder's weight files are there and whole. A hub id's are not looked at."""
     folder = Path(backbone_path(model_id))
     if not folder.is_dir():
@@ -207,7 +137,7 @@ def _require_weights(model_id: str) -> None:
         try:
             files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
         except (ValueError, KeyError) as error:
-            raise ConfigError(f"{index}: not an index of shards ({_one_line(error)}); fetch it again") from None
+            raise ConfigError(f"{index}: not an index of shards ({one_line(error)}); fetch it again") from None
     for path in files:
         require(path.is_file(), f"{path}: {index.name} names this shard, and it is not there; fetch it again")
         try:

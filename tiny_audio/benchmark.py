@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import ray
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -133,7 +134,8 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     output_dir = output_path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if config.part == "plan":
-        return _through_ray(lambda cluster: plan_figures(PlanSize()))
+        # in a process of its own, which imports what a driver does: its memory is measured
+        return _through_ray(lambda cluster: ray.get(ray.remote(plan_figures).remote(PlanSize())))
     if config.part == "soak":
         shutil.rmtree(output_dir / "soak", ignore_errors=True)
         return _through_ray(lambda cluster: soak(cluster, output_dir / "soak", config.soak_minutes))

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, islice, product
 from pathlib import Path
+from string import ascii_lowercase
 
 import psutil
 import pyarrow as pa
@@ -22,7 +24,7 @@ import ray
 import torch
 
 import tiny_audio.train  # noqa: F401  memory is measured beside all that a driver imports
-from tiny_audio.asr_modeling import Projector
+from tiny_audio.backbone import require_decoder, require_encoder
 from tiny_audio.checkpoint import Progress, checkpoint_folder, plan_identity, require_same_plan, save_checkpoint, state_bytes
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
@@ -34,6 +36,7 @@ from tiny_audio.zero import MOMENTS
 CONFIG = Path("ray_jobs/configs/loquacious_large.yaml")
 LEFT_STEPS = 8  # of the epoch, where the run is resumed
 WIDTHS = (1280, 2048)  # of whisper-large-v3-turbo and SmolLM3-3B
+NUM_TOKENS, NUM_MERGES = 128_000, 280_000  # about those of SmolLM3-3B's tokenizer
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,22 @@ def absent_groups(size: PlanSize) -> list[RowGroup]:
     return [RowGroup(path, i, size.rows_per_group) for path in paths for i in range(size.groups_per_file)]
 
 
-def footer_figures(folder: Path, size: PlanSize) -> dict:
-    """Writes small shards with as many row groups as large ones, and reads their footers."""
+def write_shards(folder: Path, size: PlanSize) -> None:
+    """Small ones, with as many row groups as large ones."""
     wav = {"bytes": b"RIFF", "path": "a.wav"}
     table = pa.Table.from_pylist([{"ID": f"row-{i}", "wav": wav, "text": "a"} for i in range(size.groups_per_file)])
     for number in range(size.num_footers):
         pq.write_table(table, folder / f"train-{number:05d}.parquet", row_group_size=1)
+
+
+def check_figures(decoder: Path) -> dict:
+    started = time.perf_counter()
+    require_encoder("tiny_audio/backbones/encoder")
+    require_decoder(str(decoder))
+    return {"name": "backbones checked", "seconds": time.perf_counter() - started, "memory_mib": rss_mib()}
+
+
+def footer_figures(folder: Path, size: PlanSize) -> dict:
     started, before = time.perf_counter(), bytes_read()
     groups = read_footers(list_shards(f"{folder}/*.parquet"))
     seconds, num_bytes = time.perf_counter() - started, bytes_read() - before
@@ -81,10 +94,30 @@ def footer_figures(folder: Path, size: PlanSize) -> dict:
     return figures | per_file
 
 
+def write_small_decoder(folder: Path) -> None:
+    """A checkpoint small but for its tokenizer, which has as many tokens and merges as SmolLM3's."""
+    from tiny_audio.random_backbones import SMOLLM3_3B, write_decoder  # here: a driver imports no models
+
+    small = {"hidden_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    write_decoder(folder, SMOLLM3_3B | small)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    ids = count(1 + max(*vocab.values(), *(token["id"] for token in tokenizer["added_tokens"])))
+    words = ("".join(letters) for length in (2, 3, 4) for letters in product(ascii_lowercase[:20], repeat=length))
+    for word in islice((word for word in words if word not in vocab), NUM_TOKENS - len(vocab)):
+        vocab[word] = next(ids)
+        merges += [[word[:cut], word[cut:]] for cut in range(1, len(word))]
+    del merges[NUM_MERGES:]
+    path.write_text(json.dumps(tokenizer))
+
+
 def write_run(config: TrainConfig, size: PlanSize) -> None:
     """What a start leaves for the next: the plan, and a checkpoint of the full size."""
     groups = absent_groups(size)
     keep_plan(config, groups)
+    from tiny_audio.asr_modeling import Projector  # here: a driver does not import it, and memory is measured
+
     weights = {name: weight.detach() for name, weight in Projector(*WIDTHS).named_parameters()}
     moments = {f"{moment}.{name}": torch.zeros_like(weight) for moment in MOMENTS for name, weight in weights.items()}
     state = state_bytes(Progress(step=LEFT_STEPS, plan=plan_identity(config, groups)))
@@ -155,14 +188,15 @@ def whole_figures(config: TrainConfig, groups: list[RowGroup]) -> dict:
 
 
 def plan_figures(size: PlanSize) -> list[dict]:
-    """All of them, with this process's memory, which imports what a driver does. Needs a Ray that is up."""
-    config = load_config(TrainConfig, CONFIG, [])
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [footer_figures(Path(folder), size)]
-        before_mib, config.runs_dir = rss_mib(), folder
-        ray.get(ray.remote(write_run).remote(config, size))  # elsewhere, for its memory
+    """All of them, with this process's memory, which does what a driver does before a training. Needs a Ray that is up."""
+    config, imported_mib = load_config(TrainConfig, CONFIG, []), rss_mib()
+    with tempfile.TemporaryDirectory() as name:
+        folder, config.runs_dir = Path(name), name
+        write = [(write_small_decoder, folder / "decoder"), (write_shards, folder, size), (write_run, config, size)]
+        ray.get([ray.remote(make).remote(*arguments) for make, *arguments in write])  # elsewhere, for its memory
+        rows = [check_figures(folder / "decoder"), footer_figures(folder, size)]
         groups, kept = kept_figures(config)
     rows += [kept, *resume_figures(config, groups)]
-    rows += [{"name": "memory of the driver", "before_mib": before_mib, "after_mib": rss_mib(), "peak_mib": peak_rss_mib()}]
+    rows += [{"name": "memory of the driver", "imported_mib": imported_mib, "after_mib": rss_mib(), "peak_mib": peak_rss_mib()}]
     rows += [stream_figures(config, groups, num_epochs) for num_epochs in (1, 10)]  # another process's work, in a run
     return [*rows, whole_figures(config, groups)]

@@ -140,7 +140,11 @@ def load_progress(folder: Path) -> Progress:
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Progress]:
     """Weights, moments and progress of a checkpoint folder."""
-    return load((folder / WEIGHTS).read_bytes()), load((folder / MOMENTS).read_bytes()), load_progress(folder)
+    return load_weights(folder), load((folder / MOMENTS).read_bytes()), load_progress(folder)
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load((folder / WEIGHTS).read_bytes())
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tiny_audio.asr_modeling import read_model_window_s
 from tiny_audio.batch import SILENCE, silent_clip
 from tiny_audio.config import absolute_data, output_path, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.loquacious import source_of
 from tiny_audio.metrics import count_reject, rejects_line
 from tiny_audio.plan import list_shards, plan_pass, read_footers
+from tiny_audio.saved_model import read_model_window_s
 from tiny_audio.shards import Clip
 from tiny_audio.stream import TranscribeSettings, clip_dataset, memory_dataset, transcribe_dataset
 from tiny_audio.wer import ErrorCount, count_errors, normalize, word_error_rate

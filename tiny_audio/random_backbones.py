@@ -19,7 +19,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from tiny_audio.backbone import PACKAGE_ROOT, quiet_transformers
+from tiny_audio.backbone import PACKAGE_ROOT
+from tiny_audio.backbone_weights import quiet_transformers
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.features import SAMPLES_PER_ENCODER_FRAME
 
@@ -64,9 +65,10 @@ def _write_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, f
     with torch.device("meta"):  # no time for the modules' own first values
         model = model_class(config)
     model.to(torch.bfloat16).to_empty(device=device).tie_weights()
+    generator = torch.Generator(device).manual_seed(0)  # the same weights each time, on the same kind of device
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
-            weight.data.normal_(std=0.02)
+            weight.data.normal_(std=0.02, generator=generator)
         else:
             weight.data.fill_(0.0 if name.endswith("bias") else 1.0)
     with quiet_transformers():

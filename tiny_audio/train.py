@@ -21,13 +21,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from tiny_audio.asr_config import ASRConfig
-from tiny_audio.asr_modeling import save_projector
 from tiny_audio.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
-    load_checkpoint,
     load_progress,
+    load_weights,
     plan_identity,
     require_same_plan,
 )
@@ -39,11 +38,11 @@ from tiny_audio.metrics import MetricsFollower, append_warning
 from tiny_audio.plan import RowGroup, list_shards, plan_windows, read_footers
 from tiny_audio.plan_file import keep_plan, planned_groups
 from tiny_audio.rejects import name_rows, worst_files
+from tiny_audio.saved_model import save_projector
 from tiny_audio.storage import put, said_in_one_line, written_folder
 from tiny_audio.stream import SUBCLUSTER, StreamSettings, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
 from tiny_audio.watchdog import FailedWorkers, HangFollower, start_watch
-from tiny_audio.worker import train_loop
 
 # How long Ray Train waits for the nodes that it chose, before it chooses anew. They may have to come up first; where the
 # number of workers may change it chooses those that are up, by a list that Ray renews every 20 s: one may just be lost.
@@ -94,6 +93,12 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
     return make
 
 
+def _train_loop(loop_config: dict) -> str:
+    from tiny_audio.worker import train_loop  # here: it imports the models, 2 s and 150 MB that the driver does without
+
+    return train_loop(loop_config)
+
+
 def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, scratch: str) -> TorchTrainer:
     """`scratch` is a folder for what Ray Train keeps: an empty file. It is told of no checkpoint, and recovers nothing."""
     claim = uuid.uuid4().hex
@@ -105,7 +110,7 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
     }
     num_workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     return TorchTrainer(
-        train_loop,
+        _train_loop,
         train_loop_config=loop_config,
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
@@ -186,13 +191,12 @@ def _export(config: TrainConfig) -> dict:
     """Writes model/ from the best or the last checkpoint, and training.json; returns what that says."""
     latest = latest_checkpoint(config.run_dir, _warn)
     exported = best_checkpoint(config.run_dir, config.score_metric, _warn) if config.export == "best" else latest
-    weights, _, at_export = load_checkpoint(exported)
     progress = load_progress(latest)
     nothing = f"{config.run_dir}: no row was trained; rejected: {progress.rejects}; left out: {progress.left_out}"
     require(progress.num_rows > 0, nothing)
     with written_folder(config.run_dir / "model") as folder:
-        save_projector(ASRConfig(**dataclasses.asdict(config.model)), weights, folder)
-    training = {**dataclasses.asdict(progress), "end": progress.end_reason(config), "exported_step": at_export.step}
+        save_projector(ASRConfig(**dataclasses.asdict(config.model)), load_weights(exported), folder)
+    training = {**dataclasses.asdict(progress), "end": progress.end_reason(config), "exported_step": load_progress(exported).step}
     training["reject_files"] = worst_files(config.run_dir)
     put(config.run_dir / "training.json", (json.dumps(training, indent=1) + "\n").encode())
     return training
@@ -213,11 +217,11 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     """
     config = config.with_absolute_paths()
     config.data.max_duration_s = min(config.data.max_duration_s, read_window_s(config.model.audio_model_id))
+    require_encoder(config.model.audio_model_id)
+    require_decoder(config.model.text_model_id)
     groups, truecaser = planned_groups(config, _warn), make_truecaser(config.data)
     read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
     require(bool(groups), f"{config.data.train}: the training shards hold no rows")
-    require_encoder(config.model.audio_model_id)
-    require_decoder(config.model.text_model_id)
     with said_in_one_line(config.run_dir):
         progress = require_same_plan(config.run_dir, plan_identity(config, groups))
     if progress and progress.end_reason(config):  # workers would have nothing to do

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiny_audio.asr_modeling import read_model_window_s
 from tiny_audio.config import absolute, output_path, require, require_at_least, require_model
 from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.saved_model import read_model_window_s
 from tiny_audio.stream import TranscribeSettings, file_dataset, transcribe_dataset
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
