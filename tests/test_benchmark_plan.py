@@ -24,4 +24,5 @@ def test_the_plan_is_measured_without_a_gpu_and_without_the_files_it_is_of():
     assert 140e6 < rows["the run's folder read"]["checkpoint_bytes"] < 145e6
     assert rows["through Ray Data, epochs: 10"]["num_steps"] == 1960
     assert rows["through Ray Data, epochs: 10"]["first_step"] == 188
-    assert rows["memory of the driver"]["peak_mib"] * 2**20 < 1e9  # of which the plan is little: see part=plan for all of it
+    memory = rows["memory of the driver"]
+    assert memory["peak_mib"] - memory["imported_mib"] < 320  # for the largest tokenizer, and this small plan
