@@ -1,17 +1,19 @@
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from tests.conftest import tone
 from tiny_audio.batch import deal, load_s, num_micro_batches, window_batches
 from tiny_audio.plan import Window
-from tiny_audio.shards import Clip, Reject
+from tiny_audio.shards import Clip, LeftOut, Reject
 
 WINDOW = Window(epoch=0, index=2, first_step=6, num_steps=3, slices=())
 CLIPS = [Clip(f"c{i}", tone(0.2 + 0.1 * ((i * 7) % 23)), "text") for i in range(23)]
 
 
-def batches(num_workers, **options):
-    options = {"silence_share": 0.1, **options}
-    return window_batches(WINDOW, CLIPS, [Reject("bad", "empty", "f")], seed=0, num_workers=num_workers, **options)
+def batches(num_workers, rows=CLIPS):
+    return window_batches(WINDOW, rows, seed=0, num_workers=num_workers, silence_share=0.1)
 
 
 def steps(found):
@@ -48,11 +50,35 @@ def test_all_workers_compute_as_many_parts_as_the_heaviest_share_needs():
     assert [num_micro_batches(load, 16.0) for load in (0.0, 16.0, 17.0, 40.0)] == [1, 1, 2, 3]
 
 
-def test_rejects_travel_with_the_first_batch_alone():
-    assert [len(batch.rejects) for batch in batches(2)] == [1, 0, 0, 0, 0, 0]
+def other_than(row_id, found):
+    return {step: [name for name in names if name != row_id] for step, names in steps(found).items()}
+
+
+@pytest.mark.parametrize("became", [Reject("", "unreadable", "f"), LeftOut("yodas")])
+def test_what_becomes_of_a_row_never_moves_another_and_is_told_at_its_own_step(became):
+    """As where a file breaks, or is mended, between two readings of a window."""
+    before = batches(2)
+    for place in range(0, len(CLIPS), 5):
+        after = batches(2, [*CLIPS[:place], became, *CLIPS[place + 1 :]])
+        row_id = CLIPS[place].id
+        assert steps(after) == other_than(row_id, before)
+        (step,) = [step for step, names in steps(before).items() if row_id in names]
+        told = [(b.step, b.rank) for b in after if b.rejects == [became] or b.left_out == {"yodas": 1}]
+        assert told == [(step, 0)]
+        assert sum(len(b.rejects) + len(b.left_out) for b in after) == 1
+
+
+def test_a_row_that_is_taken_more_than_once_moves_no_other_either():
+    before = batches(1)
+    after = batches(1, [replace(CLIPS[0], copies=4), *CLIPS[1:]])
+    assert other_than("c0", after) == other_than("c0", before)
+    names = Counter({step: names.count("c0") for step, names in steps(after).items()})
+    first, *_ = [step for step, found in steps(before).items() if "c0" in found]
+    assert names == {6: 1, 7: 1, 8: 1} | {first: 2}
 
 
 def test_a_window_of_rejects_still_has_its_steps():
-    found = window_batches(WINDOW, [], [], seed=0, num_workers=2)
+    found = window_batches(WINDOW, [Reject("bad", "empty", "f")] * 9, seed=0, num_workers=2)
     assert [batch.step for batch in found] == [6, 6, 7, 7, 8, 8]
     assert not any(batch.clips for batch in found)
+    assert [len(batch.rejects) for batch in found] == [3, 0, 3, 0, 3, 0]

@@ -108,7 +108,7 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come
     monkeypatch.setattr("tiny_audio.train.RESIZE_CHECK_S", 1.0)
     monkeypatch.setattr("tiny_audio.train.ELASTIC_START_TIMEOUT_S", 10)
     monkeypatch.setattr("tiny_audio.train.ScalingConfig", partial(ScalingConfig, resources_per_worker={SLOT: 1}))
-    monkeypatch.setattr("tiny_audio.train.train_loop", loop_with(stand_still({(2, 3), (1, 5)})))
+    monkeypatch.setattr("tiny_audio.train._train_loop", loop_with(stand_still({(2, 3), (1, 5)})))
     config = run_config(shards, tmp_path, "elastic", num_workers=2, min_workers=1, zero_stage=2, max_failures=1)
     running = threading.Thread(target=train, args=(config,), daemon=True)
     nodes = []

@@ -19,7 +19,7 @@ from tiny_audio.loquacious import source_of
 from tiny_audio.metrics import count_reject, num_rejects, rejects_line
 from tiny_audio.plan import RowGroup, list_shards, plan_pass, plan_windows, read_footers, read_mix
 from tiny_audio.prepare import encode_audio
-from tiny_audio.shards import decode_slices, row_copies
+from tiny_audio.shards import Clip, Reject, decode_slices, row_copies
 from tiny_audio.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
 
 IDS = {
@@ -158,8 +158,9 @@ def test_a_hub_dataset_is_read_at_its_commit(folder, tmp_path, monkeypatch):
 
 def test_bad_rows_are_rejected_by_source_and_reason_and_never_a_crash(folder):
     decoded = decode_slices(plan_pass(read_footers(list_shards(f"{folder}:small:train"))), 30.0, Truecaser({"paris": "Paris"}))
+    clips, rejects = ([row for row in decoded if isinstance(row, kind)] for kind in (Clip, Reject))
     counts = {}
-    for reject in decoded.rejects:
+    for reject in rejects:
         count_reject(counts, reject.source, reject.reason)
     assert counts == {
         "all": {"no_id": 1},
@@ -167,8 +168,8 @@ def test_bad_rows_are_rejected_by_source_and_reason_and_never_a_crash(folder):
     }
     assert num_rejects(counts) == 8
     assert rejects_line(counts) == "all: 1 no_id; yodas: 2 empty, 2 no_label, 1 not_audio, 1 too_long, 1 truncated"
-    assert Counter(source_of(clip.id) for clip in decoded.clips) == dict.fromkeys(IDS.keys() - {"yodas"}, 8)
-    assert decoded.clips[0].text == "Row number 0 of Paris"
+    assert Counter(source_of(clip.id) for clip in clips) == dict.fromkeys(IDS.keys() - {"yodas"}, 8)
+    assert clips[0].text == "Row number 0 of Paris"
 
 
 def test_a_source_is_taken_as_often_as_its_weight_says():
@@ -182,15 +183,16 @@ def test_a_source_is_taken_as_often_as_its_weight_says():
     assert row_copies("1-2-3", {"commonvoice": 0.0}, 0, 0) == 1
 
 
-def test_left_out_rows_are_counted_and_travel_with_the_first_batch(folder):
-    window = next(plan_windows(read_footers(list_shards(f"{folder}:small:train")), 0, 40, 1, 1))
-    decoded = decode_slices(window.slices, 30.0, copies=lambda row_id: 2 * (source_of(row_id) != "yodas"))
-    assert decoded.left_out == {"yodas": 7}  # the eighth has no ID: that is its reject
-    assert [reject.reason for reject in decoded.rejects] == ["no_id"]
-    assert set(Counter(clip.id for clip in decoded.clips).values()) == {2}
-    options = {"seed": 0, "num_workers": 2}
-    batches = window_batches(window, decoded.clips, decoded.rejects, decoded.left_out, **options)
-    assert [batch.left_out for batch in batches] == [{"yodas": 7}, {}]
+def test_left_out_rows_are_counted_and_the_others_come_as_often_as_told(folder):
+    window = next(plan_windows(read_footers(list_shards(f"{folder}:small:train")), 0, 20, 2, 1))
+    rows = decode_slices(window.slices, 30.0, copies=lambda row_id: 2 * (source_of(row_id) != "yodas"))
+    assert len(rows) == window.num_rows
+    batches = window_batches(window, rows, seed=0, num_workers=2)
+    assert sum((Counter(batch.left_out) for batch in batches), Counter()) == {"yodas": 7}  # the eighth has no ID: its reject
+    assert [reject.reason for batch in batches for reject in batch.rejects] == ["no_id"]
+    taken = Counter(clip.id for batch in batches for clip in batch.clips)
+    assert set(taken.values()) == {2}
+    assert len(taken) == window.num_rows - 8
 
 
 @pytest.mark.parametrize("change", [{"train": {"a": 1.0, "b": 2.0}}, {"source_weights": {"yodas": 0.5}}])

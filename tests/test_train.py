@@ -37,7 +37,7 @@ def config_of(shards, runs_dir, name, **changes) -> TrainConfig:
         "eval_every": 100,
         "checkpoint_every": 2,
         "log_every": 1,
-        "seed": 3,
+        "seed": 1,
         "max_failures": 0,
         "model": ModelConfig(audio_model_id=ENCODER, text_model_id=DECODER, dtype="float32", max_new_tokens=4),
         "data": DataConfig(
@@ -266,7 +266,7 @@ def test_a_label_that_no_node_has_is_said(capsys):
 
 def test_a_run_under_another_plan_is_refused(plain, shards):
     changed = config_of(shards, plain.run_dir.parent, "plain", seed=4)
-    with pytest.raises(ConfigError, match="was started with seed=3, now it is 4"):
+    with pytest.raises(ConfigError, match="was started with seed=1, now it is 4"):
         train(changed)
 
 
@@ -281,10 +281,10 @@ def test_the_progress_line_says_what_matters():
 
 def test_a_run_that_gets_worse_ends_early_exports_its_best_and_stays_ended(shards, tmp_path):
     """On two workers, which must agree; and a second start, which must know."""
-    changes = {"num_steps": 12, "num_workers": 2, "zero_stage": 2, "eval_every": 1, "checkpoint_every": 100}
+    changes = {"num_steps": 12, "num_workers": 2, "zero_stage": 2, "eval_every": 1, "checkpoint_every": 100, "seed": 3}
     config = config_of(shards, tmp_path, "early", **changes, keep_checkpoints=1, early_stopping_patience=2)
     config.data.max_wer_rows = 0
-    config.optimizer = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0)
+    config.optimizer = OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_steps=0)
     training = train(config)
     logged = {line["step"]: line["val_loss"] for line in read_metrics(config.run_dir) if line.get("val_loss") and line["step"]}
     best = min(logged, key=logged.get)

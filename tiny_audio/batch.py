@@ -1,12 +1,14 @@
-"""Clips of a window to the ready-made batches of every worker and step. Pure numpy; knows nothing of Ray.
+"""Rows of a window to the ready-made batches of every worker and step. Pure numpy; knows nothing of Ray.
 
 What a step trains is fixed before it is dealt out: the number of workers decides who computes a clip, never with which
-others it is averaged.
+others it is averaged. And a row has its step by its place in the plan alone: a file may break, or be mended, between two
+readings of a window, as when a run goes on from the middle of one, and no other row changes its step by it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from heapq import heapify, heapreplace
 
@@ -15,7 +17,7 @@ import numpy as np
 from tiny_audio.augment import NOISES, make_noise
 from tiny_audio.decode import SAMPLE_RATE
 from tiny_audio.plan import Window
-from tiny_audio.shards import Clip, Reject
+from tiny_audio.shards import Clip, LeftOut, Reject, Row
 
 SILENCE = "silence"  # a kind of made clip, and the source of them all
 SILENCE_S = (0.25, 4.0)  # shortest and longest of the silent clips
@@ -33,9 +35,8 @@ class WorkerBatch:
     num_step_rows: int  # of all workers together, without silent clips that were added
     largest_share_s: float  # `load_s` of the heaviest share: all workers compute in as many parts as that one needs
     clips: list[Clip]
-    rejects: list[Reject] = field(default_factory=list)  # of the window; only its first batch carries them
+    rejects: list[Reject] = field(default_factory=list)  # of the step; only rank 0's batch carries them
     left_out: dict[str, int] = field(default_factory=dict)  # so too: rows of a source whose turn it was not
-    num_read: int = 0  # so too: rows of the window whose turn it was, good or rejected
 
 
 def silent_clip(rng: np.random.Generator, name: str) -> Clip:
@@ -48,14 +49,20 @@ def silent_clip(rng: np.random.Generator, name: str) -> Clip:
     return Clip(name, pcm.astype(np.int16), text="", speaker=kind)
 
 
-def _with_silence(clips: list[Clip], share: float, window: Window, rng: np.random.Generator) -> list[Clip]:
-    count = round(len(clips) * share)
-    return clips + [silent_clip(rng, f"silence-{window.epoch}-{window.index}-{i}") for i in range(count)]
+def _with_silence(rows: list[Row], share: float, window: Window, rng: np.random.Generator) -> list[Row]:
+    count = round(len(rows) * share)
+    return rows + [silent_clip(rng, f"silence-{window.epoch}-{window.index}-{i}") for i in range(count)]
 
 
-def arrange_steps(clips: list[Clip], num_steps: int, rng: np.random.Generator) -> list[list[Clip]]:
-    """Clips in random order, evenly over the steps."""
-    return [[clips[i] for i in part] for part in np.array_split(rng.permutation(len(clips)), num_steps)]
+def arrange_steps(rows: list[Row], num_steps: int, rng: np.random.Generator) -> list[list[Row]]:
+    """Rows in random order, evenly over the steps; a clip's further copies go to the steps after its own."""
+    places = np.array_split(rng.permutation(len(rows)), num_steps)
+    steps = [[rows[i] for i in part] for part in places]
+    for number, part in enumerate(places):
+        for row in (rows[i] for i in part):
+            for copy in range(1, row.copies if isinstance(row, Clip) else 0):
+                steps[(number + copy) % num_steps].append(row)
+    return steps
 
 
 def load_s(clips: list[Clip]) -> float:
@@ -81,25 +88,24 @@ def num_micro_batches(largest_share_s: float, micro_batch_s: float) -> int:
 
 
 def window_batches(
-    window: Window,
-    clips: list[Clip],
-    rejects: list[Reject],
-    left_out: dict[str, int] | None = None,
-    *,
-    seed: int,
-    num_workers: int,
-    silence_share: float = 0.0,
+    window: Window, rows: list[Row], *, seed: int, num_workers: int, silence_share: float = 0.0
 ) -> list[WorkerBatch]:
-    """All batches of a window: by step, within it by worker."""
+    """All batches of a window: by step, within it by worker.
+
+    Args:
+        rows: all of the window's, in the order of the plan.
+    """
     rng = np.random.default_rng((seed, window.epoch, window.index))
-    steps = arrange_steps(_with_silence(clips, silence_share, window, rng), window.num_steps, rng)
+    steps = arrange_steps(_with_silence(rows, silence_share, window, rng), window.num_steps, rng)
     batches = []
-    for number, step_clips in enumerate(steps):
-        num_rows = sum(bool(clip.text) for clip in step_clips)
-        shares = deal(step_clips, num_workers)
+    for number, of_step in enumerate(steps):
+        clips = [row for row in of_step if isinstance(row, Clip)]
+        num_rows = sum(bool(clip.text) for clip in clips)
+        shares = deal(clips, num_workers)
         largest_s = max(load_s(share) for share in shares)
+        first = len(batches)
         for rank, share in enumerate(shares):
             batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, largest_s, share))
-    batches[0].rejects, batches[0].left_out = rejects, left_out or {}
-    batches[0].num_read = len(clips) + len(rejects)
+        batches[first].rejects = [row for row in of_step if isinstance(row, Reject)]
+        batches[first].left_out = dict(Counter(row.source for row in of_step if isinstance(row, LeftOut)))
     return batches

@@ -169,7 +169,7 @@ class DataConfig:
     batch_rows: int = 32  # the global batch, whatever the number of workers; rejects and source_weights change it
     steps_per_window: int = 16  # steps whose rows are read and shuffled together
     micro_batch_s: float | None = None  # audio that a worker computes at a time, and 2 s a clip; null: as its memory allows
-    silence_share: float = 0.0  # silent and noise-only clips with an empty label, added to each step
+    silence_share: float = 0.0  # made clips of silence or noise, with an empty label, for each row planned
     max_reject_share: float = 0.5  # of the rows read of late (500 or more): beyond it the run stops; 1 lets it go on always
     decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
 

@@ -75,7 +75,7 @@ class RejectLog:
     files: Counter[str] = field(default_factory=Counter)
 
     def add(self, batch: WorkerBatch) -> None:
-        self.num_read += batch.num_read
+        self.num_read += batch.num_step_rows + len(batch.rejects)
         for reject in batch.rejects:
             self.kinds[reject.source, reject.reason] += 1
             self.files[reject.path] += 1

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import fsspec
 import numpy as np
@@ -33,6 +33,7 @@ class Clip:
     pcm: np.ndarray
     text: str
     speaker: str = ""
+    copies: int = 1  # how often its epoch takes it
 
     @property
     def duration_s(self) -> float:
@@ -54,6 +55,16 @@ class Reject:
     @property
     def source(self) -> str:
         return source_of(self.id)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row whose turn it is not in this epoch, by the weight of its source."""
+
+    source: str
+
+
+Row = Clip | Reject | LeftOut
 
 
 def texts(column: pa.ChunkedArray) -> list[str | None]:
@@ -144,39 +155,26 @@ def _once(row_id: str) -> int:
     return 1
 
 
-@dataclass
-class Decoded:
-    """The rows of some slices, in order: those that can be used, those that cannot, and of how many it was not the turn."""
-
-    clips: list[Clip] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)  # by source
-
-
 def decode_slices(
     slices: Iterable[RowSlice],
     max_duration_s: float,
     truecaser: Truecaser | None = None,
     copies: Callable[[str], int] = _once,
-) -> Decoded:
-    """All rows of the slices. What cannot be read is rejected, as many rows as were planned, and never an error.
+) -> list[Row]:
+    """All rows of the slices in order, one for each that was planned.
+
+    What cannot be read is rejected, at the places planned for it, and never an error.
 
     Args:
         copies: how often to take the row of an ID; one that is not taken is not decoded either.
     """
-    found = Decoded()
+    found: list[Row] = []
     for part in slices:
         rows = read_what_is_there(part)
-        found.rejects += [Reject("", UNREADABLE, part.path)] * (part.stop - part.start - len(rows))
         for row in rows:
-            count = copies(row["ID"] or "")
-            if count == 0:
-                source = source_of(row["ID"] or "")
-                found.left_out[source] = found.left_out.get(source, 0) + 1
-                continue
-            decoded = decode_row(row, part.path, max_duration_s, truecaser)
-            if isinstance(decoded, Reject):
-                found.rejects.append(decoded)
-            else:
-                found.clips += [decoded] * count
+            name = row["ID"] or ""
+            count = copies(name)
+            decoded = decode_row(row, part.path, max_duration_s, truecaser) if count else LeftOut(source_of(name))
+            found.append(replace(decoded, copies=count) if isinstance(decoded, Clip) else decoded)
+        found += [Reject("", UNREADABLE, part.path)] * (part.stop - part.start - len(rows))
     return found

@@ -90,18 +90,11 @@ def _decode_window(table: pa.Table, settings: StreamSettings, num_workers: int) 
             continue
         window = _to_window(row)
         copies = partial(row_copies, weights=settings.source_weights, seed=settings.seed, epoch=window.epoch)
-        decoded = decode_slices(window.slices, settings.max_duration_s, settings.truecaser, copies)
+        rows = decode_slices(window.slices, settings.max_duration_s, settings.truecaser, copies)
         how = (settings.augment, settings.max_duration_s, settings.seed, window.epoch)
-        clips = [augment_clip(clip, *how) for clip in decoded.clips]  # before they are dealt: durations change
-        batches = window_batches(
-            window,
-            clips,
-            decoded.rejects,
-            decoded.left_out,
-            seed=settings.seed,
-            num_workers=num_workers,
-            silence_share=settings.silence_share,
-        )
+        rows = [augment_clip(row, *how) if isinstance(row, Clip) else row for row in rows]  # before dealing: durations change
+        options = {"num_workers": num_workers, "silence_share": settings.silence_share}
+        batches = window_batches(window, rows, seed=settings.seed, **options)
         for batch in batches:
             if settings.start_step <= batch.step < settings.num_steps:
                 yield _to_table(batch)
@@ -232,7 +225,7 @@ def _clip_row(decoded: Clip | Reject) -> dict:
 def _decode_slice(table: pa.Table, max_duration_s: float) -> pa.Table:
     slices = [RowSlice(**row) for row in table.to_pylist()]
     decoded = decode_slices(slices, max_duration_s)
-    return pa.Table.from_pylist([_clip_row(row) for row in [*decoded.clips, *decoded.rejects]], schema=CLIP_SCHEMA)
+    return pa.Table.from_pylist([_clip_row(row) for row in decoded], schema=CLIP_SCHEMA)
 
 
 def clip_dataset(slices: Iterable[RowSlice], max_duration_s: float) -> ray.data.Dataset:

@@ -13,7 +13,7 @@ from tiny_audio.interval import all_sums
 from tiny_audio.labels import make_truecaser
 from tiny_audio.plan import list_shards, plan_pass, read_footers
 from tiny_audio.rejects import name_rows
-from tiny_audio.shards import UNREADABLE, Clip, decode_slices
+from tiny_audio.shards import UNREADABLE, Clip, Reject, decode_slices
 from tiny_audio.tensors import PackedBatch, pack, silence
 from tiny_audio.transcribe import MAX_BATCH_S, Transcriber
 from tiny_audio.wer import count_errors
@@ -23,12 +23,13 @@ def load_dev_clips(data: DataConfig) -> list[Clip]:
     """The clips of the first `max_dev_rows` dev rows, in order. Few enough for every worker to decode them all."""
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
     decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data))
-    unread = sorted({reject.path for reject in decoded.rejects if reject.reason == UNREADABLE})
+    clips, rejects = ([row for row in decoded if isinstance(row, kind)] for kind in (Clip, Reject))
+    unread = sorted({reject.path for reject in rejects if reject.reason == UNREADABLE})
     if unread:  # may be there again at the next start
         raise OSError(f"{unread[0]}: cannot be read; validation needs all of data.dev, on every worker")
-    reasons = sorted({reject.reason for reject in decoded.rejects})
-    require(bool(decoded.clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
-    return decoded.clips
+    reasons = sorted({reject.reason for reject in rejects})
+    require(bool(clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
+    return clips
 
 
 def wer_parts(clips: list[Clip], rank: int, num_workers: int, window_s: float) -> list[list[Clip]]:
