@@ -138,6 +138,24 @@ def test_a_missing_folder_and_a_damaged_best_one_leave_the_next_best(tmp_path):
     assert best_checkpoint(run_dir, "val_wer").name == latest(run_dir) == "step-00000010"
 
 
+@pytest.mark.parametrize(("number", "is_damage"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EACCES, False)])
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(tmp_path, monkeypatch, number, is_damage):
+    """Of a shared disk that is asked again at the next start; what it has lost for good is damage."""
+    run_dir, real = write_run(tmp_path), Path.open
+
+    def failing(path, *arguments, **options):
+        if path.parent.name == "step-00000030" and path.name == "projector.safetensors":
+            raise OSError(number, os.strerror(number))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    if is_damage:
+        assert latest(run_dir) == "step-00000020"
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            latest(run_dir)
+
+
 def test_a_run_without_a_whole_checkpoint_stops(tmp_path):
     run_dir = write_run(tmp_path)
     for folder in (run_dir / "checkpoints").iterdir():

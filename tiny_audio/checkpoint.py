@@ -8,6 +8,7 @@ exported or deleted is decided here and from these folders alone, so that all wh
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -127,8 +128,8 @@ def damage(folder: Path) -> str:
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
-        if not is_local(folder):
-            raise  # no answer is no damage: the same question will be asked at the next start
+        if not is_local(folder) or error.errno != errno.EIO:
+            raise  # no answer, or no leave to read, is no damage: the same question will be asked at the next start
         return f"{path} cannot be read: {error.strerror}"
     return ""
 
@@ -266,7 +267,9 @@ class CheckpointWriter:
             self.require_claim()
             prune(self.config.run_dir, folder, self.config.keep_checkpoints, self.config.score_metric)
         except Exception as error:  # the new one is whole; what stays costs room, and the next save tries again
-            append_warning(self.config.run_dir, step, f"old checkpoints were not deleted: {error or repr(error)}")
+            with suppress(Exception):
+                self.require_claim()
+                append_warning(self.config.run_dir, step, f"old checkpoints were not deleted: {error or repr(error)}")
 
 
 def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> Progress | None:
