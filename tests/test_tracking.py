@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tiny_audio import tracking
 from tiny_audio.config import ConfigError, DataConfig, TrainConfig
-from tiny_audio.metrics import MetricsFollower, append_metrics
+from tiny_audio.metrics import MetricsFollower, append_metrics, follow_file
 from tiny_audio.tracking import Tracker, Tracking, flat_config, require_trackers
 
 RATES = {"learning_rate": 0.25, "audio_s_per_s": 30.0, "data_wait_share": 0.5, "num_rejected": 3}
@@ -47,6 +47,26 @@ def test_tensorboard_files_hold_what_metrics_jsonl_holds(config):
     assert scalars(config.run_dir) == expected
     text = "".join(str(event.summary) for event in events(config.run_dir) if event.summary.value)
     assert "optimizer.learning_rate: 0.0003" in text
+
+
+def test_lines_are_followed_past_a_disk_that_fails_for_a_moment(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    new_lines = follow_file(path)
+    assert new_lines() == []  # not there yet
+    append_metrics(tmp_path, {"step": 1})
+    assert new_lines() == [{"step": 1}]
+    path.rename(tmp_path / "kept")
+    path.mkdir()
+    assert new_lines() == []  # cannot be read
+    path.rmdir()
+    (tmp_path / "kept").rename(path)
+    append_metrics(tmp_path, {"step": 2})
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')  # half written
+    assert new_lines() == [{"step": 2}]
+    with path.open("a") as file:
+        file.write('ss": 0.5}\n')
+    assert new_lines() == [{"step": 3, "loss": 0.5}]
 
 
 def test_a_run_that_went_back_hides_what_it_does_again(config):

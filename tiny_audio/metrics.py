@@ -113,16 +113,14 @@ def follow_file(path: Path) -> Callable[[], list[dict]]:
 
     def new_lines() -> list[dict]:
         nonlocal position
-        if not path.exists():
+        try:
+            with path.open("rb") as file:
+                file.seek(position)
+                whole, end, _ = file.read().rpartition(b"\n")
+        except OSError:  # not there yet, or of a shared disk: what is there is still there the next time
             return []
-        found = []
-        with path.open() as file:
-            file.seek(position)
-            for line in file:
-                if line.endswith("\n"):
-                    position += len(line.encode())
-                    found.append(line)
-        return _parsed(found)
+        position += len(whole + end)
+        return _parsed(whole.splitlines())
 
     return new_lines
 
