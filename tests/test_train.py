@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +15,15 @@ from safetensors.torch import load_file
 
 from tests.conftest import DECODER, ENCODER, tone
 from tiny_audio.asr_modeling import ASRModel
-from tiny_audio.checkpoint import latest_checkpoint, load_progress
+from tiny_audio.checkpoint import (
+    Progress,
+    checkpoint_folder,
+    latest_checkpoint,
+    load_progress,
+    plan_identity,
+    save_checkpoint,
+    state_bytes,
+)
 from tiny_audio.claim import claim_run
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tiny_audio.ledger import LEDGER, audit
@@ -205,6 +214,19 @@ def test_a_start_whose_run_was_taken_over_writes_no_more(shards, tmp_path):
     assert len(losses(config)) <= there[0] + 1
     assert files() == there[1]
     assert not (config.run_dir / "training.json").exists()
+
+
+def test_what_a_run_goes_on_from_is_held_to_its_plan_when_its_nodes_are_there(shards, tmp_path):
+    """Until then another start of that name, of another plan, may have written to its folder."""
+    config = config_of(shards, tmp_path, "two-plans")
+
+    def other_start():
+        other = Progress(step=2, plan=plan_identity(replace(config, seed=5), []))
+        save_checkpoint(checkpoint_folder(config.run_dir, 2), {}, {}, state_bytes(other))
+
+    with pytest.raises(ConfigError, match="was started with seed=5, now it is 1"):
+        train(config, other_start)
+    assert not losses(config)
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plain, shards, tmp_path, capsys):

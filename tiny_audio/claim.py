@@ -9,15 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from tiny_audio.config import require
-from tiny_audio.storage import put, said_in_one_line
+from tiny_audio.storage import put
 
 CLAIM = "started_by"  # a file in a run's folder
 
 
 def claim_run(run_dir: Path, token: str) -> None:
     """Takes the run over, for the start of that token, which no other has."""
-    with said_in_one_line(run_dir):
-        put(run_dir / CLAIM, token.encode())
+    put(run_dir / CLAIM, token.encode())
 
 
 def require_claim(run_dir: Path, token: str) -> None:

@@ -58,22 +58,23 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
     """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on.
 
     It returns another, which `ingest_config` calls with the number of workers. Called first, it takes the run over: the
-    nodes to go on with are there.
+    nodes to go on with are there. Only then it is settled what the run goes on from: another start, perhaps of another
+    plan, may have written until now.
     """
-    is_claimed = False
+    is_claimed, identity = False, plan_identity(config, groups)
 
     def make() -> Callable[[int], ray.data.Dataset]:
         nonlocal is_claimed
         failed = ray.get(watch.begin.remote())
-        if is_claimed:
-            require_claim(config.run_dir, claim)
-        else:
-            claim_run(config.run_dir, claim)
-        checkpoint = latest_checkpoint(config.run_dir)
-        start_step = load_progress(checkpoint).step if checkpoint else 0
-        if is_claimed:
-            again = f"the workers start again, from step {start_step}"
-            with said_in_one_line(config.run_dir):
+        with said_in_one_line(config.run_dir):
+            if is_claimed:
+                require_claim(config.run_dir, claim)
+            else:
+                claim_run(config.run_dir, claim)
+            progress = require_same_plan(config.run_dir, identity)
+            start_step = progress.step if progress else 0
+            if is_claimed:
+                again = f"the workers start again, from step {start_step}"
                 append_warning(config.run_dir, start_step, f"{failed}; {again}" if failed else again)
         is_claimed = True
         data = config.data
