@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
@@ -15,7 +16,20 @@ from tiny_audio.ledger import audit
 from tiny_audio.local_nodes import named_processes
 from tiny_audio.metrics import read_metrics
 from tiny_audio.train import train
-from tiny_audio.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, START_S, STARTING, Doing, Watch, first_failures, hang_message
+from tiny_audio.watchdog import (
+    COMPUTING,
+    DATA,
+    GRADIENTS,
+    OTHERS,
+    START_S,
+    STARTING,
+    Doing,
+    HangFollower,
+    Watch,
+    first_failures,
+    hang_message,
+    start_watch,
+)
 
 
 class Clock:
@@ -87,8 +101,10 @@ def test_a_verdict_is_for_the_workers_that_it_was_meant_for(watch):
     assert beat(watch, 1, 1, OTHERS) == "a hang"  # one is still there, and counts no longer
     watch.clock.now = 11.0
     assert watch.stuck() == []
+    assert watch.reasons() == ("", "a hang")
+    watch.begin()
+    assert watch.reasons() == ("", "")  # what ends the next ones is no hang, whether they come so far as to be heard of or not
     assert beat(watch, 0, 1, STARTING, pid=200) == ""
-    assert watch.reasons() == ("", "")
     watch.end("no compiler")
     assert beat(watch, 0, 1, STARTING, pid=200) == "no compiler"
 
@@ -103,6 +119,47 @@ def test_of_workers_that_failed_those_are_named_that_failed_first(watch):
     assert watch.begin() == ""
     watch.fail(first_failures({2: RuntimeError("CUDA error: out of memory\nat ...")}))
     assert watch.begin() == "rank 2: RuntimeError: CUDA error: out of memory"
+
+
+def test_a_run_waits_for_nodes_until_its_workers_start(watch):
+    assert watch.waiting() == (0.0, "")
+    watch.clock.now = 5.0
+    assert watch.waiting() == (5.0, "")
+    watch.begin()
+    beat(watch, 0, 1, COMPUTING)
+    assert watch.waiting() == (0.0, "")
+    watch.fail({0: "its process died"})
+    watch.clock.now = 8.0
+    assert watch.waiting() == (3.0, "rank 0: its process died, last heard of computing at step 7")
+    beat(watch, 0, 2, COMPUTING)  # one that has ended
+    assert watch.waiting()[0] == 3.0
+    assert beat(watch, 0, 1, STARTING, pid=200) == ""
+    assert watch.waiting()[0] == 0.0
+
+
+def test_a_wait_for_nodes_is_said_and_seldom_repeated(local_ray, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("tiny_audio.watchdog.WAIT_TOLD_S", 1.0)
+    watch = start_watch(10.0, str(tmp_path))
+    ray.get(watch.fail.remote({0: "its node is gone"}))
+    with HangFollower(watch, str):
+        time.sleep(5.0)
+        ray.get(watch.begin.remote())
+        time.sleep(2.5)
+    ray.kill(watch)
+    said = [line for line in capfd.readouterr().err.splitlines() if "the run has waited" in line]
+    assert len(said) in (2, 3)
+    assert re.search(r"waited [123] s for room .* since workers failed \(rank 0: its node is gone\); ray status says", said[0])
+
+
+def test_a_watch_whose_process_dies_is_there_again(local_ray, tmp_path):
+    watch = start_watch(10.0, str(tmp_path))
+    there = {"number": 1, "doing": Doing(COMPUTING, 3), "pid": 1, "node_id": "node"}
+    ray.get(watch.beat.remote(0, **there))
+    (process,) = named_processes(os.getpid(), "ray::Watch")
+    process.kill()
+    assert ray.get(watch.beat.remote(0, **there), timeout=30) == ""
+    assert ray.get(watch.waiting.remote()) == (0.0, "")
+    ray.kill(watch)
 
 
 def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:

@@ -32,6 +32,7 @@ START_S = 1800.0  # that a worker may be at one part of its start: models may ha
 BEAT_S = 1.0
 LEAVE_RUN_S = 30.0  # that Ray has to clear away a job that was killed, before the next takes its run over
 LEAVE_S = 5.0  # that workers have to leave by themselves once a hang is found
+WAIT_TOLD_S = 60.0  # without workers, until the driver says so; then after twice that, and so on
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Watch:
         self.verdict = ""  # why the present workers must leave
         self.final = ""  # why the run must not be started again
         self.failed = ""  # which workers did, for the start that follows
+        self.waiting_since: float | None = clock()  # None while workers are there, or starting
 
     def beat(self, rank: int, pid: int, node_id: str, number: int, doing: Doing) -> str:
         """Takes in what a worker does; returns why it must leave, if so."""
@@ -86,7 +88,7 @@ class Watch:
         if seen is None or (seen.node_id, seen.pid) != (node_id, pid):  # a worker of a new start
             if seen is not None:
                 self.forget()
-            self.verdict = ""
+            self.waiting_since = None
             seen = self.workers[rank] = Seen(pid, node_id, doing, number, now, now)
         if seen.number != number:
             seen.doing, seen.number, seen.changed = doing, number, now
@@ -103,13 +105,18 @@ class Watch:
         """Workers have failed, by rank: all have ended."""
         doing = {rank: f", last heard of {seen.doing.phase} at step {seen.doing.step}" for rank, seen in self.workers.items()}
         self.failed = "; ".join(f"rank {rank}: {cause}{doing.get(rank, '')}" for rank, cause in causes.items())
+        self.waiting_since = self.clock()
         self.forget()
 
     def begin(self) -> str:
         """All start anew; returns which of those before failed: none where they end to be more or fewer."""
         self.forget()
-        failed, self.failed = self.failed, ""
+        failed, self.failed, self.verdict, self.waiting_since = self.failed, "", "", None
         return failed
+
+    def waiting(self) -> tuple[float, str]:
+        """For how many seconds the run has had no nodes to train on, 0 where it has, and which workers failed before."""
+        return (0.0 if self.waiting_since is None else self.clock() - self.waiting_since), self.failed
 
     def stuck(self) -> list[Stuck]:
         """The ranks to blame: those behind all others, once each has stood still for too long; or those not heard of.
@@ -151,6 +158,7 @@ def start_watch(timeout_s: float, run_dir: str):
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # without a record of each call on the head: they come every second for as long as a run lasts
     how = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
+    how |= {"max_restarts": -1, "max_task_retries": -1}  # its process may die; it ends with the driver
     actor = ray.remote(**how)(Watch).options(name=run_dir, namespace="tiny_audio runs")
     until = time.monotonic() + LEAVE_RUN_S
     while True:
@@ -238,11 +246,19 @@ def hang_message(stuck: list[Stuck], rows_of_step: Callable[[int], str]) -> str:
     return f"the run stood still: {'; '.join(said)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
 
 
+def waiting_message(waited_s: float, failed: str) -> str:
+    """One line, for a run that has no nodes to train on."""
+    after = f" since workers failed ({failed})" if failed else ""
+    remedy = "ray status says what is asked for, and what there is; with min_workers a run goes on with fewer"
+    return f"the run has waited {waited_s:.0f} s for room to start all its workers{after}; {remedy}"
+
+
 class HangFollower:
     """The driver's side: judges once a second, from a thread, says what it finds, and ends the workers. Used as a context."""
 
     def __init__(self, watch, rows_of_step: Callable[[int], str]):
         self.watch, self.rows_of_step = watch, rows_of_step
+        self.wait_told_s = WAIT_TOLD_S  # how long a wait must be, to be told next
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="hangs")
 
@@ -260,6 +276,14 @@ class HangFollower:
                 stuck = ray.get(self.watch.stuck.remote())
                 if stuck:
                     self._end(stuck)
+                self._tell_of_waiting(*ray.get(self.watch.waiting.remote()))
+
+    def _tell_of_waiting(self, waited_s: float, failed: str) -> None:
+        if waited_s >= self.wait_told_s:
+            print(waiting_message(waited_s, failed), file=sys.stderr, flush=True)
+            self.wait_told_s *= 2
+        elif waited_s == 0.0:
+            self.wait_told_s = WAIT_TOLD_S
 
     def _end(self, stuck: list[Stuck]) -> None:
         message = hang_message(stuck, self.rows_of_step)
