@@ -220,6 +220,20 @@ def test_nulls_bad_letters_long_labels_and_repeated_ids(tmp_path):
     assert reasons == {"no_id": 2, "empty": 2, "no_label": 2, "label_too_long": 2}
 
 
+def test_a_file_that_is_not_read_for_long_is_named_while_it_is_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tiny_audio.shards.SLOW_READ_S", 0.05)
+    stalled = tmp_path / "stalled.parquet"
+    os.mkfifo(stalled)
+    reader = threading.Thread(target=decode_slices, args=([RowSlice(str(stalled), 7, 0, 1)], 8.0))
+    reader.start()
+    while not caplog.messages and reader.is_alive():
+        reader.join(0.01)
+    assert reader.is_alive()
+    stalled.open("wb").close()
+    reader.join()
+    assert caplog.messages[0] == f"{stalled}: row group 7 is not read after 0.05 s, and is waited for"
+
+
 def test_validation_never_goes_on_with_a_part_of_its_rows(tmp_path, monkeypatch):
     """Each worker reads them for itself: one that missed some would be out of step with the others."""
     shard(tmp_path / "a.parquet", ["row-1"])

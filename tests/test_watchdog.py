@@ -77,7 +77,7 @@ def test_where_all_wait_for_the_others_all_are_named(watch):
 def test_stalled_data_are_named_by_their_files(watch):
     assert blamed(watch, (0, 5, DATA), (1, 6, OTHERS)) == [0]
     said = hang_message(watch.stuck(), lambda step: f"its files, {step}")
-    assert "the rows of step 7 are those of its files, 7; look at that storage" in said
+    assert "step 7, and what is fetched with it, is read from its files, 7; look at that storage" in said
 
 
 def test_a_start_may_take_longer(watch):
@@ -183,7 +183,7 @@ def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_p
     train(config)
     freezer.join(1)
     (said,) = [line for line in capfd.readouterr().err.splitlines() if "the run stood still" in line]
-    rows = r"(\(rows row-.*\)|; the rows of step \d+ are those of .*\.parquet.*)"
+    rows = r"(\(rows row-.*\)|; step \d+, and what .*\.parquet.*)"
     found = re.search(
         rf"rank [01]: its process stands still; it has been .* for (\d+) s at step \d+ ?{rows}; look at that worker", said
     )
@@ -207,7 +207,7 @@ def test_data_that_stall_end_the_run_with_the_name_of_their_file(local_ray, shar
     config = config_of(shards, tmp_path, "stalled", num_steps=12, watchdog_timeout_s=10.0)
     config.data.train = f"{folder}/*.parquet"
     try:
-        said = rf"has been waiting for data for \d+ s at step (\d+); the rows of step \1 are those of .*{stalled} \(row group"
+        said = rf"has been waiting for data for \d+ s at step (\d+); step \1, .* is read from .*{stalled}[,;]"
         with pytest.raises(ConfigError, match=said):
             train(config, stall)
     finally:

@@ -1,7 +1,6 @@
 """The rows that a run rejected: rejects.parquet, for people to look into, and whether they are too many to go on.
 
-rejects.parquet is a folder of parts (see parts.py). A row's `step` is the first one of the window that it was read in;
-of a clip that was read well, and left out of its step as "loss_not_finite", the step itself.
+rejects.parquet is a folder of parts (see parts.py). A row's `step` is the one that would have trained it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Timer
 
 import fsspec
 import numpy as np
@@ -21,6 +23,7 @@ from tiny_audio.plan import RowSlice
 
 READ_COLUMNS = ("ID", "wav", "text", "spk_id", "duration")
 RETRY_PAUSES_S = (1.0, 5.0, 15.0)  # before remote storage is asked again
+SLOW_READ_S = 60.0  # of a row group, until its file is named
 UNREADABLE = "unreadable"
 log = logging.getLogger(__name__)
 
@@ -92,12 +95,26 @@ def read_rows(part: RowSlice) -> list[dict]:
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
+@contextmanager
+def _named_while_slow(part: RowSlice) -> Iterator[None]:
+    """A read that hangs raises nothing: only its own process knows which of the run's thousands of files it is."""
+    said = "%s: row group %d is not read after %g s, and is waited for"
+    timer = Timer(SLOW_READ_S, log.warning, (said, part.path, part.row_group, SLOW_READ_S))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def read_what_is_there(part: RowSlice) -> list[dict]:
     """`read_rows`, or none of them if that fails. Remote storage is asked again, after pauses, before it counts as failed."""
     pauses_s = RETRY_PAUSES_S if "://" in part.path else ()
     for pause_s in (*pauses_s, None):
         try:
-            return read_rows(part)
+            with _named_while_slow(part):
+                return read_rows(part)
         except Exception as error:  # storage clients have many kinds, and a damaged file raises nearly any
             lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # asked again, it is the same
             if lasting or pause_s is None:

@@ -28,7 +28,7 @@ from tiny_audio.plan import RowSlice, Window
 from tiny_audio.shards import Clip, Reject, decode_file, decode_slices, row_copies
 
 SUBCLUSTER = "ray-subcluster"  # the node label by which Ray Data counts a group of nodes as its own
-PREFETCH_BATCHES = 2
+PREFETCH_STEPS = 2  # that Ray Data fetches ahead: a worker gets a step once these are there too, or the data have ended
 FILES_A_TASK = 64
 STEPS_A_PLAN = 256  # of a planning task: at 10 million rows it takes under a second, and decodes for minutes
 END = -1  # step of the rows after the last one; see train_dataset
@@ -183,7 +183,7 @@ class WorkerStream:
 
     def __init__(self, shard: ray.data.DataIterator, rank: int):
         self.rank, self.next_step = rank, 0
-        self.rows = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES))
+        self.rows = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCH_STEPS))
         self.first = ThreadPoolExecutor(1, "stream").submit(next, self.rows)
 
     def begin_at(self, step: int) -> WorkerStream:

@@ -40,7 +40,7 @@ from tiny_audio.plan_file import keep_plan, planned_groups
 from tiny_audio.rejects import name_rows, worst_files
 from tiny_audio.saved_model import save_projector
 from tiny_audio.storage import put, said_in_one_line, written_folder
-from tiny_audio.stream import SUBCLUSTER, StreamSettings, ingest_config, train_dataset
+from tiny_audio.stream import PREFETCH_STEPS, SUBCLUSTER, StreamSettings, ingest_config, train_dataset
 from tiny_audio.tracking import Tracking, require_trackers
 from tiny_audio.watchdog import FailedWorkers, HangFollower, start_watch
 
@@ -127,11 +127,11 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
     )
 
 
-def _rows_of_step(config: TrainConfig, groups: list[RowGroup], step: int) -> str:
-    """Where the rows of a step are read from, for people: row groups of the window that holds it."""
-    data = config.data
-    windows = plan_windows(groups, config.seed, data.batch_rows, data.steps_per_window, num_steps=step + 1, start_step=step)
-    return name_rows([f"{part.path} (row group {part.row_group})" for window in windows for part in window.slices])
+def _files_of_step(config: TrainConfig, groups: list[RowGroup], step: int) -> str:
+    """What must be read before workers get their rows of a step, for people: the files of its window, and of those ahead."""
+    data, stop = config.data, min(step + 1 + PREFETCH_STEPS, config.num_steps)
+    windows = plan_windows(groups, config.seed, data.batch_rows, data.steps_per_window, num_steps=stop, start_step=step)
+    return name_rows(list(dict.fromkeys(part.path for window in windows for part in window.slices)))
 
 
 def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch) -> str:
@@ -140,7 +140,7 @@ def _fit(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | Non
     Raises:
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
-    follower = HangFollower(watch, partial(_rows_of_step, config, groups))
+    follower = HangFollower(watch, partial(_files_of_step, config, groups))
     try:
         with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
             return _trainer(config, groups, truecaser, watch, scratch).fit().return_value  # rank 0's

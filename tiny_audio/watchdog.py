@@ -224,15 +224,16 @@ def first_failures(errors: dict[int, Exception]) -> dict[int, str]:
 
 
 def _kill(pid: int) -> None:
-    if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-        os.kill(pid, signal.SIGKILL)
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has left
+        if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
 
 
-def hang_message(stuck: list[Stuck], rows_of_step: Callable[[int], str]) -> str:
+def hang_message(stuck: list[Stuck], files_of_step: Callable[[int], str]) -> str:
     """One line: who stopped, at what, with which rows, and what to do.
 
     Args:
-        rows_of_step: names where the rows of a step are read from.
+        files_of_step: names what must be read before workers get their rows of a step.
     """
     said = []
     for one in stuck:
@@ -240,9 +241,10 @@ def hang_message(stuck: list[Stuck], rows_of_step: Callable[[int], str]) -> str:
         rows = f" (rows {name_rows(list(one.doing.rows))})" if one.doing.rows else ""
         said.append(f"rank {one.rank}: {frozen}has been {one.doing.phase} for {one.since_s:.0f} s at step {one.doing.step}{rows}")
     for step in sorted({one.doing.step for one in stuck if one.doing.phase == DATA}):
-        said.append(f"the rows of step {step} are those of {rows_of_step(step)}")
+        said.append(f"step {step}, and what is fetched with it, is read from {files_of_step(step)}")
     waits = all(one.doing.phase == DATA and not one.frozen for one in stuck)
-    remedy = "look at that storage and the decode nodes" if waits else "look at that worker's log and node"
+    storage, worker = "that storage and the decode nodes, whose logs name a file that is slow", "that worker's log and node"
+    remedy = f"look at {storage if waits else worker}"
     return f"the run stood still: {'; '.join(said)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
 
 
@@ -256,8 +258,8 @@ def waiting_message(waited_s: float, failed: str) -> str:
 class HangFollower:
     """The driver's side: judges once a second, from a thread, says what it finds, and ends the workers. Used as a context."""
 
-    def __init__(self, watch, rows_of_step: Callable[[int], str]):
-        self.watch, self.rows_of_step = watch, rows_of_step
+    def __init__(self, watch, files_of_step: Callable[[int], str]):
+        self.watch, self.files_of_step = watch, files_of_step
         self.wait_told_s = WAIT_TOLD_S  # how long a wait must be, to be told next
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="hangs")
@@ -286,7 +288,7 @@ class HangFollower:
             self.wait_told_s = WAIT_TOLD_S
 
     def _end(self, stuck: list[Stuck]) -> None:
-        message = hang_message(stuck, self.rows_of_step)
+        message = hang_message(stuck, self.files_of_step)
         print(message, file=sys.stderr, flush=True)
         ray.get(self.watch.expel.remote(message))
         self._end_those_that_stay(stuck)
