@@ -177,7 +177,7 @@ def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
 
 @pytest.mark.slow  # a minute
 def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_path, capfd):
-    changes = {"num_steps": 9, "num_workers": 2, "zero_stage": 2, "checkpoint_every": 5, "max_failures": 1}
+    changes = {"num_steps": 20, "num_workers": 2, "zero_stage": 2, "checkpoint_every": 5, "max_failures": 1}
     config = config_of(shards, tmp_path, "frozen", **changes, watchdog_timeout_s=10.0)
     freezer = freeze_a_worker_after(config.run_dir, 6)
     train(config)
@@ -188,7 +188,7 @@ def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_p
         rf"rank [01]: its process stands still; it has been .* for (\d+) s at step \d+ ?{rows}; look at that worker", said
     )
     assert 10 <= int(found[1]) < 60
-    assert len(losses(config)) == 9
+    assert len(losses(config)) == 20
     assert audit(config)[0].num_missing == audit(config)[0].num_twice == 0
 
 
