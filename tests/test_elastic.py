@@ -108,7 +108,8 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come
     monkeypatch.setattr("tiny_audio.train.RESIZE_CHECK_S", 1.0)
     monkeypatch.setattr("tiny_audio.train.ELASTIC_START_TIMEOUT_S", 10)
     monkeypatch.setattr("tiny_audio.train.ScalingConfig", partial(ScalingConfig, resources_per_worker={SLOT: 1}))
-    monkeypatch.setattr("tiny_audio.train._train_loop", loop_with(stand_still({(2, 3), (1, 5)})))
+    holds = {(1, 0), (2, 3), (1, 5)}  # with one worker it begins where Ray's list of nodes, of up to 20 s ago, has but one
+    monkeypatch.setattr("tiny_audio.train._train_loop", loop_with(stand_still(holds)))
     config = run_config(shards, tmp_path, "elastic", num_workers=2, min_workers=1, zero_stage=2, max_failures=1)
     running = threading.Thread(target=train, args=(config,), daemon=True)
     nodes = []
@@ -117,6 +118,7 @@ def test_a_run_goes_on_with_the_nodes_that_are_left_and_takes_in_those_that_come
         nodes += [add_node(local_ray.gcs_address, tmp_path)]
         running.start()
         wait_for(lambda: logged(config, 2, 3), running.is_alive)
+        wait_for(lambda: latest_checkpoint(config.run_dir), running.is_alive)  # of step 2, from which one goes on to 5
         nodes[1].kill()
         wait_for(lambda: logged(config, 1, 5), running.is_alive)
         nodes.append(add_node(local_ray.gcs_address, tmp_path))
