@@ -55,14 +55,10 @@ def _with_silence(rows: list[Row], share: float, window: Window, rng: np.random.
 
 
 def arrange_steps(rows: list[Row], num_steps: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Rows in random order, evenly over the steps; a clip's further copies go to the steps after its own."""
+    """Rows in random order, evenly over the steps, each with all its copies: it is trained, or rejected, as a whole."""
     places = np.array_split(rng.permutation(len(rows)), num_steps)
-    steps = [[rows[i] for i in part] for part in places]
-    for number, part in enumerate(places):
-        for row in (rows[i] for i in part):
-            for copy in range(1, row.copies if isinstance(row, Clip) else 0):
-                steps[(number + copy) % num_steps].append(row)
-    return steps
+    times = [row.copies if isinstance(row, Clip) else 1 for row in rows]
+    return [[rows[i] for i in part for _ in range(times[i])] for part in places]
 
 
 def load_s(clips: list[Clip]) -> float:
