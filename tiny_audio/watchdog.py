@@ -1,7 +1,7 @@
 """Hangs, found and ended: each worker tells what it does, a small actor keeps it, and the driver judges and says who stopped.
 
 A rank is to blame when it has done the same for too long and is behind the others, who may wait for it; or when it is
-not heard of at all, because its process is frozen. Then all workers leave, and Ray Train starts them again from the last
+not heard of at all, because its process is frozen, or gone. Then all workers leave, and Ray Train starts them again from the last
 checkpoint, `max_failures` times. On the way there is no barrier, and nothing is asked of the device.
 """
 
@@ -32,7 +32,7 @@ START_S = 1800.0  # that a worker may be at one part of its start: models may ha
 BEAT_S = 1.0
 LEAVE_RUN_S = 30.0  # that Ray has to clear away a job that was killed, before the next takes its run over
 LEAVE_S = 5.0  # that workers have to leave by themselves once a hang is found
-WAIT_TOLD_S = 60.0  # without workers, until the driver says so; then after twice that, and so on
+SILENCE_TOLD_S = 60.0  # in which no worker was heard of, until the driver says so; then after twice that, and so on
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Watch:
         self.verdict = ""  # why the present workers must leave
         self.final = ""  # why the run must not be started again
         self.failed = ""  # which workers did, for the start that follows
-        self.waiting_since: float | None = clock()  # None while workers are there, or starting
+        self.heard = clock()  # when any worker was last heard of
 
     def beat(self, rank: int, pid: int, node_id: str, number: int, doing: Doing) -> str:
         """Takes in what a worker does; returns why it must leave, if so."""
@@ -88,11 +88,10 @@ class Watch:
         if seen is None or (seen.node_id, seen.pid) != (node_id, pid):  # a worker of a new start
             if seen is not None:
                 self.forget()
-            self.waiting_since = None
             seen = self.workers[rank] = Seen(pid, node_id, doing, number, now, now)
         if seen.number != number:
             seen.doing, seen.number, seen.changed = doing, number, now
-        seen.heard = now
+        seen.heard = self.heard = now
         return self.final or self.verdict
 
     def forget(self, rank: int | None = None) -> None:
@@ -102,21 +101,21 @@ class Watch:
             self.ended.add((seen.node_id, seen.pid))
 
     def fail(self, causes: dict[int, str]) -> None:
-        """Workers have failed, by rank: all have ended."""
+        """Workers have failed, by rank: all have ended. Where it is said more than once, the first time tells most."""
         doing = {rank: f", last heard of {seen.doing.phase} at step {seen.doing.step}" for rank, seen in self.workers.items()}
-        self.failed = "; ".join(f"rank {rank}: {cause}{doing.get(rank, '')}" for rank, cause in causes.items())
-        self.waiting_since = self.clock()
+        said = "; ".join(f"rank {rank}: {cause}{doing.get(rank, '')}" for rank, cause in causes.items())
+        self.failed = self.failed or said
         self.forget()
 
     def begin(self) -> str:
         """All start anew; returns which of those before failed: none where they end to be more or fewer."""
         self.forget()
-        failed, self.failed, self.verdict, self.waiting_since = self.failed, "", "", None
+        failed, self.failed, self.verdict = self.failed, "", ""
         return failed
 
-    def waiting(self) -> tuple[float, str]:
-        """For how many seconds the run has had no nodes to train on, 0 where it has, and which workers failed before."""
-        return (0.0 if self.waiting_since is None else self.clock() - self.waiting_since), self.failed
+    def silence(self) -> tuple[float, str]:
+        """For how many seconds no worker has been heard of, and which failed before."""
+        return self.clock() - self.heard, self.failed
 
     def stuck(self) -> list[Stuck]:
         """The ranks to blame: those behind all others, once each has stood still for too long; or those not heard of.
@@ -237,7 +236,7 @@ def hang_message(stuck: list[Stuck], files_of_step: Callable[[int], str]) -> str
     """
     said = []
     for one in stuck:
-        frozen = "its process stands still; it " if one.frozen else ""
+        frozen = "its process stands still or is gone; it " if one.frozen else ""
         rows = f" (rows {name_rows(list(one.doing.rows))})" if one.doing.rows else ""
         said.append(f"rank {one.rank}: {frozen}has been {one.doing.phase} for {one.since_s:.0f} s at step {one.doing.step}{rows}")
     for step in sorted({one.doing.step for one in stuck if one.doing.phase == DATA}):
@@ -248,11 +247,16 @@ def hang_message(stuck: list[Stuck], files_of_step: Callable[[int], str]) -> str
     return f"the run stood still: {'; '.join(said)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
 
 
-def waiting_message(waited_s: float, failed: str) -> str:
-    """One line, for a run that has no nodes to train on."""
-    after = f" since workers failed ({failed})" if failed else ""
-    remedy = "ray status says what is asked for, and what there is; with min_workers a run goes on with fewer"
-    return f"the run has waited {waited_s:.0f} s for room to start all its workers{after}; {remedy}"
+def silence_message(silence_s: float, failed: str) -> str:
+    """One line, for a run whose workers are not there: most often, Ray waits for room to start them."""
+    after = f", since some failed ({failed})" if failed else ""
+    remedy = "ray status says what is asked for, and what there is; with min_workers, or a lower one, a run goes on with fewer"
+    return f"no worker has been heard of for {silence_s:.0f} s{after}; {remedy}"
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a log whose disk is full must not end what watches the run
+        print(line, file=sys.stderr, flush=True)
 
 
 class HangFollower:
@@ -260,7 +264,7 @@ class HangFollower:
 
     def __init__(self, watch, files_of_step: Callable[[int], str]):
         self.watch, self.files_of_step = watch, files_of_step
-        self.wait_told_s = WAIT_TOLD_S  # how long a wait must be, to be told next
+        self.told_next_s = SILENCE_TOLD_S  # how long a silence must be, to be told next
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="hangs")
 
@@ -278,18 +282,18 @@ class HangFollower:
                 stuck = ray.get(self.watch.stuck.remote())
                 if stuck:
                     self._end(stuck)
-                self._tell_of_waiting(*ray.get(self.watch.waiting.remote()))
+                self._tell_of_silence(*ray.get(self.watch.silence.remote()))
 
-    def _tell_of_waiting(self, waited_s: float, failed: str) -> None:
-        if waited_s >= self.wait_told_s:
-            print(waiting_message(waited_s, failed), file=sys.stderr, flush=True)
-            self.wait_told_s *= 2
-        elif waited_s == 0.0:
-            self.wait_told_s = WAIT_TOLD_S
+    def _tell_of_silence(self, silence_s: float, failed: str) -> None:
+        if silence_s >= self.told_next_s:
+            _say(silence_message(silence_s, failed))
+            self.told_next_s *= 2
+        elif silence_s < SILENCE_TOLD_S:
+            self.told_next_s = SILENCE_TOLD_S
 
     def _end(self, stuck: list[Stuck]) -> None:
         message = hang_message(stuck, self.files_of_step)
-        print(message, file=sys.stderr, flush=True)
+        _say(message)
         ray.get(self.watch.expel.remote(message))
         self._end_those_that_stay(stuck)
 
