@@ -24,7 +24,7 @@ from tiny_audio.checkpoint import (
     save_checkpoint,
     state_bytes,
 )
-from tiny_audio.claim import claim_run
+from tiny_audio.claim import claim_run, require_claim
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tiny_audio.ledger import LEDGER, audit
 from tiny_audio.metrics import progress_line, read_metrics
@@ -224,9 +224,13 @@ def test_what_a_run_goes_on_from_is_held_to_its_plan_when_its_nodes_are_there(sh
         other = Progress(step=2, plan=plan_identity(replace(config, seed=5), []))
         save_checkpoint(checkpoint_folder(config.run_dir, 2), {}, {}, state_bytes(other))
 
-    with pytest.raises(ConfigError, match="was started with seed=5, now it is 1"):
+        claim_run(config.run_dir, "the other start")
+
+    with pytest.raises(ConfigError, match="was started with seed=5, now it is 1") as error:
         train(config, other_start)
+    assert str(error.value).count(str(config.run_dir)) == 1
     assert not losses(config)
+    require_claim(config.run_dir, "the other start")  # which may go on
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plain, shards, tmp_path, capsys):

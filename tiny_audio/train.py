@@ -70,6 +70,7 @@ def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Tru
             if is_claimed:
                 require_claim(config.run_dir, claim)
             else:
+                require_same_plan(config.run_dir, identity)  # what is refused must end no other start
                 claim_run(config.run_dir, claim)
             progress = require_same_plan(config.run_dir, identity)
             start_step = progress.step if progress else 0
@@ -240,5 +241,6 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
             stopped = _fit(config, groups, truecaser, watch)
     finally:
         ray.kill(watch)
-    require(not stopped, f"{config.run_dir}: {stopped}")
+    run = f"{config.run_dir}: "
+    require(not stopped, run + stopped.removeprefix(run))
     return _export(config)
