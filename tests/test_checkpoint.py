@@ -138,7 +138,9 @@ def test_a_missing_folder_and_a_damaged_best_one_leave_the_next_best(tmp_path):
     assert best_checkpoint(run_dir, "val_wer").name == latest(run_dir) == "step-00000010"
 
 
-@pytest.mark.parametrize(("number", "is_damage"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EACCES, False)])
+@pytest.mark.parametrize(
+    ("number", "is_damage"), [(errno.EIO, True), (errno.EBADMSG, True), (errno.ESTALE, False), (errno.EACCES, False)]
+)
 def test_a_disk_that_does_not_answer_costs_no_checkpoint(tmp_path, monkeypatch, number, is_damage):
     """Of a shared disk that is asked again at the next start; what it has lost for good is damage."""
     run_dir, real = write_run(tmp_path), Path.open

@@ -32,6 +32,7 @@ from tiny_audio.storage import is_local, put, remove_folder
 CHECKPOINTS = "checkpoints"  # in a run's folder
 WEIGHTS, MOMENTS, STATE = "projector.safetensors", "optimizer.safetensors", "state.json"
 SUMS = "SHA256SUMS"  # as sha256sum writes and checks it
+DAMAGE_ERRNOS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # of a local disk, or of the checksums of its file system
 
 
 @dataclass
@@ -128,7 +129,7 @@ def damage(folder: Path) -> str:
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
-        if not is_local(folder) or error.errno != errno.EIO:
+        if not is_local(folder) or error.errno not in DAMAGE_ERRNOS:
             raise  # no answer, or no leave to read, is no damage: the same question will be asked at the next start
         return f"{path} cannot be read: {error.strerror}"
     return ""

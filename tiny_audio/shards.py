@@ -112,14 +112,14 @@ def read_what_is_there(part: RowSlice) -> list[dict]:
     """`read_rows`, or none of them if that fails. Remote storage is asked again, after pauses, before it counts as failed."""
     pauses_s = RETRY_PAUSES_S if "://" in part.path else ()
     for pause_s in (*pauses_s, None):
-        try:
-            with _named_while_slow(part):
+        with _named_while_slow(part):
+            try:
                 return read_rows(part)
-        except Exception as error:  # storage clients have many kinds, and a damaged file raises nearly any
-            lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # asked again, it is the same
-            if lasting or pause_s is None:
-                log.warning("%s: row group %d cannot be read (%s)", part.path, part.row_group, type(error).__name__)
-                break
+            except Exception as error:  # storage clients have many kinds, and a damaged file raises nearly any
+                lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # asked again, it is the same
+                if lasting or pause_s is None:
+                    log.warning("%s: row group %d cannot be read (%s)", part.path, part.row_group, type(error).__name__)
+                    break
         time.sleep(pause_s)
     return []
 
