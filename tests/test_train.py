@@ -223,7 +223,6 @@ def test_what_a_run_goes_on_from_is_held_to_its_plan_when_its_nodes_are_there(sh
     def other_start():
         other = Progress(step=2, plan=plan_identity(replace(config, seed=5), []))
         save_checkpoint(checkpoint_folder(config.run_dir, 2), {}, {}, state_bytes(other))
-
         claim_run(config.run_dir, "the other start")
 
     with pytest.raises(ConfigError, match="was started with seed=5, now it is 1") as error:

@@ -94,14 +94,13 @@ def window_batches(
     rng = np.random.default_rng((seed, window.epoch, window.index))
     steps = arrange_steps(_with_silence(rows, silence_share, window, rng), window.num_steps, rng)
     batches = []
-    for number, of_step in enumerate(steps):
+    for step, of_step in enumerate(steps, window.first_step):
         clips = [row for row in of_step if isinstance(row, Clip)]
         num_rows = sum(bool(clip.text) for clip in clips)
         shares = deal(clips, num_workers)
         largest_s = max(load_s(share) for share in shares)
-        first = len(batches)
-        for rank, share in enumerate(shares):
-            batches.append(WorkerBatch(window.first_step + number, window.epoch, rank, num_rows, largest_s, share))
-        batches[first].rejects = [row for row in of_step if isinstance(row, Reject)]
-        batches[first].left_out = dict(Counter(row.source for row in of_step if isinstance(row, LeftOut)))
+        by_rank = [WorkerBatch(step, window.epoch, rank, num_rows, largest_s, share) for rank, share in enumerate(shares)]
+        by_rank[0].rejects = [row for row in of_step if isinstance(row, Reject)]
+        by_rank[0].left_out = dict(Counter(row.source for row in of_step if isinstance(row, LeftOut)))
+        batches += by_rank
     return batches

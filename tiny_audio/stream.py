@@ -93,9 +93,8 @@ def _decode_window(table: pa.Table, settings: StreamSettings, num_workers: int) 
         rows = decode_slices(window.slices, settings.max_duration_s, settings.truecaser, copies)
         how = (settings.augment, settings.max_duration_s, settings.seed, window.epoch)
         rows = [augment_clip(row, *how) if isinstance(row, Clip) else row for row in rows]  # before dealing: durations change
-        options = {"num_workers": num_workers, "silence_share": settings.silence_share}
-        batches = window_batches(window, rows, seed=settings.seed, **options)
-        for batch in batches:
+        dealt = {"seed": settings.seed, "num_workers": num_workers, "silence_share": settings.silence_share}
+        for batch in window_batches(window, rows, **dealt):
             if settings.start_step <= batch.step < settings.num_steps:
                 yield _to_table(batch)
 

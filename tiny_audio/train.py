@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
@@ -54,14 +55,16 @@ ELASTIC_START_TIMEOUT_S = 30
 RESIZE_CHECK_S = 300.0
 
 
-def _dataset_factory(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, claim: str):
+def _dataset_factory(
+    config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, claim: str, identity: dict[str, Any]
+):
     """A function that Ray Train calls at every start of the workers: the stream from the last checkpoint on.
 
     It returns another, which `ingest_config` calls with the number of workers. Called first, it takes the run over: the
     nodes to go on with are there. Only then it is settled what the run goes on from: another start, perhaps of another
     plan, may have written until now.
     """
-    is_claimed, identity = False, plan_identity(config, groups)
+    is_claimed = False
 
     def make() -> Callable[[int], ray.data.Dataset]:
         nonlocal is_claimed
@@ -103,10 +106,10 @@ def _train_loop(loop_config: dict) -> str:
 
 def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser | None, watch, scratch: str) -> TorchTrainer:
     """`scratch` is a folder for what Ray Train keeps: an empty file. It is told of no checkpoint, and recovers nothing."""
-    claim = uuid.uuid4().hex
+    claim, identity = uuid.uuid4().hex, plan_identity(config, groups)
     loop_config = {
         "config": dataclasses.asdict(config),
-        "plan_identity": plan_identity(config, groups),
+        "plan_identity": identity,
         "claim": claim,
         "watch": watch,
     }
@@ -123,7 +126,7 @@ def _trainer(config: TrainConfig, groups: list[RowGroup], truecaser: Truecaser |
             failure_config=FailureConfig(max_failures=config.max_failures),
             callbacks=[FailedWorkers(watch)],
         ),
-        datasets={"train": _dataset_factory(config, groups, truecaser, watch, claim)},
+        datasets={"train": _dataset_factory(config, groups, truecaser, watch, claim, identity)},
         dataset_config=ingest_config(config.data.decode_label),
     )
 
@@ -241,6 +244,6 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
             stopped = _fit(config, groups, truecaser, watch)
     finally:
         ray.kill(watch)
-    run = f"{config.run_dir}: "
+    run = f"{config.run_dir}: "  # which some of the reasons name already
     require(not stopped, run + stopped.removeprefix(run))
     return _export(config)
