@@ -20,7 +20,7 @@ from tiny_audio.config import BenchmarkConfig, output_path
 
 
 def run(config: BenchmarkConfig) -> None:
-    from tiny_audio.benchmark import measure
+    from tiny_audio.lab.benchmarks.measure import measure
 
     rows = measure(config)
     output = output_path(config.output_dir) / f"{config.part}.json"

@@ -15,7 +15,7 @@ from tiny_audio.config import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
-    from tiny_audio.chaos import chaos
+    from tiny_audio.lab.drills.chaos import chaos
 
     outcome = chaos(config, lambda line: print(line, flush=True))
     for epoch in outcome.epochs:

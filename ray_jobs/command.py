@@ -69,7 +69,7 @@ def start_ray(num_workers: int = 1, num_gpus: int = 0) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core has to say reaches us as exceptions
     import ray
 
-    from tiny_audio.stream import quiet_ray_data
+    from tiny_audio.data.stream import quiet_ray_data
 
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="WARNING")

@@ -6,8 +6,8 @@ python -m ray_jobs.evaluate ray_jobs/configs/evaluate.yaml model=runs/quickstart
 from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
-from tiny_audio.evaluate import EvaluateConfig, evaluate
-from tiny_audio.metrics import rejects_line
+from tiny_audio.counts import rejects_line
+from tiny_audio.evaluation.evaluate import EvaluateConfig, evaluate
 
 
 def _table(result: dict) -> str:

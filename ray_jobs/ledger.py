@@ -7,7 +7,7 @@ import sys
 
 from ray_jobs.command import run_command
 from tiny_audio.config import TrainConfig
-from tiny_audio.ledger import EpochAudit, audit
+from tiny_audio.run.audit import EpochAudit, audit
 
 
 def audit_line(row: EpochAudit) -> str:

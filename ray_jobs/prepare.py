@@ -6,7 +6,7 @@ python -m ray_jobs.prepare ray_jobs/configs/synthetic.yaml num_train=500
 from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
-from tiny_audio.prepare import PrepareConfig, prepare
+from tiny_audio.lab.synthetic.dataset import PrepareConfig, prepare
 
 
 def run(config: PrepareConfig) -> None:

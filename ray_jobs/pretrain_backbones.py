@@ -11,14 +11,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ray_jobs.command import run_command
-from tiny_audio.pretrain import PretrainConfig
+from tiny_audio.lab.pretraining.recipe import PretrainConfig
 
 
 def _pretrain_part(config: PretrainConfig, part: str) -> None:
     import torch
 
-    from tiny_audio.pretrain_decoder import pretrain_decoder
-    from tiny_audio.pretrain_encoder import pretrain_encoder
+    from tiny_audio.lab.pretraining.decoder import pretrain_decoder
+    from tiny_audio.lab.pretraining.encoder import pretrain_encoder
 
     torch.set_float32_matmul_precision("high")
     facts = {"encoder": pretrain_encoder, "decoder": pretrain_decoder}[part](config)

@@ -10,7 +10,7 @@ from tiny_audio.config import TrainConfig
 
 
 def run(config: TrainConfig) -> None:
-    from tiny_audio.quickstart import quickstart
+    from tiny_audio.lab.quickstart import quickstart
 
     summary = quickstart(config, lambda files: tqdm(files, desc="shards", unit="file"))
     print(

@@ -18,7 +18,7 @@ COLUMNS = {
 
 
 def run(config: TrainConfig) -> None:
-    from tiny_audio.quickstart import run_seeds
+    from tiny_audio.lab.quickstart import run_seeds
 
     results = run_seeds(config, lambda files: tqdm(files, desc="shards", unit="file"))
     print("\n| seed | " + " | ".join(COLUMNS.values()) + " | silence and noise | training, s |")

@@ -6,11 +6,11 @@ ray job submit --working-dir . -- python -m ray_jobs.train CONFIG runs_dir=/shar
 
 from ray_jobs.command import run_command, start_ray
 from tiny_audio.config import TrainConfig
-from tiny_audio.metrics import rejects_line
+from tiny_audio.counts import rejects_line
 
 
 def run(config: TrainConfig) -> None:
-    from tiny_audio.train import train
+    from tiny_audio.training.driver import train
 
     training = train(config, lambda: start_ray(config.num_workers, (config.min_workers or config.num_workers) * config.use_gpu))
     if training["rejects"]:

@@ -6,7 +6,7 @@ python -m ray_jobs.transcribe ray_jobs/configs/transcribe.yaml "inputs=[clip.wav
 from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
-from tiny_audio.transcribe_files import TranscribeConfig, transcribe_files
+from tiny_audio.inference.files import TranscribeConfig, transcribe_files
 
 
 def run(config: TranscribeConfig) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from ray import serve
 from ray.serve import metrics
 
-from tiny_audio.decode import SAMPLE_RATE
+from tiny_audio.audio.clip import SAMPLE_RATE
 
 
 @serve.deployment
@@ -22,7 +22,7 @@ class Transcriber:
         # Here, so that the ingress, which imports this module, needs no torch in its processes.
         import torch
 
-        from tiny_audio import transcribe
+        from tiny_audio.inference import transcriber as transcribe
 
         torch.set_num_threads(num_threads)
         self.model = transcribe.Transcriber.load(model, device)

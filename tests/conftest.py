@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
-from tiny_audio.prepare import SCHEMA, encode_audio
-from tiny_audio.quickstart import free_port
+from tiny_audio.lab.local_ray import free_port
+from tiny_audio.lab.synthetic.dataset import SCHEMA, encode_audio
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 S3_PORT = free_port(5000)  # of the `s3` fixture: chosen here, for the workers of `local_ray` get their environment at its start
@@ -53,7 +53,7 @@ TINY_SMOLLM3 = {
 @pytest.fixture(scope="session")
 def local_ray():
     """A Ray of the test run's own, as the quickstart starts one, with at least four CPUs; yields where its servers are."""
-    from tiny_audio.quickstart import local_cluster
+    from tiny_audio.lab.local_ray import local_cluster
 
     with local_cluster() as cluster:
         yield cluster
@@ -83,8 +83,8 @@ def model():
     """The embedded backbones with a fresh projector."""
     import torch
 
-    from tiny_audio.asr_config import ASRConfig
-    from tiny_audio.asr_modeling import ASRModel
+    from tiny_audio.model.asr import ASRModel
+    from tiny_audio.model.config import ASRConfig
 
     torch.manual_seed(0)
     return ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, max_new_tokens=8))
@@ -128,8 +128,8 @@ def shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def two_epochs(local_ray, shards, tmp_path_factory):
     """A run by one worker, undisturbed: clips at their own length, each met twice, but for the last of the second epoch."""
-    from tests.test_train import config_of
-    from tiny_audio.train import train
+    from tests.training.test_train import config_of
+    from tiny_audio.training.driver import train
 
     config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain", num_steps=8, keep_checkpoints=4)
     config.model.encoder_window = "trimmed"
@@ -142,7 +142,7 @@ def hub_folders(tmp_path_factory) -> tuple[str, str]:
     """An encoder's and a decoder's folder as the hub has the real ones, with few and random weights; a window of 4 s."""
     import torch
 
-    from tiny_audio.random_backbones import write_decoder, write_encoder
+    from tiny_audio.lab.random_backbones import write_decoder, write_encoder
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("hub")

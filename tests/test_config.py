@@ -87,10 +87,10 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 def config_class_of(path) -> type:
     """Of the job that a YAML file in ray_jobs/configs is for."""
-    from tiny_audio.evaluate import EvaluateConfig
-    from tiny_audio.prepare import PrepareConfig
-    from tiny_audio.pretrain import PretrainConfig
-    from tiny_audio.transcribe_files import TranscribeConfig
+    from tiny_audio.evaluation.evaluate import EvaluateConfig
+    from tiny_audio.inference.files import TranscribeConfig
+    from tiny_audio.lab.pretraining.recipe import PretrainConfig
+    from tiny_audio.lab.synthetic.dataset import PrepareConfig
 
     others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": PrepareConfig}
     others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig}

@@ -6,17 +6,17 @@ import pytest
 import torch
 from upath import UPath
 
-from tests.test_checkpoint import WEIGHTS, kept, write_run
-from tests.test_train import config_of, losses
-from tiny_audio.asr_modeling import ASRModel
-from tiny_audio.checkpoint import best_checkpoint, checkpoint_folder, damage, latest_checkpoint, load_checkpoint, load_weights
+from tests.run.test_checkpoint import WEIGHTS, kept, write_run
+from tests.training.test_train import config_of, losses
 from tiny_audio.config import ConfigError, TrainConfig, require_model, storage_path
 from tiny_audio.config_files import load_config
-from tiny_audio.ledger import EpochAudit, audit
-from tiny_audio.metrics import append_metrics, append_warning, follow_folder, read_metrics
-from tiny_audio.saved_model import read_model_window_s
+from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.run.audit import EpochAudit, audit
+from tiny_audio.run.checkpoint import best_checkpoint, checkpoint_folder, damage, latest_checkpoint, load_checkpoint, load_weights
+from tiny_audio.run.metrics import append_metrics, append_warning, follow_folder, read_metrics
 from tiny_audio.storage import put
-from tiny_audio.train import train
+from tiny_audio.training.driver import train
 
 
 def test_checkpoints_are_kept_deleted_and_passed_over_as_in_a_folder(s3):

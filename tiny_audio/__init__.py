@@ -6,11 +6,11 @@
 
 def __getattr__(name: str):
     if name == "ASRConfig":
-        from tiny_audio.asr_config import ASRConfig
+        from tiny_audio.model.config import ASRConfig
 
         return ASRConfig
     if name == "ASRModel":
-        from tiny_audio.asr_modeling import ASRModel
+        from tiny_audio.model.asr import ASRModel
 
         return ASRModel
     raise AttributeError(f"module 'tiny_audio' has no attribute {name!r}")

@@ -1,0 +1,121 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Event
+
+import pytest
+from ray.data import ExecutionResources
+
+from tests.conftest import encode_audio, tone, write_shard
+from tiny_audio.data.footers import list_shards, read_footers
+from tiny_audio.data.plan import plan_pass, plan_windows
+from tiny_audio.data.stream import StreamSettings, WorkerStream, clip_dataset, ingest_config, train_dataset
+from tiny_audio.lab.benchmarks.soak import memory_sample
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def settings(start_step=0, num_steps=7):
+    return StreamSettings(0, start_step, num_steps, 8.0, 0.0)
+
+
+def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
+    """The workers' shares, as Ray Train makes them, of which so much may lie in the object store."""
+    groups = read_footers(list_shards(f"{shards}/train/*.parquet"))
+    plan = partial(plan_windows, groups, 0, 4, 2)
+    datasets = {"train": partial(train_dataset, plan, settings(start_step, num_steps))}
+    ingest = ingest_config(None)
+    limits = ExecutionResources.for_limits(object_store_memory=allowance_bytes)
+    ingest._get_user_execution_options("train").resource_limits = limits
+    shares = ingest.configure(datasets, num_workers, None, None)
+    return [WorkerStream(share["train"], rank).begin_at(start_step) for rank, share in enumerate(shares)]
+
+
+def read(streams, num_steps):
+    """step -> ids, over all workers, each read by a thread of its own: Ray starts an epoch when all have asked"""
+    found = {}
+    with ThreadPoolExecutor(len(streams)) as pool:
+        for batches in pool.map(lambda stream: [next(stream) for _ in range(num_steps)], streams):
+            for batch in batches:
+                found.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
+    return {step: sorted(ids) for step, ids in sorted(found.items())}
+
+
+def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(shards, monkeypatch):
+    one = read(split(shards, 1), 7)
+    assert list(one) == list(range(7))
+    assert read(split(shards, 2), 7) == one
+    assert read(split(shards, 3), 7) == one
+    resumed = read(split(shards, 2, start_step=3), 4)
+    assert resumed == {step: one[step] for step in range(3, 7)}
+    monkeypatch.setattr("tiny_audio.data.stream.STEPS_A_PLAN", 2)  # windows of two steps: some lie across two planning tasks
+    assert read(split(shards, 2, start_step=1), 6) == {step: one[step] for step in range(1, 7)}
+
+
+def test_every_good_row_of_an_epoch_comes_once_and_every_bad_one_is_counted(shards):
+    stream = split(shards, 1)[0]
+    batches = [next(stream) for _ in range(7)]  # 26 rows in steps of 4
+    ids = [clip.id for batch in batches for clip in batch.clips]
+    rejects = {reject.id: reject.reason for batch in batches for reject in batch.rejects}
+    assert rejects == {"row-005": "empty", "row-020": "truncated"}
+    assert sorted([*ids, *rejects]) == [f"row-{i:03d}" for i in range(26)]
+
+
+def test_decoding_waits_for_a_slow_reader(local_ray, tmp_path):
+    """400 MB of samples, of which a reader takes a hundredth, and then waits: no more than the allowance lies ready."""
+    clip = encode_audio(tone(8.0), "wav")
+    write_shard(tmp_path / "train/long.parquet", [(f"row-{i}", clip, "word") for i in range(1600)], 8)
+    in_store_before = memory_sample(local_ray)["store"]
+    (stream,) = split(tmp_path, 1, num_steps=400, allowance_bytes=64 * 2**20)
+    for _ in range(4):
+        next(stream)
+    time.sleep(4)  # in which all could be decoded
+    assert 10 < memory_sample(local_ray)["store"] - in_store_before < 128
+
+
+def test_a_stream_out_of_step_is_never_trained_through(shards):
+    stream = split(shards, 1, start_step=2)[0].begin_at(0)
+    with pytest.raises(RuntimeError, match="got the batch of step 2, rank 0; wants 0"):
+        next(stream)
+    with pytest.raises(RuntimeError, match=r"the data ended before step|got the batch of step"):
+        read(split(shards, 1), 8)
+
+
+class Shard:
+    """What Ray hands a worker, whose first batch says that it was asked for, and fails."""
+
+    def __init__(self):
+        self.asked = Event()
+
+    def iter_batches(self, **options):
+        self.asked.set()
+        raise OSError("no such storage")
+        yield
+
+
+def test_a_stream_is_read_before_anyone_asks_and_keeps_its_error():
+    shard = Shard()
+    stream = WorkerStream(shard, 0)
+    assert shard.asked.wait(10)
+    with pytest.raises(OSError, match="no such storage"):
+        next(stream)
+
+
+def test_clips_keep_their_samples(tmp_path):
+    clip = tone(0.7)
+    write_shard(
+        tmp_path / "one.parquet", [("good", encode_audio(clip, "wav"), "a  b "), ("bad", b"x" * 50, "c"), ("mute", b"", "")]
+    )
+    rows = clip_dataset(plan_pass(read_footers([str(tmp_path / "one.parquet")])), 8.0).take_all()
+    assert [(row["id"], row["reason"], row["text"]) for row in rows] == [
+        ("good", "", "a b"),
+        ("bad", "not_audio", ""),
+        ("mute", "no_label", ""),
+    ]
+    assert rows[0]["pcm"] == clip.tobytes()
+
+
+def test_decode_is_kept_to_its_nodes():
+    options = ingest_config("decode")._resolve_execution_options("train")
+    assert options.label_selector == {"ray-subcluster": "decode"}
+    assert options.preserve_order

@@ -1,0 +1,60 @@
+"""What only a GPU can show: its kernels, compiled layers and FP8 compute what the CPU does. Skipped elsewhere."""
+
+import pytest
+import torch
+
+from tests.conftest import DECODER, ENCODER, tone
+from tiny_audio.audio.clip import Clip
+from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.fp8 import freeze_to_fp8
+from tiny_audio.model.layers import compiled_layers
+from tiny_audio.model.packing import pack
+from tiny_audio.training.budget import find_micro_batch_s
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+CLIPS = [Clip(str(i), tone(0.4 + 0.7 * i, 200 + 90 * i), "seven lemons past a quiet river") for i in range(8)]
+
+
+def build(device, dtype="bfloat16", window="trimmed"):
+    torch.manual_seed(0)
+    config = ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, dtype=dtype, encoder_window=window)
+    return ASRModel(config).to(device)
+
+
+def loss_and_gradient(model):
+    output = model(pack(CLIPS, model.packing()).to(model.decoder.device))
+    model.zero_grad()
+    output.loss.backward()
+    return float(output.loss.detach()), torch.cat([weight.grad.flatten().cpu() for weight in model.projector.parameters()])
+
+
+@pytest.mark.parametrize("window", ["trimmed", "full"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gpu_computes_what_the_cpu_does(window, compiled):
+    loss, gradient = loss_and_gradient(build("cpu", "float32", window))
+    model = build("cuda", "bfloat16", window)
+    if compiled:
+        model.layers = compiled_layers()
+    gpu_loss, gpu_gradient = loss_and_gradient(model)
+    assert gpu_loss == pytest.approx(loss, rel=0.02)
+    assert torch.cosine_similarity(gradient, gpu_gradient, dim=0) > 0.97
+
+
+def test_fp8_stays_near_bf16():
+    model = build("cuda")
+    loss, gradient = loss_and_gradient(model)
+    freeze_to_fp8(model)
+    model.layers = compiled_layers()
+    fp8_loss, fp8_gradient = loss_and_gradient(model)
+    assert fp8_loss == pytest.approx(loss, rel=0.05)
+    assert torch.cosine_similarity(gradient, fp8_gradient, dim=0) > 0.8
+
+
+def test_a_budget_is_found_and_is_less_on_a_smaller_gpu():
+    model = build("cuda")
+    budgets = []
+    for share in (0.005, 1.0):
+        torch.cuda.set_per_process_memory_fraction(share)
+        budgets.append(find_micro_batch_s(model))
+    assert 30 <= budgets[0] < budgets[1]

@@ -1,0 +1,125 @@
+"""The commands as people type them: each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import DECODER, ENCODER, ROOT, tone
+from tiny_audio.lab.local_ray import submit_job
+from tiny_audio.lab.synthetic.dataset import PrepareConfig, encode_audio, prepare
+
+VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in ("__init__", "command"))
+QUICKSTART = "ray_jobs/configs/quickstart.yaml"
+SHARDS = ("data.train=SHARDS/train/*", "data.dev=SHARDS/dev/*")  # the fixture's folder in place of SHARDS
+
+
+def run_job(verb, *arguments, timeout_s=120):
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    command = [sys.executable, "-m", f"ray_jobs.{verb}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches(verb):
+    done = run_job(verb, "--help")
+    assert done.returncode == 0
+    assert f"usage: python -m ray_jobs.{verb}" in done.stdout
+    assert "keys and their defaults (comments in tiny_audio/" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"),
+    [
+        ("train", [QUICKSTART, "nmu_workers=2"], "unknown key nmu_workers; did you mean num_workers?"),
+        ("train", [QUICKSTART, "num_steps=soon"], "num_steps wants int, not 'soon'"),
+        ("train", ["nowhere.yaml"], "nowhere.yaml: no such config file"),
+        ("train", [QUICKSTART, "data.train=nowhere/*.parquet"], "nowhere/*.parquet: no such Parquet shards"),
+        ("train", [QUICKSTART, "eval_every=0"], "eval_every must be at least 1, not 0"),
+        ("train", [QUICKSTART, "runs_dir=s3://key:word@bucket/runs"], "leave it to the environment"),
+        ("train", [QUICKSTART, "runs_dir=nothing://bucket/runs"], "Unsupported filesystem"),
+        ("quickstart", [QUICKSTART, "runs_dir=s3://bucket/runs"], "the quickstart wants a folder"),
+        ("train", [QUICKSTART, *SHARDS, "model.text_model_id=./no"], "./no: "),
+        ("train", [QUICKSTART, *SHARDS, "use_gpu=true"], "use_gpu=true asks for 2 GPUs"),
+        ("evaluate", ["ray_jobs/configs/evaluate.yaml", "model=./nowhere"], "./nowhere: no saved model there"),
+        ("transcribe", ["ray_jobs/configs/transcribe.yaml", "inputs=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
+        ("transcribe", ["ray_jobs/configs/transcribe.yaml"], "inputs is empty"),
+        ("benchmark", ["ray_jobs/configs/benchmark.yaml", "output_dir=s3://bucket/x"], "results are written to folders"),
+        ("train", [QUICKSTART, "trackers=wandb"], "trackers wants list[str], not 'wandb'; write trackers=[wandb]"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_exit_2(verb, arguments, message, shards):
+    done = run_job(verb, *(argument.replace("SHARDS", str(shards)) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1
+
+
+def test_transcribe_writes_a_line_for_every_file(saved, tmp_path):
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for i in range(3):
+        (recordings / f"{i}.wav").write_bytes(encode_audio(tone(1.0, 300 * (i + 1)), "flac" if i == 2 else "wav"))
+    (recordings / "broken.mp3").write_bytes(b"no audio at all")
+    (recordings / "notes.txt").write_text("not looked at")
+    output = tmp_path / "out" / "transcripts.jsonl"
+    arguments = [f"model={saved}", f"inputs=[{recordings}]", f"output={output}", "num_threads=1"]
+    done = run_job("transcribe", "ray_jobs/configs/transcribe.yaml", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "3 transcribed, 1 rejected" in done.stdout
+    lines = {line["path"]: line for line in map(json.loads, output.read_text().splitlines())}
+    assert lines.pop(str(recordings / "broken.mp3")) == {"path": str(recordings / "broken.mp3"), "error": "not_audio"}
+    assert sorted(lines) == [str(recordings / f"{i}.wav") for i in range(3)]
+    assert all(line["duration_s"] == 1.0 and isinstance(line["text"], str) for line in lines.values())
+
+
+def test_prepare_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path):
+    pytest.importorskip("espeakng_loader", reason="the extra [data] is not installed")
+    config = PrepareConfig(
+        output_dir=str(tmp_path / "data"), num_train=40, num_dev=4, num_test=10, num_broken=6, rows_per_row_group=8
+    )
+    made = prepare(config)
+    assert made["num_rows"] == 74
+    assert prepare(config) == made
+    from datasets import load_dataset
+
+    rows = load_dataset("parquet", data_files=str(tmp_path / "data/test/*.parquet"), split="train")
+    assert rows.column_names == ["ID", "duration", "wav", "spk_id", "sex", "text"]
+    train_texts = set(load_dataset("parquet", data_files=str(tmp_path / "data/train/*.parquet"), split="train")["text"])
+    assert not train_texts & set(rows["text"])
+    assert rows["wav"][0]["bytes"][:4] in (b"RIFF", b"fLaC") or rows["wav"][0]["bytes"]
+    arguments = [f"model={saved}", f"data={tmp_path}/data/test/*.parquet", f"output_dir={tmp_path}/scores", "control_rows=5"]
+    done = run_job("evaluate", "ray_jobs/configs/evaluate.yaml", *arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "scores/evaluation.json").read_text())
+    assert {name: score["num_utterances"] for name, score in result["sets"].items()} == {
+        "sentences": 10,
+        "voices": 10,
+        "words": 10,
+    }
+    assert set(result["controls"]) == {"untrained", "shuffled_audio"}
+    assert len(result["silence"]) == 12
+    lines = [json.loads(line) for line in (tmp_path / "scores/utterances.jsonl").read_text().splitlines()]
+    assert len(lines) == 30
+
+
+def test_a_submitted_jobs_exit_code_is_the_jobs(local_ray, shards, tmp_path, capfd):
+    train = ["python", "-m", "ray_jobs.train", QUICKSTART, "name=job", "num_steps=2", "num_workers=1", f"runs_dir={tmp_path}"]
+    train += [f"data.train={shards}/train/*.parquet", f"data.dev={shards}/dev/*.parquet"]
+    submit_job(local_ray, *train)
+    assert (tmp_path / "job/model/model.safetensors").is_file()
+    assert ENCODER in (tmp_path / "job/model/config.json").read_text()
+    assert DECODER in (tmp_path / "job/config.yaml").read_text()
+    capfd.readouterr()
+    with pytest.raises(subprocess.CalledProcessError):
+        submit_job(local_ray, *train, "runs_dir=runs")
+    assert "a submitted job runs in a copy of its folder; give an absolute path" in capfd.readouterr().out

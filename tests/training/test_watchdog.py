@@ -1,0 +1,218 @@
+"""Workers and data that stand still: found, named and ended."""
+
+import os
+import re
+import threading
+import time
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from tests.training.test_train import config_of, losses
+from tiny_audio.config import ConfigError
+from tiny_audio.lab.local_nodes import named_processes
+from tiny_audio.run.audit import audit
+from tiny_audio.run.metrics import read_metrics
+from tiny_audio.training.driver import train
+from tiny_audio.training.watchdog import (
+    COMPUTING,
+    DATA,
+    GRADIENTS,
+    OTHERS,
+    START_S,
+    STARTING,
+    Doing,
+    HangFollower,
+    Watch,
+    first_failures,
+    hang_message,
+    start_watch,
+)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watch():
+    return Watch(10.0, Clock())
+
+
+def beat(watch, rank, number, phase, step=7, rows=(), pid=0):
+    return watch.beat(rank, pid or 100 + rank, "node", number, Doing(phase, step, tuple(rows)))
+
+
+def blamed(watch, *beats, after_s=11.0):
+    """Whom a watch names `after_s` later, where all are still heard of."""
+    for values in beats:
+        beat(watch, *values)
+    watch.clock.now += after_s
+    for values in beats:
+        beat(watch, *values)
+    return [one.rank for one in watch.stuck()]
+
+
+def test_the_rank_that_stopped_is_named_and_not_those_that_wait_for_it(watch):
+    beats = [(0, 5, OTHERS), (1, 4, COMPUTING, 7, [f"row-{i}" for i in range(7)]), (2, 5, OTHERS)]
+    assert blamed(watch, *beats, after_s=9.0) == []
+    beat(watch, 0, 6, GRADIENTS)  # in which workers meet too
+    watch.clock.now += 11.0
+    assert blamed(watch, (0, 6, GRADIENTS), *beats[1:], after_s=0.0) == [1]
+    said = hang_message(watch.stuck(), str)
+    assert "rank 1: has been computing for 20 s at step 7 (rows row-0, row-1, row-2, row-3, row-4 and 2 more); look" in said
+    beat(watch, 1, 5, COMPUTING)
+    assert watch.stuck() == []  # the others may wait for it
+
+
+def test_where_all_wait_for_the_others_all_are_named(watch):
+    assert blamed(watch, (0, 5, OTHERS), (1, 5, OTHERS)) == [0, 1]
+
+
+def test_stalled_data_are_named_by_their_files(watch):
+    assert blamed(watch, (0, 5, DATA), (1, 6, OTHERS)) == [0]
+    said = hang_message(watch.stuck(), lambda step: f"its files, {step}")
+    assert "step 7, and what is fetched with it, is read from its files, 7; look at that storage" in said
+
+
+def test_a_start_may_take_longer(watch):
+    assert blamed(watch, (0, 1, STARTING)) == []
+    assert blamed(watch, (0, 1, STARTING), after_s=START_S) == [0]
+
+
+def test_a_rank_that_is_not_heard_of_is_named_whatever_it_did(watch):
+    beat(watch, 0, 1, OTHERS), beat(watch, 1, 1, COMPUTING)
+    watch.clock.now = 11.0
+    beat(watch, 1, 1, COMPUTING)
+    (one,) = watch.stuck()
+    assert (one.rank, one.frozen) == (0, True)
+
+
+def test_a_verdict_is_for_the_workers_that_it_was_meant_for(watch):
+    beat(watch, 0, 1, COMPUTING), beat(watch, 1, 1, OTHERS)
+    watch.expel("a hang")
+    assert beat(watch, 1, 1, OTHERS) == "a hang"
+    watch.forget()  # Ray Train saw them fail
+    assert beat(watch, 1, 1, OTHERS) == "a hang"  # one is still there, and counts no longer
+    watch.clock.now = 11.0
+    assert watch.stuck() == []
+    assert watch.reasons() == ("", "a hang")
+    watch.begin()
+    assert watch.reasons() == ("", "")  # what ends the next ones is no hang, whether they come so far as to be heard of or not
+    assert beat(watch, 0, 1, STARTING, pid=200) == ""
+    watch.end("no compiler")
+    assert beat(watch, 0, 1, STARTING, pid=200) == "no compiler"
+
+
+def test_of_workers_that_failed_those_are_named_that_failed_first(watch):
+    beat(watch, 0, 1, OTHERS), beat(watch, 1, 1, COMPUTING)
+    died = WorkerHealthCheckFailedError("A worker health check failed", ActorDiedError())
+    watch.fail(first_failures({0: RuntimeError("Connection closed by peer"), 1: died}))
+    watch.clock.now += 11.0
+    assert watch.stuck() == []
+    assert watch.begin() == "rank 1: its process died, last heard of computing at step 7"
+    assert watch.begin() == ""
+    watch.fail(first_failures({2: RuntimeError("CUDA error: out of memory\nat ...")}))
+    assert watch.begin() == "rank 2: RuntimeError: CUDA error: out of memory"
+
+
+def test_workers_are_missed_until_new_ones_are_heard_of(watch):
+    watch.begin()
+    watch.clock.now = 5.0
+    assert watch.silence() == (5.0, "")  # a start that fails is no failure of workers
+    beat(watch, 0, 1, COMPUTING)
+    watch.clock.now = 6.0
+    assert watch.silence() == (1.0, "")  # as where they were ended to be fewer
+    watch.fail({0: "its process died"})
+    watch.fail({0: "its process died"})
+    watch.clock.now = 8.0
+    beat(watch, 0, 2, COMPUTING)  # one that has ended
+    assert watch.silence() == (3.0, "rank 0: its process died, last heard of computing at step 7")
+    watch.begin()
+    assert watch.silence() == (3.0, "")
+    assert beat(watch, 0, 1, STARTING, pid=200) == ""
+    assert watch.silence() == (0.0, "")
+
+
+def test_that_workers_are_missed_is_said_and_seldom_repeated(capfd):
+    follower = HangFollower(None, str)
+    for silence_s in (59, 60, 61, 119, 121, 180, 239, 240, 3, 59, 60, 61):
+        follower._tell_of_silence(silence_s, "")
+    assert re.findall(r"heard of for (\d+) s; ray status says", capfd.readouterr().err) == ["60", "121", "240", "60"]
+
+
+def test_a_follower_misses_workers(local_ray, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("tiny_audio.training.watchdog.SILENCE_TOLD_S", 1.0)
+    watch = start_watch(10.0, str(tmp_path))
+    ray.get(watch.fail.remote({0: "its node is gone"}))
+    with HangFollower(watch, str):
+        time.sleep(3.0)
+    ray.kill(watch)
+    assert re.search(r"heard of for [123] s, since some failed \(rank 0: its node is gone\); ray", capfd.readouterr().err)
+
+
+def test_a_watch_whose_process_dies_is_there_again(local_ray, tmp_path):
+    watch = start_watch(10.0, str(tmp_path))
+    there = {"number": 1, "doing": Doing(COMPUTING, 3), "pid": 1, "node_id": "node"}
+    ray.get(watch.beat.remote(0, **there))
+    (process,) = named_processes(os.getpid(), "ray::Watch")
+    process.kill()
+    assert ray.get(watch.beat.remote(0, **there), timeout=30) == ""
+    assert ray.get(watch.silence.remote())[0] < 5.0
+    ray.kill(watch)
+
+
+def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
+    """A thread that stops one worker's process, once, when the run has logged `step`."""
+
+    def wait_and_freeze():
+        while not any(line["step"] >= step for line in read_metrics(run_dir)):
+            time.sleep(0.02)
+        named_processes(os.getpid(), "RayTrainWorker")[0].suspend()
+
+    thread = threading.Thread(target=wait_and_freeze, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow  # a minute
+def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_path, capfd):
+    changes = {"num_steps": 20, "num_workers": 2, "zero_stage": 2, "checkpoint_every": 5, "max_failures": 1}
+    config = config_of(shards, tmp_path, "frozen", **changes, watchdog_timeout_s=10.0)
+    freezer = freeze_a_worker_after(config.run_dir, 6)
+    train(config)
+    freezer.join(1)
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if "the run stood still" in line]
+    rows = r"(\(rows row-.*\)|; step \d+, and what .*\.parquet.*)"
+    frozen = r"rank [01]: its process stands still or is gone; it has been .* for (\d+) s at step \d+ ?"
+    found = re.search(f"{frozen}{rows}; look at that worker", said)
+    assert 10 <= int(found[1]) < 60
+    assert len(losses(config)) == 20
+    assert audit(config)[0].num_missing == audit(config)[0].num_twice == 0
+
+
+def test_data_that_stall_end_the_run_with_the_name_of_their_file(local_ray, shards, tmp_path):
+    """A file that opens and gives nothing, as on storage that hangs; put there once the footers have been read."""
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for path in (shards / "train").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    stalled = folder / "train-1.parquet"
+
+    def stall():
+        stalled.unlink()
+        os.mkfifo(stalled)
+
+    config = config_of(shards, tmp_path, "stalled", num_steps=12, watchdog_timeout_s=10.0)
+    config.data.train = f"{folder}/*.parquet"
+    try:
+        said = rf"has been waiting for data for \d+ s at step (\d+); step \1, .* is read from .*{stalled}[,;]"
+        with pytest.raises(ConfigError, match=said):
+            train(config, stall)
+    finally:
+        os.close(os.open(stalled, os.O_RDWR))  # whoever waits for it reads its end

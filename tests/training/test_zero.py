@@ -1,0 +1,36 @@
+"""The optimizer in process: one worker, gloo, backbones in bfloat16."""
+
+import pytest
+import torch
+
+from tests.conftest import tone
+from tiny_audio.audio.clip import Clip
+from tiny_audio.config import OptimizerConfig
+from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.packing import pack
+from tiny_audio.training.zero import MOMENTS, Engine
+
+RATE = 1e-6  # AdamW's first steps move a weight by about this much; bfloat16 near 0.02 knows steps of 1.2e-4
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_updates_too_small_for_bfloat16_are_kept(one_worker, hub_folders, stage):
+    torch.manual_seed(0)
+    model = ASRModel(ASRConfig(audio_model_id=hub_folders[0], text_model_id=hub_folders[1], dtype="bfloat16"))
+    before = {name: weight.detach().clone() for name, weight in model.projector.named_parameters()}
+    engine = Engine(model, model.projector, OptimizerConfig(learning_rate=RATE, weight_decay=0.0), stage=stage)
+    batch = pack([Clip("a", tone(1.0), "the old baker")], model.packing())
+    for _ in range(3):
+        engine.backward(engine(batch).loss_sum, last=True)
+        engine.step(RATE)
+    after, moments = engine.weights(), engine.moments()
+    assert {weight.dtype for weight in model.projector.parameters()} == {torch.float32}
+    assert set(moments) == {f"{moment}.{name}" for moment in MOMENTS for name in before}
+    for name, weight in before.items():
+        assert {after[name].dtype, *(moments[f"{moment}.{name}"].dtype for moment in MOMENTS)} == {torch.float32}
+        large = weight.abs() > 2**-6
+        rounded = weight[large].bfloat16()
+        assert torch.equal(rounded + RATE, rounded)  # in bfloat16 such an update is none
+        moved = (after[name] - weight).abs()[large]
+        assert moved.median() == pytest.approx(3 * RATE, rel=0.2)

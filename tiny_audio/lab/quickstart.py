@@ -1,0 +1,180 @@
+"""The whole pipeline on one machine: make data, train, evaluate, serve, report. What `make quickstart` runs.
+
+Training and evaluation go through `ray job submit`, serving through `serve run`, as they do on a cluster; only the
+cluster is this process's own, and is gone with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+import yaml
+
+from tiny_audio.audio.decode import decode
+from tiny_audio.config import TrainConfig, absolute, require
+from tiny_audio.config_files import save_config
+from tiny_audio.data.footers import list_shards, read_footers
+from tiny_audio.data.plan import plan_pass
+from tiny_audio.data.shards import read_rows
+from tiny_audio.evaluation.report import worst_utterances, write_report
+from tiny_audio.lab.local_ray import BIN, WITH_TOKEN, Cluster, free_port, local_cluster, submit_job
+from tiny_audio.lab.synthetic.dataset import MANIFEST, PrepareConfig, encode_audio, prepare
+from tiny_audio.model.backbone import PACKAGE_ROOT
+from tiny_audio.storage import is_local
+
+SERVE_START_TIMEOUT_S = 180
+NUM_SEEDS = 5
+
+
+def train_job(cluster: Cluster, config: TrainConfig) -> None:
+    """Trains by a job, unless the run is done already."""
+    done, submitted = config.run_dir / "training.json", config.run_dir / "submitted.yaml"
+    before = submitted.read_text() if submitted.is_file() else None
+    save_config(config, submitted)  # the job runs in a copy of this folder, without runs/
+    if before is not None and done.is_file():
+        made_from = [Path(PrepareConfig().output_dir) / MANIFEST, *(PACKAGE_ROOT / "tiny_audio/backbones").rglob("*.safetensors")]
+        fresh = all(path.stat().st_mtime < done.stat().st_mtime for path in made_from)
+        remedy = f"{config.run_dir} was trained with other settings, data or backbones; delete it, or choose another name"
+        require(fresh and before == submitted.read_text(), remedy)
+        print(f"{config.run_dir}: trained already; delete the folder to train again")
+        return
+    submit_job(cluster, "python", "-m", "ray_jobs.train", str(submitted))
+
+
+def evaluate_job(cluster: Cluster, config: TrainConfig, data: str) -> dict:
+    """Evaluates by a job, unless that is done already; returns evaluation.json."""
+    result = config.run_dir / "evaluation.json"
+    model = config.run_dir / "model"
+    if not result.is_file() or result.stat().st_mtime < (model / "config.json").stat().st_mtime:
+        places = [f"model={model}", f"output_dir={config.run_dir}", f"data={data}"]
+        submit_job(cluster, "python", "-m", "ray_jobs.evaluate", "ray_jobs/configs/evaluate.yaml", *places, f"seed={config.seed}")
+    return json.loads(result.read_text())
+
+
+@contextmanager
+def serve_app(cluster: Cluster, model: Path, log: Path) -> Iterator[str]:
+    """`serve run` of serve/config.yaml with this model, for as long as the context lasts; yields its URL."""
+    config = yaml.safe_load(Path("serve/config.yaml").read_text())
+    config["http_options"]["port"] = port = free_port(config["http_options"]["port"])
+    config["applications"][0]["args"]["model"] = str(model)
+    path = model.parent / "serve.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    environment = {**os.environ, **WITH_TOKEN, "RAY_ADDRESS": cluster.gcs_address}
+    print(f"$ serve run {path}", flush=True)
+    with log.open("w") as output:
+        server = subprocess.Popen([str(BIN / "serve"), "run", str(path)], env=environment, stdout=output, stderr=output)
+        try:
+            _wait_until_healthy(f"http://127.0.0.1:{port}/healthz", server, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + SERVE_START_TIMEOUT_S
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            raise RuntimeError(f"the server stopped as it started; {log} says why")
+        try:
+            if requests.get(url, timeout=5).ok:
+                return
+        except requests.RequestException:  # not up yet, or up and still loading the model
+            time.sleep(0.5)
+    raise RuntimeError(f"the server was not ready after {SERVE_START_TIMEOUT_S} s; {log} says why")
+
+
+def ask_server(url: str, clip: bytes) -> str:
+    """One clip to one transcript over HTTP, in the form that `curl -F` sends."""
+    print(f"POST as by: curl -F file=@clip.wav -F model=tiny_audio {url}/v1/audio/transcriptions", flush=True)
+    form = {"files": {"file": ("clip.wav", clip, "audio/wav")}, "data": {"model": "tiny_audio"}}
+    response = requests.post(f"{url}/v1/audio/transcriptions", timeout=60, **form)
+    response.raise_for_status()
+    print(response.text)
+    return response.json()["text"]
+
+
+def _rows_by_id(pattern: str, ids: set[str]) -> dict[str, dict]:
+    groups = read_footers(list_shards(pattern))
+    return {row["ID"]: row for part in plan_pass(groups) for row in read_rows(part) if row["ID"] in ids}
+
+
+def as_wav(row: dict) -> bytes:
+    """A row's audio, however it is stored, as a WAV that every browser plays."""
+    return encode_audio(decode(row["wav"]), "wav")
+
+
+def summarize(config: TrainConfig, evaluation: dict, transcript: str, reference: str) -> dict:
+    """The headline figures of a run; WERs are fractions."""
+    sets, controls = evaluation["sets"], evaluation["controls"]
+    training = json.loads((config.run_dir / "training.json").read_text())
+    return {
+        "wer_test": sets["sentences"]["wer"],
+        "wer_unseen_voices": sets["voices"]["wer"],
+        "wer_unseen_words": sets["words"]["wer"],
+        "wer_untrained": controls["untrained"]["wer"],
+        "wer_shuffled_audio": controls["shuffled_audio"]["wer"],
+        "silence_text": " ".join(clip["text"] for clip in evaluation["silence"]).strip(),
+        "train_seconds": training["train_s"],
+        "steps": training["step"],
+        "train_rows": training["num_rows"],
+        "train_audio_s": training["audio_s"],
+        "rejected_train": training["rejects"],
+        "http_transcript": transcript,
+        "http_reference": reference,
+    }
+
+
+def quickstart(config: TrainConfig, show_progress) -> dict:
+    """Runs it all; what is there already is used again. Returns summary.json, beside which report.html lies.
+
+    Args:
+        show_progress: wraps the iterable of made data files.
+    """
+    started = time.perf_counter()
+    config = config.with_absolute_paths()
+    require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: the quickstart wants a folder")
+    data = PrepareConfig()
+    tests = f"{absolute(data.output_dir)}/test/*.parquet"
+    with local_cluster() as cluster:
+        made = prepare(data, show_progress)
+        print(f"data: {made['num_rows']} rows, {made['hours']:.2f} h of speech in {data.output_dir}", flush=True)
+        train_job(cluster, config)
+        evaluation = evaluate_job(cluster, config, tests)
+        shown = worst_utterances(config.run_dir)
+        clips = _rows_by_id(tests, {"sentences-00000", *(line["id"] for line in shown)})
+        asked = clips["sentences-00000"]
+        (config.run_dir / "clip.wav").write_bytes(as_wav(asked))  # for people to send by themselves
+        with serve_app(cluster, config.run_dir / "model", config.run_dir / "serve.log") as url:
+            transcript = ask_server(url, as_wav(asked))
+    summary = summarize(config, evaluation, transcript, asked["text"])
+    summary["total_seconds"] = time.perf_counter() - started
+    (config.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_report(config.run_dir, {name: as_wav(row) for name, row in clips.items()})
+    return summary
+
+
+def run_seeds(config: TrainConfig, show_progress) -> list[dict]:
+    """Trains and evaluates with each of the seeds 0 to 4; returns their headline figures."""
+    require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: wants a folder")
+    data, found = PrepareConfig(), []
+    tests = f"{absolute(data.output_dir)}/test/*.parquet"
+    with local_cluster() as cluster:
+        prepare(data, show_progress)
+        for seed in range(NUM_SEEDS):
+            one = replace(config.with_absolute_paths(), seed=seed, name=f"{config.name}-seed-{seed}")
+            train_job(cluster, one)
+            found.append({"seed": seed, **summarize(one, evaluate_job(cluster, one, tests), "", "")})
+    return found

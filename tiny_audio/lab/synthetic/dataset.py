@@ -1,0 +1,197 @@
+"""Makes Parquet shards in LoquaciousSet's columns from synthesised speech: the quickstart's train, dev and test data.
+
+Runs on Ray Data, a task a file. Test sentences never occur in train or dev; "voices" rows are said by voices that occur
+nowhere else, "words" rows each hold a word that no training text has, the backbones' included. A few train rows are
+broken on purpose, one of every kind: a first look at how they are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import soxr
+
+from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.config import output_path, require, require_at_least
+from tiny_audio.data.stream import map_each
+from tiny_audio.lab.synthetic.sentences import novel_sentences, unique_sentences
+from tiny_audio.lab.synthetic.speech import Voice, held_out_voices, synthesize, training_voices
+
+SCHEMA = pa.schema(
+    [
+        ("ID", pa.string()),
+        ("duration", pa.float32()),
+        ("wav", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("spk_id", pa.string()),
+        ("sex", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+MANIFEST = "manifest.json"
+# How a clip is stored, by share: mostly as LoquaciousSet does, and in every other form that users have.
+ENCODINGS = {"wav": 0.76, "flac": 0.08, "mp3": 0.08, "stereo": 0.03, "8-bit": 0.03, "44.1 kHz": 0.02}
+
+
+@dataclass
+class PrepareConfig:
+    """The made data set."""
+
+    output_dir: str = "data/synthetic"
+    seed: int = 1
+    num_train: int = 2000
+    num_dev: int = 64
+    num_test: int = 300  # of each of the three test sets
+    num_broken: int = 12  # of the train rows
+    rows_per_row_group: int = 50
+    rows_per_file: int = 250
+
+    def __post_init__(self):
+        require_at_least(self, 1, "num_train", "num_dev", "num_test", "rows_per_row_group", "rows_per_file")
+        require(0 <= self.num_broken <= self.num_train, f"num_broken must be 0 to num_train, not {self.num_broken}")
+
+
+@dataclass
+class Sentence:
+    """A row to be made."""
+
+    id: str
+    text: str
+    voice: str
+    broken: str = ""  # a kind of `break_audio`, or none
+
+
+def encode_audio(pcm: np.ndarray, encoding: str) -> bytes:
+    """(S,) int16 at 16 kHz as the bytes of an audio file, in one of ENCODINGS."""
+    rate, samples, subtype = SAMPLE_RATE, pcm.astype(np.float32) / 32768.0, "PCM_16"
+    if encoding == "stereo":
+        samples = np.stack([samples, samples], axis=1)
+    if encoding == "44.1 kHz":
+        rate, samples = 44_100, soxr.resample(samples, SAMPLE_RATE, 44_100)
+    if encoding == "8-bit":
+        subtype = "PCM_U8"
+    container = {"flac": "FLAC", "mp3": "MP3"}.get(encoding, "WAV")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=container, subtype="MPEG_LAYER_III" if container == "MP3" else subtype)
+    return buffer.getvalue()
+
+
+def break_audio(pcm: np.ndarray, kind: str) -> bytes:
+    """Bytes that must be rejected for the reason `kind` (see `decode.REASONS`)."""
+    buffer = io.BytesIO()
+    match kind:
+        case "empty":
+            return b""
+        case "not_audio":
+            return b"this is no audio at all, it is a sentence"
+        case "truncated":
+            return encode_audio(pcm, "wav")[: len(pcm)]
+        case "no_samples":
+            return encode_audio(pcm[:0], "wav")
+        case "not_finite":
+            soundfile.write(buffer, np.full(SAMPLE_RATE, np.nan, np.float32), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+            return buffer.getvalue()
+        case "too_long":
+            return encode_audio(np.tile(pcm, 1 + 31 * SAMPLE_RATE // len(pcm)), "flac")
+    raise ValueError(f"no such way to break audio: {kind}")
+
+
+def _row(sentence: Sentence, rng: random.Random) -> dict:
+    accent, _, variant = sentence.voice.partition("+")
+    voice = Voice(accent, variant)
+    pcm = synthesize(sentence.text, voice, rng)
+    encoding = rng.choices(list(ENCODINGS), list(ENCODINGS.values()))[0]
+    data = break_audio(pcm, sentence.broken) if sentence.broken else encode_audio(pcm, encoding)
+    return {
+        "ID": sentence.id,
+        "duration": len(pcm) / SAMPLE_RATE,
+        "wav": {"bytes": data, "path": f"{sentence.id}.wav"},
+        "spk_id": voice.name,
+        "sex": voice.sex,
+        "text": sentence.text,
+    }
+
+
+def write_shard(task: dict) -> dict:
+    """Makes one Parquet file; runs as a Ray Data task. Returns its path, rows and seconds of audio."""
+    rng = random.Random(task["seed"])
+    rows = [_row(Sentence(**sentence), rng) for sentence in json.loads(task["sentences"])]
+    path = Path(task["path"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, row_group_size=task["rows_per_row_group"])
+    partial.rename(path)
+    return {"path": str(path), "num_rows": len(rows), "duration_s": sum(row["duration"] for row in rows)}
+
+
+def _sentences(name: str, texts: list[str], voices: list[Voice], rng: random.Random) -> list[Sentence]:
+    return [Sentence(f"{name}-{i:05d}", text, rng.choice(voices).name) for i, text in enumerate(texts)]
+
+
+def _splits(config: PrepareConfig) -> dict[str, list[Sentence]]:
+    rng, known, held_out = random.Random(config.seed), training_voices(), held_out_voices()
+    texts = unique_sentences(config.num_train + config.num_dev + 2 * config.num_test, config.seed)
+    cut = [config.num_train, config.num_train + config.num_dev, config.num_train + config.num_dev + config.num_test]
+    train = _sentences("train", texts[: cut[0]], known, rng)
+    kinds = ("empty", "not_audio", "truncated", "no_samples", "not_finite", "too_long")
+    for number, sentence in enumerate(rng.sample(train, config.num_broken)):
+        sentence.broken = kinds[number % len(kinds)]
+    return {
+        "train/train": train,
+        "dev/dev": _sentences("dev", texts[cut[0] : cut[1]], known, rng),
+        "test/sentences": _sentences("sentences", texts[cut[1] : cut[2]], known, rng),
+        "test/voices": _sentences("voices", texts[cut[2] :], held_out, rng),
+        "test/words": _sentences("words", novel_sentences(config.num_test, config.seed), known, rng),
+    }
+
+
+def _tasks(config: PrepareConfig) -> list[dict]:
+    tasks = []
+    for split, sentences in _splits(config).items():
+        count = -(-len(sentences) // config.rows_per_file)
+        for number in range(count):
+            part = sentences[number * config.rows_per_file : (number + 1) * config.rows_per_file]
+            tasks.append(
+                {
+                    "path": str(Path(config.output_dir) / f"{split}-{number:05d}-of-{count:05d}.parquet"),
+                    "sentences": json.dumps([dataclasses.asdict(sentence) for sentence in part]),
+                    "rows_per_row_group": config.rows_per_row_group,
+                    "seed": f"{config.seed} {split} {number}",
+                }
+            )
+    return tasks
+
+
+def prepare(config: PrepareConfig, show_progress=lambda done: done) -> dict:
+    """Makes the shards, or finds them made by the same config; returns what the manifest beside them says.
+
+    Ray must be up. `show_progress` wraps the iterable of finished files.
+    """
+    config = dataclasses.replace(config, output_dir=str(output_path(config.output_dir)))
+    manifest_path = Path(config.output_dir) / MANIFEST
+    wanted = dataclasses.asdict(config)
+    made = sorted(Path(config.output_dir).glob("*/*.parquet"))
+    if manifest_path.is_file():
+        manifest = json.loads(manifest_path.read_text())
+        if manifest["config"] == wanted and manifest["num_files"] == len(made):
+            return manifest
+        manifest_path.unlink()
+    for stale in made:  # of another config: beside ours they would mix splits
+        stale.unlink()
+    files = list(show_progress(map_each(_tasks(config), write_shard)))
+    manifest = {
+        "config": wanted,
+        "num_files": len(files),
+        "num_rows": sum(file["num_rows"] for file in files),
+        "hours": sum(file["duration_s"] for file in files) / 3600,
+    }
+    manifest_path.write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest

@@ -1,0 +1,100 @@
+"""Speech of the made data: the espeak-ng synthesiser, its voices, and which of them no training may hear.
+
+espeak-ng is GPL-3 and comes with the extra `[data]`; only the jobs that make data import it (through ctypes).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soxr
+import yaml
+
+from tiny_audio.audio.clip import SAMPLE_RATE
+
+VOICES_PATH = Path(__file__).with_name("voices.yaml")
+_SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT
+_UTF8 = 1
+_RATE, _PITCH, _WORD_GAP = 1, 3, 7  # espeak_PARAMETER
+
+
+@dataclass(frozen=True)
+class Voice:
+    """An espeak-ng accent with a variant: a speaker."""
+
+    accent: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.accent}+{self.variant}"
+
+    @property
+    def sex(self) -> str:
+        """As LoquaciousSet's column; espeak-ng says it for the f* and m* variants only."""
+        return {"f": "female", "m": "male"}.get(self.variant[0], "") if self.variant[1:].isdigit() else ""
+
+
+def _voices(variants: str) -> list[Voice]:
+    names = yaml.safe_load(VOICES_PATH.read_text())
+    return [Voice(accent, variant) for accent in names["accents"].split() for variant in names[variants].split()]
+
+
+def training_voices() -> list[Voice]:
+    """Voices that training may hear."""
+    return _voices("variants")
+
+
+def held_out_voices() -> list[Voice]:
+    """Voices that neither the backbones nor a projector is trained on."""
+    return _voices("held_out_variants")
+
+
+@lru_cache(maxsize=1)
+def _engine():
+    """The loaded library, its sample rate and the list that its callback appends to. Once per process."""
+    import espeakng_loader
+
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
+    if rate <= 0:
+        raise RuntimeError("espeak-ng did not start")
+    chunks: list[np.ndarray] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    def on_samples(samples, count, _events):
+        if count > 0:
+            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    library.espeak_SetSynthCallback(on_samples)
+    return library, rate, chunks, on_samples  # the callback must outlive this call
+
+
+def synthesize(text: str, voice: Voice, rng: random.Random) -> np.ndarray:
+    """Says `text`: (S,) int16 at 16 kHz, with speed, pitch, pauses and loudness drawn from `rng`.
+
+    The same draw says it the same way but for espeak-ng's hiss, which nobody can seed.
+
+    Raises:
+        ValueError: espeak-ng does not know the voice.
+    """
+    library, rate, chunks, _ = _engine()
+    if library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+        raise ValueError(f"espeak-ng has no voice {voice.name}")
+    library.espeak_SetParameter(_RATE, rng.randint(140, 210), 0)
+    library.espeak_SetParameter(_PITCH, rng.randint(30, 70), 0)
+    library.espeak_SetParameter(_WORD_GAP, rng.randint(0, 3), 0)
+    chunks.clear()
+    spoken = text.encode()
+    library.espeak_Synth(spoken, len(spoken) + 1, 0, 0, 0, _UTF8, None, None)
+    if not chunks:
+        raise RuntimeError(f"espeak-ng said nothing for {text!r}")
+    waveform = soxr.resample(np.concatenate(chunks).astype(np.float32) / 32768.0, rate, SAMPLE_RATE)
+    waveform *= rng.uniform(0.3, 0.95) / max(1e-3, float(np.abs(waveform).max()))
+    return (waveform * 32767.0).astype(np.int16)

@@ -1,0 +1,146 @@
+"""The two frozen backbones: where their files are, and what they must hold. Safetensors only.
+
+What a folder lacks is said before training starts, as far as its small files and its weight files' headers tell
+(`require_encoder`, `require_decoder`); the rest, and a hub id's weights, when `backbone_weights.py` loads them.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, WhisperFeatureExtractor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from tiny_audio.audio.clip import HOP_SAMPLES, N_FFT, SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
+from tiny_audio.config import ConfigError, require
+from tiny_audio.model.prompt import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = {"whisper": "Whisper", "smollm3": "SmolLM3"}
+
+
+def backbone_path(model_id: str) -> str:
+    """Where a backbone is: a local folder, a folder of this repository (the embedded ones), or a hub id as it is."""
+    if not Path(model_id).is_dir() and (PACKAGE_ROOT / model_id).is_dir():
+        return str(PACKAGE_ROOT / model_id)
+    return model_id
+
+
+def load_feature_extractor(model_id: str) -> WhisperFeatureExtractor:
+    """The encoder's own feature extractor, which `features.log_mel` equals.
+
+    Raises:
+        ConfigError: preprocessor_config.json is not there, or wants other features than `features.log_mel` makes.
+    """
+    config = read_config(model_id, "whisper")
+    try:
+        extractor = WhisperFeatureExtractor.from_pretrained(backbone_path(model_id))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model_id}: no usable preprocessor_config.json; fetch it again ({one_line(error)})") from None
+    ours = {"sampling_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop_length": HOP_SAMPLES, "feature_size": config.num_mel_bins}
+    for name, value in ours.items():
+        found = getattr(extractor, name)
+        require(found == value, f"{model_id}: preprocessor_config.json says {name} {found}, the encoder needs {value}")
+    return extractor
+
+
+def load_tokenizer(model_id: str):
+    """The decoder's tokenizer, with the `<audio>` placeholder known to it as one token.
+
+    Raises:
+        ConfigError: it is not there, or lacks a chat template or one of the special tokens that `text.py` needs.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model_id}: its tokenizer cannot be read; fetch it again ({one_line(error)})") from None
+    remedy = "take an instruction-tuned checkpoint, such as HuggingFaceTB/SmolLM3-3B"
+    require(bool(tokenizer.chat_template), f"{model_id}: the tokenizer has no chat template (chat_template.jinja); {remedy}")
+    for token in (END_OF_TURN, PAD_TOKEN):
+        require(token in tokenizer.get_vocab(), f"{model_id}: the tokenizer does not know {token}; {remedy}")
+    tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
+    tokenizer.pad_token = PAD_TOKEN
+    return tokenizer
+
+
+def one_line(error: Exception) -> str:
+    """Its message, cut short."""
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
+
+
+def read_window_s(model_id: str) -> float:
+    """Longest audio that a Whisper checkpoint takes, in seconds (30), from its config alone.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    return read_config(model_id, "whisper").max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
+
+
+def require_encoder(model_id: str) -> None:
+    """Raises ConfigError unless there is a Whisper checkpoint of that id; in a folder, one with all its files, whole."""
+    load_feature_extractor(model_id)
+    require_weights(model_id)
+
+
+def require_decoder(model_id: str) -> None:
+    """Raises ConfigError unless there is a SmolLM3 checkpoint of that id, with a tokenizer and chat template for it.
+
+    In a folder, one with all its files, whole.
+    """
+    config = read_config(model_id, "smollm3")
+    tokenizer = load_tokenizer(model_id)
+    try:
+        build_prompt(tokenizer)
+    except (ValueError, TemplateError) as error:
+        raise ConfigError(f"{model_id}: its chat template cannot be used: {one_line(error)}") from None
+    last = max(number for token, number in tokenizer.get_vocab().items() if token != AUDIO_TOKEN)
+    remedy = "take the checkpoint's own tokenizer"
+    require(last < config.vocab_size, f"{model_id}: the tokenizer has ids to {last}, the model {config.vocab_size}; {remedy}")
+    require_weights(model_id)
+
+
+def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
+    """The config of a checkpoint that must be of `model_type`."""
+    path = backbone_path(model_id)
+    if Path(path).is_dir():
+        require((Path(path) / "config.json").is_file(), f"{model_id}: the folder has no config.json; is the download complete?")
+    else:
+        hub_id = model_id.count("/") == 1 and not model_id.startswith((".", "/", "~"))
+        require(hub_id, f"{model_id}: no such folder, and no hub id (OWNER/NAME)")
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        remedy = "" if Path(path).is_dir() else "not found on the hub, or no way to it; without a network, name a local folder: "
+        raise ConfigError(f"{model_id}: {remedy}{one_line(error)}") from None
+    wanted = ARCHITECTURES[model_type]
+    require(config.model_type == model_type, f"{model_id}: is a {config.model_type}, not a {wanted} checkpoint")
+    return config
+
+
+def require_weights(model_id: str) -> None:
+    """Raises ConfigError unless a folder's weight files are there and whole. A hub id's are not looked at."""
+    folder = Path(backbone_path(model_id))
+    if not folder.is_dir():
+        return
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = [folder / SAFE_WEIGHTS_NAME]
+    if not files[0].is_file():
+        remedy = "fetch it again; other formats are not read"
+        require(index.is_file(), f"{folder}: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME} there; {remedy}")
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{index}: not an index of shards ({one_line(error)}); fetch it again") from None
+    for path in files:
+        require(path.is_file(), f"{path}: {index.name} names this shard, and it is not there; fetch it again")
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ConfigError(f"{path}: not a safetensors file, or a truncated one ({error}); fetch it again") from None

@@ -1,0 +1,86 @@
+"""The frozen backbones' modules with their weights, from a folder or the hub.
+
+Apart from `backbone.py` because transformers' models take 2 s and 150 MB to import, which drivers do without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import SmolLM3ForCausalLM
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import logging
+
+from tiny_audio.config import ConfigError, require
+from tiny_audio.model.backbone import backbone_path, one_line, read_config, require_weights
+
+SHOWN_KEYS = 5
+
+
+def load_encoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
+    """The encoder of a whole Whisper checkpoint.
+
+    Raises:
+        ConfigError: there is none, or it lacks encoder weights, or has them in other shapes than its config.json says.
+    """
+    read_config(model_id, "whisper")
+    return _load(WhisperEncoder, model_id, dtype, attn_implementation, key_mapping={r"^(model\.)?encoder\.": ""})
+
+
+def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> SmolLM3ForCausalLM:
+    """The decoder.
+
+    Raises:
+        ConfigError: there is none, or it lacks weights, or has them in other shapes than its config.json says.
+    """
+    read_config(model_id, "smollm3")
+    return _load(SmolLM3ForCausalLM, model_id, dtype, attn_implementation)
+
+
+def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:
+    """`from_pretrained`, without its report on the parts of a checkpoint that we leave out.
+
+    It would leave missing weights random with a warning, and fall back to formats that can run code.
+    """
+    require_weights(model_id)
+    try:
+        with quiet_transformers():
+            model, info = model_class.from_pretrained(
+                backbone_path(model_id),
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed in `info` then, and refused below
+                **kwargs,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{model_id}: {one_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    require(not missing, f"{model_id}: the checkpoint lacks {_shown(missing)}; is the download complete, and the right model?")
+    reshaped = [f"{key} {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(info["mismatched_keys"])]
+    require(not reshaped, f"{model_id}: weights have other shapes than config.json says: {_shown(reshaped)}; use its own config")
+    return model
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+    return ", ".join(names[:SHOWN_KEYS]) + more
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' warnings and progress bars."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,193 @@
+"""Clips to the tensors of one forward pass: PCM, prompt and labels end to end, and where each part lies. On the CPU.
+
+All sizes and positions are settled here, so that nothing is ever read back from the device that computes. The letters
+are those of `features.py`; N is the packed length of the decoder's input over all clips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tiny_audio.audio.augment import MaskSpans
+from tiny_audio.audio.clip import (
+    SAMPLE_RATE,
+    SAMPLES_PER_ENCODER_FRAME,
+    SAMPLES_PER_TOKEN,
+    Clip,
+    num_audio_tokens,
+    padded_num_samples,
+)
+from tiny_audio.model.prompt import IGNORED_LABEL, Prompt, label_ids
+from tiny_audio.model.segments import Segments, bounds_of, move, segments
+
+GROUP_CLIPS = 32  # whose log-mels are made together
+GROUP_S = 480.0  # and their padded length at most
+
+
+class Group(NamedTuple):
+    """Clips [first, last) whose log-mels are made together, padded to `num_samples` each."""
+
+    first: int
+    last: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How clips are laid out for a model."""
+
+    tokenizer: object
+    prompt: Prompt
+    window_num_samples: int  # the encoder's
+    trimmed: bool  # each clip is encoded at its own length, else padded to the window
+    grouped: bool = True  # False: one group, as where workers must run every module equally often
+
+
+@dataclass
+class PackedBatch:
+    """Clips laid out for `ASRModel.forward`: first those whose encoder frames are at hand, then the rest, shortest first."""
+
+    rows: list[Clip]  # all of them, in order
+    known: torch.Tensor | None  # (frames, C) of the clips that need not be encoded
+    fresh: list[Clip]  # those to encode, in order
+    pcm: torch.Tensor  # (S,) int16, theirs, end to end
+    sample_bounds: torch.Tensor  # (b + 1,) where each of them begins
+    groups: list[Group]  # of them; none where all are known
+    frame_index: torch.Tensor  # (frames,) of each group's encoder frames, rows flattened, those that clips fill
+    num_frames: list[int]  # of each clip to encode
+    frames: Segments | None  # where theirs lie
+    masks: MaskSpans | None  # what of their log-mels is hidden from the encoder
+    first_tokens: torch.Tensor  # (B,) each clip's first audio token
+    ids: torch.Tensor  # (N,) prompt, audio (any id), answer
+    positions: torch.Tensor  # (N,) within the clip
+    audio: torch.Tensor  # (A,) where the audio tokens lie in N
+    clips: Segments  # of N
+    labels: torch.Tensor  # (L,)
+    predicting: torch.Tensor  # (L,) the position in N that predicts each label
+    answers: Segments  # of L
+    num_label_tokens: int
+
+    def group_frames(self) -> list[torch.Tensor]:
+        """`frame_index`, group by group."""
+        return list(self.frame_index.split([sum(self.num_frames[group.first : group.last]) for group in self.groups]))
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """On `device`, without waiting for the copies."""
+        moved = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                moved[item.name] = move(value, device)
+            elif isinstance(value, Segments):
+                moved[item.name] = value.to(device)
+        return dataclasses.replace(self, **moved)
+
+    def pin(self) -> PackedBatch:
+        """In page-locked memory, from which copies run beside the computation."""
+        pinned = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                pinned[item.name] = value.pin_memory()
+            elif isinstance(value, Segments):
+                pinned[item.name] = Segments(value.bounds.pin_memory(), value.longest)
+        return dataclasses.replace(self, **pinned)
+
+
+def silence() -> Clip:
+    """Stands in where a worker has no clip but must compute one, to meet the others."""
+    return Clip("", np.zeros(SAMPLES_PER_TOKEN, np.int16), "")
+
+
+def _runs(starts: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """Every position of the runs [start, start + length), one run after the other."""
+    offsets = np.repeat(starts - bounds_of(lengths)[:-1], lengths)
+    return offsets + np.arange(int(np.sum(lengths)))
+
+
+def group_clips(num_samples: Sequence[int], packing: Packing) -> list[Group]:
+    """Neighbours of like length, a few at a time; `num_samples` ascend."""
+    groups: list[Group] = []
+    for i, longest in enumerate(num_samples):
+        padded = padded_num_samples(longest, packing.window_num_samples, packing.trimmed)
+        first = groups[-1].first if groups else 0
+        count = i + 1 - first
+        fits = count <= GROUP_CLIPS and count * padded <= GROUP_S * SAMPLE_RATE
+        if groups and (fits or not packing.grouped):
+            groups[-1] = Group(first, i + 1, padded)
+        else:
+            groups.append(Group(i, i + 1, padded))
+    return groups
+
+
+def frame_index(groups: list[Group], num_frames: Sequence[int]) -> torch.Tensor:
+    """Of each group's encoder frames, rows flattened, those that clips of `num_frames` fill; one group after the other."""
+    parts = [np.zeros(0, np.int64)]
+    for group in groups:
+        starts = np.arange(group.last - group.first) * (group.num_samples // SAMPLES_PER_ENCODER_FRAME)
+        parts.append(_runs(starts, num_frames[group.first : group.last]))
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def pack(
+    clips: Sequence[Clip],
+    packing: Packing,
+    known: dict[int, torch.Tensor] | None = None,
+    draw_masks: Callable[[list[Clip]], MaskSpans | None] = lambda clips: None,
+) -> PackedBatch:
+    """Lays out clips; without any, one silent clip whose labels do not count.
+
+    Args:
+        known: encoder frames (frames, C) of some clips, by their place in `clips`.
+        draw_masks: what to hide of the log-mels of the others.
+    """
+    known = known or {}
+    idle = not clips
+    fresh = sorted((clip for i, clip in enumerate(clips or [silence()]) if i not in known), key=lambda clip: len(clip.pcm))
+    clips = [clips[i] for i in known] + fresh
+    answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in clips])
+    num_tokens = [num_audio_tokens(len(clip.pcm)) for clip in clips]
+    prefix, suffix = packing.prompt.prefix, packing.prompt.suffix
+    parts = [
+        part for n, answer in zip(num_tokens, answers, strict=True) for part in (prefix, np.zeros(n, int), suffix, answer[:-1])
+    ]
+    lengths = [len(prefix) + n + len(suffix) + len(answer) - 1 for n, answer in zip(num_tokens, answers, strict=True)]
+    num_labels = [len(answer) for answer in answers]
+    labels = np.full(num_labels[0], IGNORED_LABEL) if idle else np.concatenate(answers)
+    starts, ends = bounds_of(lengths)[:-1], bounds_of(lengths)[1:]
+    groups = group_clips([len(clip.pcm) for clip in fresh], packing)
+    num_frames = [2 * n for n in num_tokens[len(known) :]]
+    return PackedBatch(
+        rows=clips,
+        known=torch.cat(list(known.values())) if known else None,
+        fresh=fresh,
+        pcm=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *(clip.pcm for clip in fresh)])),
+        sample_bounds=torch.from_numpy(bounds_of([len(clip.pcm) for clip in fresh])),
+        groups=groups,
+        frame_index=frame_index(groups, num_frames),
+        num_frames=num_frames,
+        frames=segments(num_frames) if fresh else None,
+        masks=draw_masks(fresh),
+        first_tokens=torch.from_numpy(bounds_of(num_tokens)[:-1]),
+        ids=torch.from_numpy(np.concatenate(parts).astype(np.int64)),
+        positions=torch.from_numpy(_runs(np.zeros(len(clips), int), lengths)),
+        audio=torch.from_numpy(_runs(starts + len(prefix), num_tokens)),
+        clips=segments(lengths),
+        labels=torch.from_numpy(labels),
+        predicting=torch.from_numpy(_runs(ends - num_labels, num_labels)),
+        answers=segments(num_labels),
+        num_label_tokens=int((labels != IGNORED_LABEL).sum()),
+    )
+
+
+def padded_rows(pcm: torch.Tensor, sample_bounds: torch.Tensor, group: Group) -> torch.Tensor:
+    """The clips of a group out of packed PCM (S,): (b, group.num_samples) int16, silence behind their ends."""
+    starts, ends = sample_bounds[group.first : group.last, None], sample_bounds[group.first + 1 : group.last + 1, None]
+    index = starts + torch.arange(group.num_samples, device=pcm.device)
+    return torch.where(index < ends, pcm[index.clamp(max=pcm.shape[0] - 1)], 0)

@@ -1,0 +1,34 @@
+"""Where each clip lies in a packed tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Segments(NamedTuple):
+    """Where each clip lies in a packed tensor: `bounds` (B + 1,) int32 from 0 to N, and the longest clip's length."""
+
+    bounds: torch.Tensor
+    longest: int
+
+    def to(self, device: torch.device) -> Segments:
+        return Segments(move(self.bounds, device), self.longest)
+
+
+def move(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copies a tensor to a device without waiting for the copy."""
+    return tensor.to(device, non_blocking=True)
+
+
+def segments(lengths: Sequence[int]) -> Segments:
+    """Segments of these lengths, end to end."""
+    return Segments(torch.from_numpy(bounds_of(lengths).astype(np.int32)), max(lengths))
+
+
+def bounds_of(lengths: Sequence[int]) -> np.ndarray:
+    """(B + 1,) int64: where runs of these lengths begin when they lie end to end, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

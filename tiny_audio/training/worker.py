@@ -1,0 +1,329 @@
+"""What every Ray Train worker runs: one rank's state, and the loop from start or from the last checkpoint to the end."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+
+import ray.train
+import torch
+from torch import distributed
+
+from tiny_audio.audio.augment import batch_masks
+from tiny_audio.config import ConfigError, TrainConfig, require
+from tiny_audio.config_files import build
+from tiny_audio.counts import count_reject, num_rejects
+from tiny_audio.data.batch import WorkerBatch
+from tiny_audio.data.stream import WorkerStream
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
+from tiny_audio.model.layers import compiled_layers
+from tiny_audio.run.checkpoint import CheckpointWriter, Progress, latest_checkpoint, load_checkpoint, load_progress
+from tiny_audio.run.claim import require_claim
+from tiny_audio.run.ledger import LEDGER, Ledger
+from tiny_audio.run.metrics import append_metrics, append_warning
+from tiny_audio.run.parts import drop_parts_after
+from tiny_audio.run.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
+from tiny_audio.storage import said_in_one_line
+from tiny_audio.training.budget import find_micro_batch_s
+from tiny_audio.training.collectives import all_min
+from tiny_audio.training.feature_cache import FeatureCache
+from tiny_audio.training.feed import Feed, ReadyStep
+from tiny_audio.training.interval import Interval
+from tiny_audio.training.schedule import learning_rate
+from tiny_audio.training.validation import Validation
+from tiny_audio.training.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
+from tiny_audio.training.zero import Engine
+
+
+class Worker:
+    """One rank's state through `train_loop`."""
+
+    def __init__(self, config: TrainConfig, plan_identity: dict[str, int], claim: str, watchdog: Watchdog):
+        context = ray.train.get_context()
+        self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
+        self.device, self.claim, self.watchdog = ray.train.torch.get_device(), claim, watchdog
+        self.model = build_model(config, self.device)
+        watchdog.tell(STARTING)  # the next part of it, to which its time is given anew
+        self.progress = Progress(plan=plan_identity)
+        moments = self._restore()
+        grouped = config.zero_stage < 3  # there workers must run every module equally often
+        self.packing = self.model.packing(grouped)
+        self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
+        watchdog.tell(STARTING)
+        self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
+        if moments:
+            self.engine.load_moments(moments, self.progress.step)
+        synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
+        transcriber, on_part = Transcriber(self.model, **synced), partial(self.tell, VALIDATING)
+        self.validation = Validation(
+            config.data, self.model, transcriber.texts, transcriber.rows_at_once, self.micro_batch_s, grouped, on_part
+        )
+        self.cache = FeatureCache(config.cache_features_gib * 2**30)
+        self.ledger = Ledger(config.run_dir, self.rank)
+        self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
+        self.checkpoints = CheckpointWriter(config, partial(require_claim, config.run_dir, claim))
+        self.save_stall_s = 0.0  # what the last save held the run up, for the next logged line
+        if self.rank == 0:
+            with self.writing():
+                for table in (REJECTS, LEDGER):
+                    drop_parts_after(config.run_dir / table, self.progress.step)
+        self.lowest_loss = math.inf  # of an interval, since this start
+        self.start_interval()
+
+    def _restore(self) -> dict[str, torch.Tensor] | None:
+        """Weights and progress of the last checkpoint, if there is one; returns the moments.
+
+        Raises:
+            RuntimeError: the workers do not find the same one, as where a shared disk is slow to tell.
+        """
+        damaged: list[str] = []
+        checkpoint = latest_checkpoint(self.config.run_dir, damaged.append)  # as the data's factory does
+        step = load_progress(checkpoint).step if checkpoint else 0
+        if all_min(step, self.device) != -all_min(-step, self.device):
+            raise RuntimeError(f"rank {self.rank} finds the checkpoint of step {step}, another worker finds another one")
+        with self.writing():
+            for line in damaged if self.rank == 0 else []:
+                append_warning(self.config.run_dir, step, line)
+        if checkpoint is None:
+            return None
+        weights, moments, self.progress = load_checkpoint(checkpoint)
+        self.model.projector.load_state_dict(weights)
+        return moments
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around all that is written to the run's folder: a storage that refuses, or a later start of the run, ends this one."""
+        with said_in_one_line(self.config.run_dir):
+            require_claim(self.config.run_dir, self.claim)
+            yield
+
+    def feed(self, stream: WorkerStream) -> Feed:
+        """The steps that are left, from a stream that begins with the first of them."""
+        stream.begin_at(self.progress.step)
+        config, left = self.config, self.config.num_steps - self.progress.step
+        draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=config.augment, seed=config.seed)
+        return Feed(stream, left, self.packing, self.micro_batch_s, self.cache, draw_masks)
+
+    def tell(self, phase: str, ids: list[str] | tuple[str, ...] = ()) -> None:
+        """Says to the watchdog what begins now, at the step in hand."""
+        self.watchdog.tell(phase, self.progress.step, ids)
+
+    def train_step(self, step: ReadyStep, meanwhile: Callable[[], None]) -> float | torch.Tensor:
+        """Forward, backward and update over this worker's share of a step; returns the gradient's norm.
+
+        Args:
+            meanwhile: called when the device has its first work.
+        """
+        ids = [clip.id for clip in step.batch.clips]
+        self.tell(OTHERS, ids)
+        num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
+        distributed.all_reduce(num_tokens)
+        scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
+        for number, micro_batch in enumerate(step.micro_batches, 1):
+            self.tell(COMPUTING, [clip.id for clip in micro_batch.rows])
+            output = self.engine(micro_batch.to(self.device))
+            if number == 1:
+                meanwhile()
+            self.tell(GRADIENTS, [clip.id for clip in micro_batch.rows])
+            self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
+            self.interval.loss_sum += output.clips.loss_sum
+            self.interval.add_clips(step.batch, micro_batch.rows, output.clips)
+            if micro_batch.fresh and self.config.cache_features_gib:
+                self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
+        self.tell(OTHERS, ids)
+        norm = self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
+        self.interval.grad_norm_sum += norm
+        return norm
+
+    def count(self, batch: WorkerBatch, wait_s: float) -> None:
+        """Takes a trained batch into the run's progress and the interval's sums."""
+        self.interval.audio_s += sum(clip.duration_s for clip in batch.clips)
+        self.interval.wait_s += wait_s
+        self.interval.num_rows += batch.num_step_rows
+        self.progress.step += 1
+        self.progress.num_rows += batch.num_step_rows
+        self.ledger.add(batch)
+        self.rejects.add(batch)
+        for reject in batch.rejects:
+            count_reject(self.progress.rejects, reject.source, reject.reason)
+        for source, count in batch.left_out.items():
+            self.progress.left_out[source] = self.progress.left_out.get(source, 0) + count
+
+    def take_out(self, skipped: list[SkippedRow]) -> None:
+        """Counts rows that were not finite among the rejects, no longer among the trained."""
+        self.ledger.take_out([row for row in skipped if row.rank == self.rank])
+        self.progress.num_rows -= len(skipped)
+        for row in skipped:
+            count_reject(self.progress.rejects, row.source, NON_FINITE)
+        if self.rank == 0:
+            self.rejects.add_skipped(skipped)
+
+    def log(self, grad_norm: float | torch.Tensor, epoch: int) -> str:
+        """Adds the interval since the last log to metrics.jsonl, and starts the next.
+
+        Returns why the run must stop, in words on rank 0, or an empty string: the same on all workers otherwise.
+        """
+        stop = self.checkpoints.error or self.rejects.judge()
+        sums = self.interval.sums(bool(stop))
+        seconds = time.perf_counter() - self.interval_started
+        skipped = self.interval.skipped() if sums.num_skipped else []
+        self.take_out(skipped)
+        step = self.progress.step
+        fault = self.interval.fault(step, sums, skipped, self.lowest_loss, self.config.max_loss_rise)
+        self.lowest_loss = min(self.lowest_loss, sums.mean_loss)
+        self.progress.audio_s += sums.audio_s
+        self.progress.train_s += seconds
+        if self.rank == 0:
+            values = {
+                "step": step,
+                "loss": sums.mean_loss,
+                "learning_rate": learning_rate(self.config.optimizer, step - 1, self.config.num_steps),
+                "grad_norm": float(grad_norm),
+                "samples_per_s": self.interval.num_rows / seconds,
+                "audio_s_per_s": sums.audio_s / seconds,
+                "data_wait_share": sums.wait_s / self.num_workers / seconds,
+                "epoch": epoch,
+                "num_rejected": num_rejects(self.progress.rejects),
+                "num_workers": self.num_workers,
+                "time_s": self.progress.train_s,
+                "unix_time": time.time(),
+                "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
+            }
+            if self.save_stall_s:  # the last save held the run up for so long
+                values["save_stall_s"], self.save_stall_s = self.save_stall_s, 0.0
+            if self.checkpoints.write_s:  # and its write, which is over, took so long
+                values["save_write_s"], self.checkpoints.write_s = self.checkpoints.write_s, 0.0
+            with self.writing():
+                if math.isfinite(sums.mean_loss):
+                    append_metrics(self.config.run_dir, values)
+                if fault or stop:
+                    self.rejects.write(step)
+        self.start_interval()
+        return fault or stop or ("rank 0 says so" if sums.stops else "")
+
+    def start_interval(self) -> None:
+        self.interval = Interval(torch.zeros((), device=self.device), torch.zeros((), device=self.device))
+        self.interval_started = time.perf_counter()
+
+    def validate(self) -> dict[str, float]:
+        """The scores, logged; the same on every worker."""
+        self.tell(VALIDATING)
+        scores = self.validation()
+        if self.rank == 0:
+            with self.writing():
+                append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
+        return scores
+
+    def save(self, scores: dict[str, float]) -> None:
+        """Writes the tables up to this step, and begins to write a checkpoint, which a thread of rank 0's will finish.
+
+        All workers must call it.
+
+        Args:
+            scores: of a validation at this step, if there was one.
+        """
+        self.tell(SAVING)
+        started = time.perf_counter()
+        with self.writing():
+            self.ledger.write(self.progress.step)
+            if self.rank == 0:
+                self.rejects.write(self.progress.step)
+        self.progress.scores = {name: score for name, score in scores.items() if math.isfinite(score)}
+        weights, moments = self.engine.weights(), self.engine.moments()
+        all_min(0.0, self.device)  # wait for all: else a checkpoint might be whole before its rows are in every ledger's part
+        if self.rank == 0:
+            self.checkpoints.begin(weights, moments, self.progress)
+            self.save_stall_s = time.perf_counter() - started
+
+
+def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
+    """The model with a fresh projector, the same for a seed on every worker, as the config wants it computed."""
+    compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
+    found = [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)]
+    require(not compiles or bool(found), "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false")
+    if config.fp8:
+        require_fp8()
+    torch.manual_seed(config.seed)
+    model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
+    if config.fp8:
+        freeze_to_fp8(model)
+    if compiles:
+        model.layers = compiled_layers()
+    return model
+
+
+def trim_heap() -> None:
+    """Gives free memory back to the system. Blocks of ever other sizes leave holes in glibc's heap, which would grow by them."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def train_loop(loop_config: dict) -> str:
+    """What every worker runs; returns what stopped it before its end, if so.
+
+    An error that a new start would meet again ends the run, whichever worker has it.
+    """
+    watch = loop_config["watch"]
+    final, _ = ray.get(watch.reasons.remote())
+    if final:
+        return final
+    config = build(TrainConfig, loop_config["config"])
+    with Watchdog(watch, ray.train.get_context().get_world_rank()) as watchdog:
+        try:
+            return train_to_end(config, loop_config["plan_identity"], loop_config["claim"], watchdog)
+        except ConfigError as error:
+            ray.get(watch.end.remote(str(error)))
+            return str(error)
+
+
+def train_to_end(config: TrainConfig, plan_identity: dict[str, int], claim: str, watchdog: Watchdog) -> str:
+    """The loop, from start or from the last checkpoint to the end; returns what stopped it before, if so.
+
+    A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
+    """
+    # oneDNN, which computes on CPUs, would keep 1,024 kernels for shapes that do not come again: half a gigabyte
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    torch.set_num_threads(config.threads_per_worker)
+    stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
+    worker = Worker(config, plan_identity, claim, watchdog)
+    feed = worker.feed(stream)
+    if worker.progress.step == 0:
+        worker.validate()
+    worker.start_interval()
+    while not worker.progress.end_reason(config):
+        worker.tell(DATA)
+        asked = time.perf_counter()
+        ready = next(feed)
+        wait_s = time.perf_counter() - asked
+        grad_norm = worker.train_step(ready, feed.make_next)
+        worker.count(ready.batch, wait_s)
+        if not gc.get_freeze_count():  # all that was loaded and compiled: a pass over it takes 0.4 s, and all workers wait
+            gc.freeze()
+        step, last = worker.progress.step, worker.progress.step == config.num_steps
+        save_due = step % config.checkpoint_every == 0 or last
+        eval_due = step % config.eval_every == 0 or last
+        if step % config.log_every == 0 or save_due or eval_due:
+            stopped = worker.log(grad_norm, ready.batch.epoch)
+            if stopped:
+                worker.checkpoints.wait()
+                return stopped
+        scores = worker.validate() if eval_due else {}
+        best = bool(scores) and worker.progress.count_validation(scores, config.score_metric)
+        if save_due or best or worker.progress.end_reason(config):
+            worker.save(scores)
+        if eval_due or save_due:
+            trim_heap()
+            worker.start_interval()
+    worker.checkpoints.wait()
+    return worker.checkpoints.error
