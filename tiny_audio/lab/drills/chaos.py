@@ -15,8 +15,9 @@ from functools import partial
 import psutil
 
 from tiny_audio.config import TrainConfig, require
-from tiny_audio.lab.drills.struck_run import DECODE_WORKER, DRIVER, TRAIN_WORKER, Run
+from tiny_audio.lab.drills.struck_run import Run
 from tiny_audio.lab.local_nodes import LocalNodes, kill
+from tiny_audio.lab.process_names import DECODE_WORKER, TRAIN_DRIVER, TRAIN_WORKER
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.checkpoint import WEIGHTS, latest_checkpoint
 from tiny_audio.run.metrics import read_metrics
@@ -93,7 +94,7 @@ def _freeze_a_worker(run: Run) -> int:
 
 
 def _kill_driver(run: Run) -> int:
-    return kill(run.nodes.processes(DRIVER))
+    return kill(run.nodes.processes(TRAIN_DRIVER))
 
 
 def _kill_driver_and_damage_a_checkpoint(run: Run) -> int:

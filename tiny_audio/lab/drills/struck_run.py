@@ -13,13 +13,13 @@ from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import save_config
 from tiny_audio.lab.local_nodes import LocalNode, LocalNodes, wait_for
 from tiny_audio.lab.local_ray import submit_job
+from tiny_audio.lab.process_names import DECODE_WORKER, TRAIN_DRIVER, TRAIN_WORKER
 from tiny_audio.run.checkpoint import CHECKPOINTS, SUMS, latest_checkpoint, load_progress
 from tiny_audio.run.claim import CLAIM
 from tiny_audio.run.metrics import read_lines
 
 T = TypeVar("T")
 MOMENT_TIMEOUT_S = 600.0
-TRAIN_WORKER, DECODE_WORKER, DRIVER = "RayTrainWorker", "_decode_window", "ray_jobs.train"  # in their processes' names
 
 
 class Run:
@@ -65,7 +65,7 @@ class Run:
         with (self.config.run_dir / "job.log").open("ab") as log:
             try:
                 # not of a copy: nodes on one machine share Ray's folder of copies, and take them away from each other
-                submit_job(self.nodes.cluster, "python", "-m", DRIVER, str(self.path), copied=False, output=log)
+                submit_job(self.nodes.cluster, "python", "-m", TRAIN_DRIVER, str(self.path), copied=False, output=log)
             except subprocess.CalledProcessError as error:
                 log.write(f"{error}\n".encode())
 
