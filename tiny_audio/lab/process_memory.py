@@ -11,8 +11,8 @@ from contextlib import suppress
 import psutil
 
 from tiny_audio.lab.local_nodes import named_processes
-from tiny_audio.lab.local_ray import BIN, WITH_TOKEN, Cluster
 from tiny_audio.lab.process_names import CONTROLLER, SPLITTER, TRAIN_DRIVER, TRAIN_WORKER
+from tiny_audio.lab.ray_cli import BIN, WITH_TOKEN, Cluster
 
 ROLES = {"workers": TRAIN_WORKER, "driver": TRAIN_DRIVER, "controller": CONTROLLER, "data": SPLITTER, "all": ""}
 

@@ -26,7 +26,8 @@ from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.plan import plan_pass
 from tiny_audio.data.shards import read_rows
 from tiny_audio.evaluation.report import worst_utterances, write_report
-from tiny_audio.lab.local_ray import BIN, WITH_TOKEN, Cluster, free_port, local_cluster, submit_job
+from tiny_audio.lab.local_ray import local_cluster
+from tiny_audio.lab.ray_cli import BIN, WITH_TOKEN, Cluster, free_port, submit_job
 from tiny_audio.lab.synthetic.dataset import MANIFEST, PrepareConfig, encode_audio, prepare
 from tiny_audio.model.backbone import PACKAGE_ROOT
 from tiny_audio.storage import is_local

@@ -10,7 +10,7 @@ from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.benchmarks.inputs import Inputs
-from tiny_audio.lab.local_ray import Cluster, submit_job
+from tiny_audio.lab.ray_cli import Cluster, submit_job
 
 CONFIGS = Path("ray_jobs/configs")
 ROWS_PER_GPU = 128  # in a step at true shapes: enough to fill the GPU

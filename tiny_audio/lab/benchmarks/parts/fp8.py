@@ -7,7 +7,8 @@ from pathlib import Path
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.benchmarks.inputs import count_gpus
 from tiny_audio.lab.benchmarks.runs import CONFIGS, clear_runs, timed_job
-from tiny_audio.lab.local_ray import Cluster, local_cluster, submit_job
+from tiny_audio.lab.local_ray import local_cluster
+from tiny_audio.lab.ray_cli import Cluster, submit_job
 from tiny_audio.run.metrics import read_metrics
 
 

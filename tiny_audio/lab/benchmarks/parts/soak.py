@@ -18,9 +18,10 @@ import numpy as np
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.benchmarks.noise import write_noise_shards
 from tiny_audio.lab.benchmarks.runs import CONFIGS
-from tiny_audio.lab.local_ray import WITH_TOKEN, Cluster, local_cluster
+from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.lab.process_memory import memory_sample
 from tiny_audio.lab.process_names import TRAIN_DRIVER
+from tiny_audio.lab.ray_cli import WITH_TOKEN, Cluster
 from tiny_audio.run.metrics import read_metrics
 
 LONGEST_S = 7.5  # the window of the embedded encoder is 8 s
