@@ -90,8 +90,8 @@ def config_class_of(path) -> type:
     from tiny_audio.evaluation.evaluate import EvaluateConfig
     from tiny_audio.inference.files import TranscribeConfig
     from tiny_audio.lab.benchmarks.config import BenchmarkConfig
-    from tiny_audio.lab.pretraining.recipe import PretrainConfig
-    from tiny_audio.lab.synthetic.dataset import PrepareConfig
+    from tiny_audio.lab.pretraining.config import PretrainConfig
+    from tiny_audio.lab.synthetic.config import PrepareConfig
 
     others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": PrepareConfig}
     others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig}
