@@ -45,10 +45,10 @@ def matmul_tflops(seconds: float = 1.5) -> float:
 
 
 def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
-    """Counts two operations for every multiply-add that training on these clips needs.
+    """Returns the operations that training on these clips needs, in units of 10**12: two for every multiply-add.
 
-    These are the encoder forward at its window, unless its frames are kept; the projector forward and back to its
-    weights; the decoder forward and back to its inputs, of which the last layer and the logits at the label positions
+    The encoder runs forward over its window, unless its frames are kept. The projector runs forward and back to its
+    weights, the decoder forward and back to its inputs. The decoder's last layer and logits count at the label positions
     only. Padding, recomputing and the gradients of frozen weights do not count.
     """
     encoder, decoder = model.encoder.config, model.decoder.config

@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def nothing_lost(self) -> bool:
-        """Whether every row of at least one finished epoch, and of all others, was trained or rejected once."""
+        """Whether an epoch has finished, and every row of every finished epoch was trained or rejected exactly once."""
         return bool(self.epochs) and all(epoch.is_whole for epoch in self.epochs)
 
 

@@ -37,7 +37,7 @@ class Voice:
 
     @property
     def sex(self) -> str:
-        """The value of LoquaciousSet's column `sex`; empty where the variant's name, unlike f1 or m1, does not tell."""
+        """The value of LoquaciousSet's column `sex`: empty unless the variant is named like f1 or m1."""
         return {"f": "female", "m": "male"}.get(self.variant[0], "") if self.variant[1:].isdigit() else ""
 
 

@@ -14,7 +14,7 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.layers import compiled_layers
 from tiny_audio.training.budget import find_micro_batch_s
 
-KERNELS = {  # groups of kernels, and parts of the names of theirs
+KERNELS = {  # groups of kernels, and what their names contain
     "attention": ("flash", "fmha", "native_sdpa"),  # before the products: attention kernels have "gemm" in their names too
     "matrix products": ("gemm", "nvjet", "cutlass"),
     "convolutions": ("conv", "implicit"),
