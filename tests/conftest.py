@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
-from tiny_audio.lab.local_ray import free_port
+from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.lab.synthetic.dataset import SCHEMA, encode_audio
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.conftest import ROOT
-from tiny_audio.config import BenchmarkConfig, ConfigError, TrainConfig, dataset_reference
+from tiny_audio.config import ConfigError, TrainConfig, dataset_reference
 from tiny_audio.config_files import load_config, save_config
 
 QUICKSTART = ROOT / "ray_jobs/configs/quickstart.yaml"
@@ -89,8 +89,9 @@ def config_class_of(path) -> type:
     """Of the job that a YAML file in ray_jobs/configs is for."""
     from tiny_audio.evaluation.evaluate import EvaluateConfig
     from tiny_audio.inference.files import TranscribeConfig
-    from tiny_audio.lab.pretraining.recipe import PretrainConfig
-    from tiny_audio.lab.synthetic.dataset import PrepareConfig
+    from tiny_audio.lab.benchmarks.config import BenchmarkConfig
+    from tiny_audio.lab.pretraining.config import PretrainConfig
+    from tiny_audio.lab.synthetic.config import PrepareConfig
 
     others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": PrepareConfig}
     others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig}

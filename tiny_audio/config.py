@@ -1,4 +1,4 @@
-"""Settings: the dataclasses of training and of the benchmark, and what all configs check with.
+"""Settings: the dataclasses of training, and what all configs check with.
 
 Each job's config is a dataclass; config_files.py reads it. Knows nothing of torch or Ray.
 """
@@ -327,17 +327,3 @@ class TrainConfig:
     @property
     def run_dir(self) -> Path | UPath:
         return storage_path(self.runs_dir) / self.name
-
-
-@dataclass
-class BenchmarkConfig:
-    """What to measure, and where its inputs (9 GB) and results go."""
-
-    part: str = "step"
-    soak_minutes: float = 45.0  # of part=soak
-    output_dir: str = "runs/benchmark"
-
-    def __post_init__(self):
-        parts = ("step", "memory", "profile", "seed_job", "scale", "restart", "fp8", "plan", "soak")
-        require_at_least(self, 5, "soak_minutes")
-        require(self.part in parts, f"part must be one of {', '.join(parts)}, not {self.part!r}")

@@ -10,7 +10,7 @@ from tests.conftest import encode_audio, tone, write_shard
 from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.plan import plan_pass, plan_windows
 from tiny_audio.data.stream import StreamSettings, WorkerStream, clip_dataset, ingest_config, train_dataset
-from tiny_audio.lab.benchmarks.soak import memory_sample
+from tiny_audio.lab.process_memory import memory_sample
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

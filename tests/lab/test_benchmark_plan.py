@@ -3,7 +3,7 @@ import json
 import pytest
 import ray
 
-from tiny_audio.lab.benchmarks.plan import PlanSize, plan_figures
+from tiny_audio.lab.benchmarks.parts.plan import PlanSize, plan_figures
 
 
 @pytest.mark.usefixtures("local_ray")

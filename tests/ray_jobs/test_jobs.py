@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from tests.conftest import DECODER, ENCODER, ROOT, tone
-from tiny_audio.lab.local_ray import submit_job
-from tiny_audio.lab.synthetic.dataset import PrepareConfig, encode_audio, prepare
+from tiny_audio.lab.ray_cli import submit_job
+from tiny_audio.lab.synthetic.config import PrepareConfig
+from tiny_audio.lab.synthetic.dataset import encode_audio, prepare
 
 VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in ("__init__", "command"))
 QUICKSTART = "ray_jobs/configs/quickstart.yaml"

@@ -25,8 +25,8 @@ from tiny_audio.data.footers import read_footers
 from tiny_audio.data.plan import RowSlice, plan_pass
 from tiny_audio.data.rows import Reject, Row
 from tiny_audio.data.shards import decode_slices
-from tiny_audio.lab.benchmarks.soak import anonymous_mib
 from tiny_audio.lab.local_nodes import named_processes
+from tiny_audio.lab.process_memory import anonymous_mib
 from tiny_audio.lab.synthetic.dataset import SCHEMA
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.parts import drop_parts_after

@@ -1,4 +1,4 @@
-"""A Ray of several nodes on this machine, by `ray start`: each has processes of its own, may be killed, and come back."""
+"""A Ray of several nodes on this machine, started by `ray start`: each has processes of its own, which can be killed."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from typing import TypeVar
 import psutil
 import requests
 
-from tiny_audio.lab.local_ray import AGENT_PORT, BIN, WITH_TOKEN, Cluster, free_port
+from tiny_audio.lab.ray_cli import AGENT_PORT, BIN, WITH_TOKEN, Cluster, free_port
 
 T = TypeVar("T")
-STORE_BYTES = 256 * 2**20  # of a node's object store; a run of the embedded backbones needs a few
+STORE_BYTES = 256 * 2**20  # of a node's object store; a run of the embedded backbones needs a few MiB
 START_TIMEOUT_S = 180
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """With Ray's token asked for, its files in `folder`, and this Python first: jobs run `python`."""
+    """Returns an environment that asks for Ray's token, puts its files in `folder` and this Python first: jobs run `python`."""
     return {**os.environ, **WITH_TOKEN, "RAY_TMPDIR": folder, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
 class LocalNode:
-    """One node: the processes that `ray start` begins, and theirs. On 127.0.0.1, with Ray's token.
+    """A node on 127.0.0.1: the process of `ray start` and its descendants. It requires Ray's token.
 
-    Returns once it is up: nodes that start at the same time would choose the same names for their sockets.
+    The constructor returns once the node is up: nodes that start together would give their sockets the same names.
 
     Args:
-        folder: for Ray's files, with a short path. Not /tmp/ray: there commands that name no address would find this one.
+        folder: where Ray writes its files; a short path, and not /tmp/ray, where commands without an address would find it.
+        num_cpus: the CPUs that Ray may use on it.
     """
 
     def __init__(self, folder: str, *options: str, num_cpus: int = 0):
@@ -56,23 +57,26 @@ class LocalNode:
         return bool(self.processes("ray::"))
 
     def processes(self, name: str = "") -> list[psutil.Process]:
-        """Those of this node with `name` in their command line, which for Ray's workers is what they do."""
+        """Returns the node's processes with `name` in their command line; Ray writes there what a worker does."""
         return named_processes(self.process.pid, name)
 
     def kill(self) -> int:
-        """All processes at once, as when a machine goes away; returns how many there were."""
+        """Kills all processes at once, as when a machine goes away; returns how many there were."""
         num_killed = kill(self.processes())
         self.process.wait()
         return num_killed
 
 
 class LocalNodes:
-    """A head without CPUs, as on a cluster, and nodes with them. Used as a context; after an error Ray's logs stay."""
+    """A head without CPUs, as on a cluster, and nodes with CPUs, for as long as the context lasts.
+
+    After an error the folder of Ray's logs stays.
+    """
 
     def __init__(self, num_nodes: int, num_cpus: int):
         self.num_nodes, self.num_cpus = num_nodes, num_cpus
         self.nodes: list[LocalNode] = []
-        self.orphans: list[LocalNode] = []  # their head is gone
+        self.orphans: list[LocalNode] = []  # nodes that have lost their head
 
     def __enter__(self) -> LocalNodes:
         self.folder = tempfile.mkdtemp(prefix="ray-")
@@ -89,8 +93,8 @@ class LocalNodes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Starts all nodes; also again, after `kill`. Other Rays on this machine do not matter."""
-        gcs_port = free_port(0 if self.orphans else 6379)  # orphans would come to a head on the port of their own
+        """Starts all nodes, also after `kill`. Other Rays may run on this machine."""
+        gcs_port = free_port(0 if self.orphans else 6379)  # orphans would join a new head on their old head's port
         jobs_port = free_port(8265)
         self.cluster = Cluster(f"http://127.0.0.1:{jobs_port}", f"127.0.0.1:{gcs_port}")
         token = [str(BIN / "ray"), "get-auth-token", "--generate"]
@@ -102,26 +106,26 @@ class LocalNodes:
             self.add()
 
     def add(self) -> None:
-        """One more node."""
+        """Starts one more node."""
         self.nodes.append(LocalNode(self.folder, f"--address={self.cluster.gcs_address}", num_cpus=self.num_cpus))
 
     def lose(self, node: LocalNode) -> int:
-        """Kills it; returns how many processes it had."""
+        """Kills a node; returns how many processes it had."""
         self.nodes.remove(node)
         return node.kill()
 
     def lose_head(self) -> int:
-        """Kills the head alone; returns how many processes it had. The other nodes stay, beside those of a new `start`."""
+        """Kills the head alone; returns how many processes it had. The other nodes live on beside those of a new `start`."""
         head, *others = self.nodes
         self.nodes, self.orphans = [], self.orphans + others
         return head.kill()
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """As `LocalNode.processes`, of all nodes but orphans."""
+        """Returns `LocalNode.processes` of all nodes but orphans."""
         return [process for node in self.nodes for process in node.processes(name)]
 
     def kill(self) -> int:
-        """All nodes, the head first: it is the one whose loss the others do not survive; returns how many processes they had."""
+        """Kills all nodes, the head first, whose loss the others do not survive; returns how many processes they had."""
         num_killed = sum(node.kill() for node in (*self.nodes, *self.orphans))
         self.nodes, self.orphans = [], []
         return num_killed
@@ -136,35 +140,35 @@ def _answers(url: str) -> bool:
 
 
 def named_processes(root_pid: int, name: str) -> list[psutil.Process]:
-    """A process and all that it began, directly or not, with `name` in their command line."""
-    found = []
+    """Returns those of a process and its descendants with `name` in their command line."""
+    processes = []
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(root_pid)
         for process in [root, *root.children(recursive=True)]:
-            with suppress(psutil.Error):  # gone meanwhile
-                found += [process] * (name in " ".join(process.cmdline()))
-    return found
+            with suppress(psutil.Error):  # it has ended meanwhile
+                processes += [process] * (name in " ".join(process.cmdline()))
+    return processes
 
 
 def kill(processes: list[psutil.Process]) -> int:
-    """SIGKILL, which no process can catch; returns how many were still there."""
+    """Sends SIGKILL, which no process can catch; returns how many were still alive."""
     num_killed = 0
     for process in processes:
-        with suppress(psutil.NoSuchProcess):  # gone by itself
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself
             process.kill()
             num_killed += 1
     return num_killed
 
 
 def wait_for(condition: Callable[[], T], what: str, timeout_s: float, poll_s: float = 0.02) -> T:
-    """Returns what the condition does, as soon as it is true.
+    """Waits until `condition` returns something true, and returns that.
 
     Raises:
-        TimeoutError: it is not, within `timeout_s`.
+        TimeoutError: it did not within `timeout_s`; the message says `what` was awaited.
     """
     until = time.monotonic() + timeout_s
-    while not (found := condition()):
+    while not (value := condition()):
         if time.monotonic() > until:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(poll_s)
-    return found
+    return value

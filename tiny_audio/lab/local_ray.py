@@ -1,68 +1,34 @@
-"""A Ray of this process's own, for the quickstart, the drills, the benchmarks and the tests; and jobs on it."""
+"""A Ray of this process's own, for the quickstart, the benchmarks and the tests."""
 
 from __future__ import annotations
 
 import os
-import re
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 from tiny_audio.config import require
 from tiny_audio.data.stream import quiet_ray_data
+from tiny_audio.lab.ray_cli import AGENT_PORT, BIN, Cluster, free_port
 
-RAYS_OWN_LINE = re.compile(
-    rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc"
-)
-BIN = Path(sys.executable).parent
-AGENT_PORT = 52365  # Ray's default, and `ray.init` takes no other
-NO_AGENT = b"No available agent"
 SERVER_ADDRESS = "RAY_API_SERVER_ADDRESS"
-WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a local Ray asks for one; its commands must be told that it does
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the local Ray is: its job server and its control service."""
-
-    jobs_url: str
-    gcs_address: str
-
-
-def free_port(preferred: int) -> int:
-    """`preferred`, or another that nobody listens on."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise RuntimeError("no free port on 127.0.0.1")
 
 
 @contextmanager
 def local_cluster() -> Iterator[Cluster]:
-    """A Ray of this process's own, with a job server on 127.0.0.1, for as long as the context lasts.
+    """Starts a Ray with a job server on 127.0.0.1, and stops it when the context ends.
 
     Raises:
-        ConfigError: another Ray runs on this machine; Ray's job agents share a fixed port, and the second gets no jobs.
+        ConfigError: another Ray runs on this machine. Ray's job agents share a fixed port, and the second gets no jobs.
     """
     import ray
 
     in_use = f"another Ray on this machine holds port {AGENT_PORT}, which runs its jobs; stop it (ray stop), then try again"
     require(free_port(AGENT_PORT) == AGENT_PORT, in_use)
-    os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`: let it be this one
+    os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`, which must be this one
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # Ray warns of four times as many processes
     port = free_port(8265)
-    # Ray Train asks this server at a run's end; it would look for it, and wait 12 s where a Ray that is gone left its address
+    # Ray Train asks this server at the end of a run. Without the variable it searches for the server, and waits 12 s
+    # where an earlier Ray left its address behind.
     os.environ[SERVER_ADDRESS] = f"http://127.0.0.1:{port}"
     context = ray.init(
         address="local",
@@ -73,51 +39,9 @@ def local_cluster() -> Iterator[Cluster]:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    del os.environ[SERVER_ADDRESS]  # Ray's processes have it; here it would go before the address of any other cluster
+    del os.environ[SERVER_ADDRESS]  # Ray's processes have it; in this one it would override the address of any other cluster
     quiet_ray_data()
     try:
         yield Cluster(f"http://{context.dashboard_url}", context.address_info["gcs_address"])
     finally:
         ray.shutdown()
-
-
-def submit_job(cluster: Cluster, *command: str, copied: bool = True, output: BinaryIO | None = None) -> None:
-    """`ray job submit` of this repository, its log shown as it comes, or written to `output`.
-
-    Unless `copied`, the job runs in the folder that the cluster was started in, and not in a copy of this one.
-
-    A young cluster has a job server before it has the agent that runs jobs, and refuses until then: so it asks again.
-
-    Raises:
-        CalledProcessError: the job failed.
-    """
-    submit = [str(BIN / "ray"), "job", "submit", "--address", cluster.jobs_url, *["--working-dir", "."] * copied, "--", *command]
-    sys.stdout.flush()
-    output = output or sys.stdout.buffer
-    output.write(f"$ ray job submit {'--working-dir . ' * copied}-- {' '.join(command)}\n".encode())
-    for wait_s in (2, 4, 8, 16, None):
-        with subprocess.Popen(submit, env={**os.environ, **WITH_TOKEN}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as job:
-            refusal = _copy_log(job.stdout, output)
-        if not job.returncode:
-            return
-        if wait_s is None or NO_AGENT not in refusal:
-            break
-        time.sleep(wait_s)
-    output.write(refusal)
-    raise subprocess.CalledProcessError(job.returncode, submit)
-
-
-def _copy_log(log: BinaryIO, output: BinaryIO) -> bytes:
-    """A job's log as it comes, without what Ray itself says of uploads and connections; returns what came before its start."""
-    before = b""
-    started = False
-    for line in log:
-        started = started or b"submitted successfully" in line
-        if RAYS_OWN_LINE.match(line):
-            continue
-        if started:
-            output.write(line)
-            output.flush()
-        else:
-            before += line
-    return before

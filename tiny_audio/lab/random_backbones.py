@@ -1,6 +1,6 @@
-"""Backbones of any size with random weights, in folders as the hub has them: for speed runs at true shapes, and for tests.
+"""Backbones of any size with random weights, in folders as the hub has them, for benchmarks at true shapes and for tests.
 
-They load like real ones and cost the same time and memory, and say nothing that makes sense.
+They load like real ones, take the same time and memory, and produce nonsense.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ SMOLLM3_3B = {
 
 
 def _write_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, device: str, max_shard_size: str):
-    """Matrices normal of deviation 0.02, norms 1, biases 0, as a training begins; drawn on `device`."""
-    with torch.device("meta"):  # no time for the modules' own first values
+    """Draws weights on `device` as a training initialises them: matrices with deviation 0.02, norms 1, biases 0."""
+    with torch.device("meta"):  # the modules' own initial values would take long
         model = model_class(config)
     model.to(torch.bfloat16).to_empty(device=device).tie_weights()
     generator = torch.Generator(device).manual_seed(0)  # the same weights each time, on the same kind of device
@@ -75,11 +75,11 @@ def _write_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, f
 
 
 def write_encoder(folder: str | Path, config: dict, device: str = "cpu", max_shard_size: str = "5GB") -> None:
-    """A whole Whisper checkpoint in bfloat16, its decoder too, and the feature extractor's file.
+    """Writes a whole Whisper checkpoint in bfloat16, with its decoder, and the feature extractor's file.
 
     Args:
-        config: of `WhisperConfig`, such as `WHISPER_LARGE_V3_TURBO`; whole seconds must fit into `max_source_positions`.
-        device: where the weights are drawn: both true shapes together take three minutes on two CPU cores.
+        config: keys of `WhisperConfig`, such as `WHISPER_LARGE_V3_TURBO`; `max_source_positions` must be whole seconds.
+        device: where the weights are drawn; both true shapes together take three minutes on two CPU cores.
     """
     whisper = WhisperConfig(**config)
     _write_model(WhisperForConditionalGeneration, whisper, Path(folder), device, max_shard_size)
@@ -88,13 +88,13 @@ def write_encoder(folder: str | Path, config: dict, device: str = "cpu", max_sha
 
 
 def write_decoder(folder: str | Path, config: dict, device: str = "cpu", max_shard_size: str = "5GB") -> None:
-    """A SmolLM3 checkpoint in bfloat16, in shards of at most `max_shard_size` with an index.
+    """Writes a SmolLM3 checkpoint in bfloat16, in shards of at most `max_shard_size` with an index.
 
-    The tokenizer is the embedded backbone's, of 1,024 pieces: all its ids are in a larger vocabulary too. Where there is
-    room, the words of the prompt are tokens of their own, so that a prompt is as long as with SmolLM3's tokenizer.
+    The tokenizer is the embedded backbone's with 1,024 pieces, whose ids exist in any larger vocabulary. If there is
+    room, the words of the prompt become tokens, so that a prompt is as long as with SmolLM3's own tokenizer.
 
     Args:
-        config: of `SmolLM3Config`, such as `SMOLLM3_3B`.
+        config: keys of `SmolLM3Config`, such as `SMOLLM3_3B`.
     """
     _write_model(SmolLM3ForCausalLM, SmolLM3Config(**config), Path(folder), device, max_shard_size)
     tokenizer = AutoTokenizer.from_pretrained(PACKAGE_ROOT / "tiny_audio/backbones/decoder")
@@ -106,7 +106,7 @@ def write_decoder(folder: str | Path, config: dict, device: str = "cpu", max_sha
 def write_random_backbones(
     folder: str | Path, encoder: dict = WHISPER_LARGE_V3_TURBO, decoder: dict = SMOLLM3_3B, device: str = "cpu"
 ) -> tuple[Path, Path]:
-    """Both of them: folder/encoder and folder/decoder, what `audio_model_id` and `text_model_id` take."""
+    """Writes both backbones; returns their folders, which `audio_model_id` and `text_model_id` take."""
     write_encoder(Path(folder) / "encoder", encoder, device)
     write_decoder(Path(folder) / "decoder", decoder, device)
     return Path(folder) / "encoder", Path(folder) / "decoder"

@@ -1,8 +1,9 @@
-"""The seed's training step, as it was: the baseline that the benchmark holds ours against. Nothing else uses it.
+"""The training step of the seed, the project that this one began from: the benchmark's baseline.
 
-Rows padded to 30 s, so 750 audio tokens each; 8 rows at a time, 4 times a step; gradient checkpointing; logits at all
-positions; projector and optimizer in bfloat16. Its authors' own run: 18:14 for 500 steps on one H100, 14.6 rows/s.
-Its package flash-attn stands in torch's own FlashAttention here, with transformers' unpadding around it.
+It pads rows to 30 s, so each has 750 audio tokens. A step is 4 micro-batches of 8 rows. It uses gradient checkpointing,
+computes logits at all positions, and keeps the projector and the optimizer in bfloat16. Its authors report 18:14 for 500
+steps on one H100: 14.6 rows/s. They used the package flash-attn; torch's own FlashAttention replaces it here, with
+transformers' unpadding around it.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import IGNORED_LABEL, label_ids
 
-MICRO_BATCH_ROWS = 8
-UNPADDED = "tiny_audio_unpadded"  # of our attention function in transformers' register
+MICRO_BATCH_ROWS, PADDED_S = 8, 30.0
+UNPADDED = "tiny_audio_unpadded"  # the name of our attention function in transformers' register
 
 
 def _flash_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
-    """transformers' "flash_attention_2": padding is taken out before the kernel and put back behind it, in every layer."""
+    """Takes padding out before the kernel and puts it back behind it, in every layer, as transformers' "flash_attention_2"."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     rows, length = query.shape[:2]
     parts = _upad_input(query, key, value, attention_mask, length, _unpad_input)
     query, key, value, indices, bounds, longest = parts
-    seen = varlen_attn(query, key, value, *bounds, *longest, scale=scaling, window_size=(-1, 0))
-    return _pad_input(seen, indices, rows, length), None
+    attended = varlen_attn(query, key, value, *bounds, *longest, scale=scaling, window_size=(-1, 0))
+    return _pad_input(attended, indices, rows, length), None
 
 
 class SeedRecipe:
-    """Trains a projector of its own between a model's backbones; leaves the backbones as they were once closed."""
+    """Trains a projector of its own between a model's backbones; `close` leaves the backbones as they were."""
 
-    encodes = True  # every row, every time
+    encodes = True  # the encoder runs in every step
+    micro_batch_s = MICRO_BATCH_ROWS * PADDED_S
 
     def __init__(self, model: ASRModel):
         self.model, device = model, model.decoder.device
@@ -57,10 +59,11 @@ class SeedRecipe:
         model.decoder.train()  # or transformers would not checkpoint
 
     def use_mask_kernel(self) -> None:
-        """What transformers does without the package flash-attn: one kernel over all rows under a mask of their padding."""
+        """Switches to what transformers does without the package flash-attn: one kernel over all rows, with padding masked."""
         self.model.decoder.set_attn_implementation("sdpa")
 
     def close(self) -> None:
+        """Undoes what the recipe changed in the decoder."""
         self.model.decoder.gradient_checkpointing_disable()
         self.model.decoder.set_attn_implementation("sdpa")
         self.model.decoder.eval()
@@ -95,10 +98,11 @@ class SeedRecipe:
         return model.decoder(inputs_embeds=inputs, attention_mask=mask, labels=labels, use_cache=False).loss
 
     def prepare(self, clips: list[Clip]) -> list[Clip]:
+        """Returns the clips: the seed packs nothing ahead."""
         return clips
 
     def __call__(self, clips: list[Clip]) -> torch.Tensor:
-        """One optimizer step over rows in the order given; returns the mean of the micro-batches' losses."""
+        """Trains one step on the clips in their order; returns the mean of the micro-batches' losses."""
         total = torch.zeros((), device=self.model.decoder.device)
         parts = [clips[i : i + MICRO_BATCH_ROWS] for i in range(0, len(clips), MICRO_BATCH_ROWS)]
         for part in parts:

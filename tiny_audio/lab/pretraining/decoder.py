@@ -1,7 +1,4 @@
-"""Pre-trains the embedded decoder: in the prompt's chat, spell out a stretched, misspelled sentence. Text alone.
-
-For the job `pretrain_backbones`; the library, training and serving never import it.
-"""
+"""Pre-trains the embedded decoder on text alone: it learns to restore a stretched, misspelled sentence in the prompt's chat."""
 
 from __future__ import annotations
 
@@ -14,14 +11,15 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-from tiny_audio.lab.pretraining.recipe import PretrainConfig, one_cycle, save_backbone, update
+from tiny_audio.lab.pretraining.config import PretrainConfig
+from tiny_audio.lab.pretraining.recipe import one_cycle, save_backbone, update
 from tiny_audio.lab.pretraining.tokenizer import build_tokenizer
 from tiny_audio.lab.synthetic.sentences import CHARACTERS, Grammar, unique_sentences
 from tiny_audio.model.prompt import build_prompt
 
 
 class NoisyChats(IterableDataset):
-    """Endless (input ids, label ids) pairs: the prompt, a stretched and misspelled sentence, the sentence."""
+    """Yields (input ids, label ids) without end: the prompt, a stretched and misspelled sentence, the sentence."""
 
     BLANK = "_"
 
@@ -32,31 +30,32 @@ class NoisyChats(IterableDataset):
         self.character_ids = {c: tokenizer.convert_tokens_to_ids("Ġ" if c == " " else c) for c in CHARACTERS + self.BLANK}
 
     def stretch(self, text: str, noise: float, rng: random.Random) -> list[int]:
-        """The sentence as 25 characters a second would look: held, with blanks between, some wrong, some missing."""
-        positions = max(1.2, rng.gauss(1.9, 0.35))  # a character; speech here has about 14 characters a second
-        heard: list[str] = [self.BLANK] * rng.randint(0, 5)
+        """Writes a sentence as characters of speech, 25 a second: repeated, with blanks between, some wrong, some missing."""
+        positions = max(1.2, rng.gauss(1.9, 0.35))  # per character: our speech has about 14 characters a second
+        stretched: list[str] = [self.BLANK] * rng.randint(0, 5)
         for character in text:
             draw = rng.random()
             if draw < 0.35 * noise:
-                continue  # lost
+                continue  # the character is missing
             if draw < noise:
                 character = rng.choice(CHARACTERS)
-            held = max(1, round(rng.expovariate(1.0) * (positions - 1) + 0.5))
-            blanks = sum(rng.random() < 0.35 for _ in range(held - 1))
-            heard += [character] * (held - blanks) + [self.BLANK] * blanks
-        heard += [self.BLANK] * rng.randint(0, 8)
-        return [self.character_ids[c] for c in heard]
+            length = max(1, round(rng.expovariate(1.0) * (positions - 1) + 0.5))
+            blanks = sum(rng.random() < 0.35 for _ in range(length - 1))
+            stretched += [character] * (length - blanks) + [self.BLANK] * blanks
+        stretched += [self.BLANK] * rng.randint(0, 8)
+        return [self.character_ids[c] for c in stretched]
 
     def example(self, grammar: Grammar, rng: random.Random) -> tuple[list[int], list[int]]:
+        """Draws one pair; some are silence without an answer, some plain text without a prompt."""
         draw = rng.random()
         if draw < 0.03:
             content, answer = [self.character_ids[self.BLANK]] * rng.randint(1, 150), []
         else:
             text = grammar.salad() if draw < 0.23 else grammar.sentence()
-            invents = rng.random() < 0.35  # words that cannot be guessed: these must be read, so they are spelled well
+            invents = rng.random() < 0.35  # such words can be read but not guessed, so they are spelled well
             text = grammar.with_invented(text, 0.35) if invents else text
             content = self.stretch(text, rng.choice([0.0, 0.0, 0.03] if invents else [0.0, 0.06, 0.13]), rng)
-            if draw > 0.98:  # plain text, no prompt: it stays a language model
+            if draw > 0.98:  # plain text keeps it a language model
                 ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
                 return ids, ids
             answer = self.pieces(text, rng)
@@ -65,7 +64,7 @@ class NoisyChats(IterableDataset):
         return before + after, [-100] * len(before) + after
 
     def pieces(self, text: str, rng: random.Random) -> list[int]:
-        """The sentence in the tokenizer's pieces; now and then some words are spelled out (BPE dropout, coarsely)."""
+        """Splits a sentence into the tokenizer's pieces; now and then spells some words out, as a coarse BPE dropout."""
         if rng.random() < 0.6:
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
         ids: list[int] = []
@@ -92,7 +91,10 @@ def _collate(rows: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, tor
 
 
 def pretrain_decoder(config: PretrainConfig) -> dict:
-    """Trains and saves the decoder beside its tokenizer, whose pieces come from the same text."""
+    """Trains the decoder, saves it beside its tokenizer, and returns the figures of the training.
+
+    The tokenizer's pieces come from the same text.
+    """
     torch.manual_seed(config.seed)
     device, started = torch.device(config.device), time.perf_counter()
     folder = Path(config.output_dir) / "decoder"

@@ -1,7 +1,4 @@
-"""Pre-trains the embedded encoder: CTC over characters of synthesised speech, all of it in the device's memory.
-
-For the job `pretrain_backbones`; the library, training and serving never import it.
-"""
+"""Pre-trains the embedded encoder with CTC over the characters of synthetic speech, all of it in the device's memory."""
 
 from __future__ import annotations
 
@@ -21,51 +18,52 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_TOKEN
 from tiny_audio.audio.features import log_mel
-from tiny_audio.lab.pretraining.recipe import WINDOW_S, PretrainConfig, one_cycle, save_backbone, update
+from tiny_audio.lab.pretraining.config import PretrainConfig
+from tiny_audio.lab.pretraining.recipe import WINDOW_S, one_cycle, save_backbone, update
 from tiny_audio.lab.synthetic.sentences import CHARACTERS, Grammar
 from tiny_audio.lab.synthetic.speech import synthesize, training_voices
 from tiny_audio.model.layers import encode
 
 
 def _speak(job: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
-    """A chunk of (text, waveform) pairs; a few are silence with no text."""
+    """Synthesises a chunk of (text, waveform) pairs, a few of them silence without text. A job is (seed, number of pairs)."""
     seed, count = job
     rng = random.Random(seed)
-    grammar, voices, said = Grammar(rng), training_voices(), []
+    grammar, voices, pairs = Grammar(rng), training_voices(), []
     for _ in range(count):
         if rng.random() < 0.02:
-            said.append(("", np.zeros(rng.randint(SAMPLE_RATE // 4, 4 * SAMPLE_RATE), np.int16)))
+            pairs.append(("", np.zeros(rng.randint(SAMPLE_RATE // 4, 4 * SAMPLE_RATE), np.int16)))
             continue
         text = grammar.sentence()
         if rng.random() < 0.2:
             text = grammar.with_invented(text, 0.3)
         waveform = synthesize(text, rng.choice(voices), rng)
         if len(waveform) <= WINDOW_S * SAMPLE_RATE:
-            said.append((text, waveform))
-    return said
+            pairs.append((text, waveform))
+    return pairs
 
 
 class Utterances:
-    """All speech in the device's memory as one flat int16 tensor; batches are drawn from a bucket of like lengths."""
+    """All speech, as one flat int16 tensor in the device's memory. Batches are drawn from buckets of similar lengths."""
 
     def __init__(self, config: PretrainConfig, device: torch.device):
         chunk = 500
         jobs = [(config.seed * 1_000_003 + i, chunk) for i in range(config.num_utterances // chunk)]
         with ProcessPoolExecutor(config.num_processes, mp_context=get_context("spawn")) as pool:
-            said = [pair for part in pool.map(_speak, jobs) for pair in part]
-        said.sort(key=lambda pair: len(pair[1]))
-        self.texts = [text for text, _ in said]
-        self.lengths = torch.tensor([len(wave) for _, wave in said], device=device)
+            pairs = [pair for chunk_pairs in pool.map(_speak, jobs) for pair in chunk_pairs]
+        pairs.sort(key=lambda pair: len(pair[1]))
+        self.texts = [text for text, _ in pairs]
+        self.lengths = torch.tensor([len(wave) for _, wave in pairs], device=device)
         self.starts = self.lengths.cumsum(0) - self.lengths
-        self.samples = torch.from_numpy(np.concatenate([wave for _, wave in said])).to(device)
+        self.samples = torch.from_numpy(np.concatenate([wave for _, wave in pairs])).to(device)
         self.hours = len(self.samples) / SAMPLE_RATE / 3600
 
     def batch(self, size: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """(B, S) float waveforms padded to a random length up to the window, (B,) lengths, texts."""
+        """Draws (B, S) float waveforms, padded to a random length up to the window, with their (B,) lengths and texts."""
         bucket = 8 * size
         first = rng.randrange(max(1, len(self.texts) - bucket))
         rows = torch.tensor(rng.sample(range(first, min(first + bucket, len(self.texts))), size), device=self.samples.device)
-        speed = rng.uniform(0.92, 1.09) if rng.random() < 0.3 else 1.0  # of the tape: pitch and formants move too
+        speed = rng.uniform(0.92, 1.09) if rng.random() < 0.3 else 1.0  # as of a tape: pitch and formants change too
         lengths = (self.lengths[rows] / speed).long().clamp(max=WINDOW_S * SAMPLE_RATE)
         longest = math.ceil((int(lengths.max()) + SAMPLES_PER_TOKEN) / SAMPLES_PER_TOKEN) * SAMPLES_PER_TOKEN
         window = WINDOW_S * SAMPLE_RATE
@@ -80,7 +78,7 @@ class Utterances:
 
 
 def _augment(waves: torch.Tensor) -> torch.Tensor:
-    """White noise at 5 to 50 dB below full scale and a random gain, each for half of the clips."""
+    """Adds white noise, 30 to 70 dB below full scale, to half of the clips; turns half of them down."""
     rows = waves.shape[0]
     draw = lambda: torch.rand(rows, 1, device=waves.device)  # noqa: E731
     level = 10 ** (-(1.0 + 2.0 * draw())) * (draw() < 0.5)
@@ -89,7 +87,7 @@ def _augment(waves: torch.Tensor) -> torch.Tensor:
 
 
 def _mask_mels(mels: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """SpecAugment (Park et al. 2019), light: one band of up to 12 mels and two spans of up to 8 frames, at the mean."""
+    """Masks one band of up to 12 mels and two spans of up to 8 frames with the mean: a light SpecAugment (Park et al. 2019)."""
     start, width = rng.randrange(116), rng.randint(0, 12)
     mels[:, start : start + width] = mels.mean()
     for _ in range(2):
@@ -99,7 +97,10 @@ def _mask_mels(mels: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def pretrain_encoder(config: PretrainConfig) -> dict:
-    """Trains and saves the encoder, in the keys of a whole Whisper checkpoint, beside its feature extractor."""
+    """Trains the encoder, saves it beside its feature extractor, and returns the figures of the training.
+
+    The weights have the keys of a whole Whisper checkpoint.
+    """
     torch.manual_seed(config.seed)
     rng, device, started = random.Random(config.seed), torch.device(config.device), time.perf_counter()
     data = Utterances(config, device)
@@ -112,7 +113,7 @@ def pretrain_encoder(config: PretrainConfig) -> dict:
             encoder_attention_heads=3,
             encoder_ffn_dim=768,
             max_source_positions=WINDOW_S * 50,
-            decoder_layers=1,  # the checkpoint's format has a decoder; ours is never used and is left out of the file
+            decoder_layers=1,  # the format has a decoder; this one is never used, and is left out of the file
             decoder_attention_heads=3,
             decoder_ffn_dim=8,
             vocab_size=8,
@@ -157,13 +158,13 @@ def pretrain_encoder(config: PretrainConfig) -> dict:
 
 @torch.no_grad()
 def _ctc_error(encoder: nn.Module, head: nn.Module, data: Utterances, rng: random.Random) -> float:
-    """Character error rate of the greedy CTC reading of four training batches (a check, not a result)."""
-    wrong = []
+    """Returns the character error rate of greedy CTC decoding on four training batches: a check, not a result."""
+    pairs = []
     for _ in range(4):
         waves, _, texts = data.batch(64, rng)
         best = head(encode(encoder, log_mel(waves, 128))).argmax(-1).tolist()
         for ids, text in zip(best, texts, strict=True):
-            kept = [i for i, before in zip(ids, [0, *ids[:-1]], strict=True) if i != before and i != 0]
-            wrong.append(("".join(CHARACTERS[i - 1] for i in kept), text))
-    pairs = [(read, text) for read, text in wrong if text]
-    return jiwer.cer([text for _, text in pairs], [read for read, _ in pairs])
+            characters = [i for i, before in zip(ids, [0, *ids[:-1]], strict=True) if i != before and i != 0]
+            pairs.append((text, "".join(CHARACTERS[i - 1] for i in characters)))
+    spoken = [(text, transcript) for text, transcript in pairs if text]  # silence has no characters to get wrong
+    return jiwer.cer([text for text, _ in spoken], [transcript for _, transcript in spoken])

@@ -1,39 +1,22 @@
-"""What both pre-trainings of the embedded backbones share: their config, learning-rate schedule and file format."""
+"""What both pre-trainings of the embedded backbones share: the window, the learning-rate schedule and the file format."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-WINDOW_S = 8  # the embedded encoder's; Whisper's is 30
-
-
-@dataclass
-class PretrainConfig:
-    """Sizes and lengths of the pre-training; the defaults made the folder in the repository."""
-
-    output_dir: str = "tiny_audio/backbones"
-    seed: int = 0
-    device: str = "cuda"
-    num_processes: int = 12  # that synthesise and write text
-    num_utterances: int = 130_000
-    encoder_steps: int = 8_500
-    encoder_batch: int = 192
-    decoder_steps: int = 10_000
-    decoder_batch: int = 384
-    learning_rate: float = 1.5e-3
+WINDOW_S = 8  # of the embedded encoder; Whisper's is 30
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, num_steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
-    """A short warm-up to the optimizer's own rate, then down (Smith and Topin 2017)."""
+    """Warms up shortly to the optimizer's own rate, then lowers it to nearly zero (Smith and Topin 2017)."""
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], num_steps, pct_start=0.06)
 
 
 def update(loss: torch.Tensor, weights: list[torch.Tensor], optimizer: torch.optim.Optimizer, schedule) -> None:
-    """One step of both pre-trainings: gradients, clipped to norm 1, applied."""
+    """Takes one step: computes the gradients, clips them to norm 1, applies them."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(weights, 1.0)

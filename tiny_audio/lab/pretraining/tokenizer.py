@@ -1,4 +1,4 @@
-"""The embedded decoder's tokenizer: byte-level BPE of 1,024 pieces with SmolLM3's special tokens and chat format."""
+"""The tokenizer of the embedded decoder: byte-level BPE of 1,024 pieces with SmolLM3's special tokens and chat format."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tiny_audio.model.prompt import PAD_TOKEN
 
 VOCAB_SIZE = 1024
 SPECIAL_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", PAD_TOKEN, "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-# Words with the space before them, numbers, punctuation, line breaks: the kinds of pieces that Llama 3's split makes.
+# Splits off words with the space before them, numbers, punctuation and line breaks, as Llama 3's pattern does.
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 
-# Renders as SmolLM3-3B's own template does for chats without tools: flags in the system message choose thinking and
+# Renders chats without tools as SmolLM3-3B's own template does. Flags in the system message switch thinking on or off and
 # drop the metadata; without thinking, an empty think block opens the answer.
 CHAT_TEMPLATE = """\
 {%- set first = messages[0].content if messages and messages[0].role == "system" else "" -%}
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
-    """Learns the pieces from `sentences`."""
+    """Trains a tokenizer whose pieces are frequent in `sentences`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]

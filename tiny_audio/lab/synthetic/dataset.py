@@ -1,8 +1,8 @@
 """Makes Parquet shards in LoquaciousSet's columns from synthesised speech: the quickstart's train, dev and test data.
 
-Runs on Ray Data, a task a file. Test sentences never occur in train or dev; "voices" rows are said by voices that occur
-nowhere else, "words" rows each hold a word that no training text has, the backbones' included. A few train rows are
-broken on purpose, one of every kind: a first look at how they are counted.
+A Ray Data task makes each file. Test sentences never occur in train or dev. The rows of "voices" are spoken by voices that
+occur nowhere else; each row of "words" has a word that no training text has, not even the backbones'. A few train rows
+are broken on purpose, some of every kind, to show how a run counts them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import soundfile
 import soxr
 
 from tiny_audio.audio.clip import SAMPLE_RATE
-from tiny_audio.config import output_path, require, require_at_least
+from tiny_audio.config import output_path
 from tiny_audio.data.stream import map_each
+from tiny_audio.lab.synthetic.config import PrepareConfig
 from tiny_audio.lab.synthetic.sentences import novel_sentences, unique_sentences
 from tiny_audio.lab.synthetic.speech import Voice, held_out_voices, synthesize, training_voices
 
@@ -37,40 +38,22 @@ SCHEMA = pa.schema(
     ]
 )
 MANIFEST = "manifest.json"
-# How a clip is stored, by share: mostly as LoquaciousSet does, and in every other form that users have.
+# Shares of the encodings of clips: most are stored as in LoquaciousSet, the others as users store theirs.
 ENCODINGS = {"wav": 0.76, "flac": 0.08, "mp3": 0.08, "stereo": 0.03, "8-bit": 0.03, "44.1 kHz": 0.02}
 
 
 @dataclass
-class PrepareConfig:
-    """The made data set."""
-
-    output_dir: str = "data/synthetic"
-    seed: int = 1
-    num_train: int = 2000
-    num_dev: int = 64
-    num_test: int = 300  # of each of the three test sets
-    num_broken: int = 12  # of the train rows
-    rows_per_row_group: int = 50
-    rows_per_file: int = 250
-
-    def __post_init__(self):
-        require_at_least(self, 1, "num_train", "num_dev", "num_test", "rows_per_row_group", "rows_per_file")
-        require(0 <= self.num_broken <= self.num_train, f"num_broken must be 0 to num_train, not {self.num_broken}")
-
-
-@dataclass
 class Sentence:
-    """A row to be made."""
+    """What a row is made from."""
 
     id: str
     text: str
     voice: str
-    broken: str = ""  # a kind of `break_audio`, or none
+    broken: str = ""  # a kind of `break_audio`; empty for a whole row
 
 
 def encode_audio(pcm: np.ndarray, encoding: str) -> bytes:
-    """(S,) int16 at 16 kHz as the bytes of an audio file, in one of ENCODINGS."""
+    """Encodes (S,) int16 samples at 16 kHz as an audio file, in one of ENCODINGS."""
     rate, samples, subtype = SAMPLE_RATE, pcm.astype(np.float32) / 32768.0, "PCM_16"
     if encoding == "stereo":
         samples = np.stack([samples, samples], axis=1)
@@ -85,7 +68,11 @@ def encode_audio(pcm: np.ndarray, encoding: str) -> bytes:
 
 
 def break_audio(pcm: np.ndarray, kind: str) -> bytes:
-    """Bytes that must be rejected for the reason `kind` (see `decode.REASONS`)."""
+    """Returns bytes that must be rejected for the reason `kind`, one of `decode.REASONS`.
+
+    Raises:
+        ValueError: there is no such kind here.
+    """
     buffer = io.BytesIO()
     match kind:
         case "empty":
@@ -121,7 +108,7 @@ def _row(sentence: Sentence, rng: random.Random) -> dict:
 
 
 def write_shard(task: dict) -> dict:
-    """Makes one Parquet file; runs as a Ray Data task. Returns its path, rows and seconds of audio."""
+    """Makes one Parquet file, as a Ray Data task; returns its path, rows and seconds of audio."""
     rng = random.Random(task["seed"])
     rows = [_row(Sentence(**sentence), rng) for sentence in json.loads(task["sentences"])]
     path = Path(task["path"])
@@ -170,25 +157,28 @@ def _tasks(config: PrepareConfig) -> list[dict]:
     return tasks
 
 
-def prepare(config: PrepareConfig, show_progress=lambda done: done) -> dict:
-    """Makes the shards, or finds them made by the same config; returns what the manifest beside them says.
+def prepare(config: PrepareConfig, show_progress=lambda files: files) -> dict:
+    """Makes the shards, unless the same config made them before; returns the manifest that lies beside them.
 
-    Ray must be up. `show_progress` wraps the iterable of finished files.
+    Ray must be up.
+
+    Args:
+        show_progress: wraps the iterable of finished files.
     """
     config = dataclasses.replace(config, output_dir=str(output_path(config.output_dir)))
     manifest_path = Path(config.output_dir) / MANIFEST
-    wanted = dataclasses.asdict(config)
-    made = sorted(Path(config.output_dir).glob("*/*.parquet"))
+    settings = dataclasses.asdict(config)
+    shards = sorted(Path(config.output_dir).glob("*/*.parquet"))
     if manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text())
-        if manifest["config"] == wanted and manifest["num_files"] == len(made):
+        if manifest["config"] == settings and manifest["num_files"] == len(shards):
             return manifest
         manifest_path.unlink()
-    for stale in made:  # of another config: beside ours they would mix splits
+    for stale in shards:  # another config made them, and its splits would mix with ours
         stale.unlink()
     files = list(show_progress(map_each(_tasks(config), write_shard)))
     manifest = {
-        "config": wanted,
+        "config": settings,
         "num_files": len(files),
         "num_rows": sum(file["num_rows"] for file in files),
         "hours": sum(file["duration_s"] for file in files) / 3600,

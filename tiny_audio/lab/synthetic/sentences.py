@@ -1,7 +1,7 @@
-"""Text of the made data: a seeded grammar over `lexicon.yaml` that says short, plain English sentences.
+"""The text of the synthetic data: a seeded grammar over `lexicon.yaml` writes short, plain English sentences.
 
-Reads the lexicon, writes strings: lower case, no punctuation, 3 to 12 words, as LoquaciousSet's labels are. It is
-used to make the embedded backbones and the quickstart's shards, never by the library, training or serving.
+They have 3 to 12 words in lower case without punctuation, as LoquaciousSet's labels. The embedded backbones are
+pre-trained on them, and the quickstart's shards are made of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 
 LEXICON_PATH = Path(__file__).with_name("lexicon.yaml")
 VOWELS = "aeiou"
-CHARACTERS = " abcdefghijklmnopqrstuvwxyz"  # all that a sentence is written in
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz"  # every character that occurs in a sentence
 NEVER_HELD_OUT = ("numbers", "days", "months", "adverbs", "materials", "abstract")
 PREPOSITIONS = [
     "in",
@@ -53,12 +53,16 @@ TIMES = [
 
 @dataclass(frozen=True)
 class Noun:
-    one: str
-    many: str
+    """A noun in both numbers."""
+
+    singular: str
+    plural: str
 
 
 @dataclass(frozen=True)
 class Verb:
+    """A verb in the forms that the grammar uses."""
+
     base: str
     third: str
     past: str
@@ -72,16 +76,16 @@ class Lexicon:
     classes: dict[str, tuple]
 
     def forms(self) -> set[str]:
-        """Every word form of every class."""
-        found: set[str] = set()
+        """Returns every form of every word."""
+        forms: set[str] = set()
         for entries in self.classes.values():
             for entry in entries:
-                found.update([entry] if isinstance(entry, str) else vars(entry).values())
-        return found
+                forms.update([entry] if isinstance(entry, str) else vars(entry).values())
+        return forms
 
 
 def plural(noun: str) -> str:
-    """Regular English plural."""
+    """Returns the English plural of a regular noun."""
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in VOWELS:
@@ -111,14 +115,14 @@ def _suffixed(verb: str, suffix: str) -> str:
 
 
 def conjugate(entry: str) -> Verb:
-    """`base` or `base:past` -> the four forms that the grammar uses."""
+    """Conjugates an entry of the lexicon: `base`, or `base:past` for an irregular verb."""
     base, _, past = entry.partition(":")
     return Verb(base, plural(base), past or _suffixed(base, "ed"), _suffixed(base, "ing"))
 
 
 def _noun(entry: str) -> Noun:
-    one, _, many = entry.partition(":")
-    return Noun(one, many or plural(one))
+    singular, _, irregular = entry.partition(":")
+    return Noun(singular, irregular or plural(singular))
 
 
 @lru_cache(maxsize=1)
@@ -127,22 +131,22 @@ def _raw_lexicon() -> dict[str, list[str]]:
 
 
 def blocked_words() -> set[str]:
-    """Words that no generated or transcribed check text may hold."""
+    """Returns the words that no sentence may contain."""
     return set(_raw_lexicon()["blocked"])
 
 
 @lru_cache(maxsize=2)
 def load_lexicon(held_out: bool = False) -> Lexicon:
-    """The lexicon without the held-out words, or (`held_out=True`) only they, where a class has some."""
+    """Returns the lexicon without the held-out words; or, with `held_out`, the held-out words of the classes that have any."""
     raw = _raw_lexicon()
-    aside = set(raw["held_out"])
+    held_out_words = set(raw["held_out"])
     classes: dict[str, tuple] = {}
     for name, words in raw.items():
         if name in ("held_out", "blocked"):
             continue
         words = list(dict.fromkeys(words))
         if name not in NEVER_HELD_OUT:
-            words = [word for word in words if (word.partition(":")[0] in aside) == held_out]
+            words = [word for word in words if (word.partition(":")[0] in held_out_words) == held_out]
         if name in ("actions", "motions"):
             classes[name] = tuple(conjugate(word) for word in words)
         elif name in ("people", "animals", "objects", "places", "foods"):
@@ -157,7 +161,7 @@ def _article(word: str) -> str:
 
 
 class Grammar:
-    """Says random sentences. `novel` in [0, 1] is the chance that a content word comes from the held-out words."""
+    """Writes random sentences. `novel` in [0, 1] is the probability that a word is one of the held-out words of its class."""
 
     def __init__(self, rng: random.Random, novel: float = 0.0):
         self.rng = rng
@@ -183,27 +187,27 @@ class Grammar:
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
 
-    def one(self, *names: str) -> str:
-        noun = self.word(self.rng.choice(names)).one
+    def singular(self, *names: str) -> str:
+        noun = self.word(self.rng.choice(names)).singular
         adjective = self.word("adjectives") + " " if self.chance(0.4) else ""
         determiner = self.rng.choice(["the", "the", "the", "my", "this", "her", "his", "a"])
         if determiner == "a":
             determiner = _article(adjective or noun)
         return f"{determiner} {adjective}{noun}"
 
-    def many(self, *names: str) -> str:
-        noun = self.word(self.rng.choice(names)).many
+    def plural(self, *names: str) -> str:
+        noun = self.word(self.rng.choice(names)).plural
         adjective = self.word("adjectives") + " " if self.chance(0.4) else ""
         return f"{self.rng.choice([self.word('numbers'), 'some', 'these', 'all the', 'our'])} {adjective}{noun}"
 
-    def who(self) -> str:
-        return self.rng.choice([self.one("people"), self.word("names"), self.word("names"), "we", "they", "she", "he"])
+    def subject(self) -> str:
+        return self.rng.choice([self.singular("people"), self.word("names"), self.word("names"), "we", "they", "she", "he"])
 
     def thing(self) -> str:
-        return self.one("objects", "foods") if self.chance(0.7) else self.many("objects", "foods")
+        return self.singular("objects", "foods") if self.chance(0.7) else self.plural("objects", "foods")
 
     def where(self) -> str:
-        return f"{self.rng.choice(PREPOSITIONS)} the {self.word('places').one}"
+        return f"{self.rng.choice(PREPOSITIONS)} the {self.word('places').singular}"
 
     def when(self) -> str:
         return self.rng.choice(
@@ -212,31 +216,31 @@ class Grammar:
 
     def person_does(self) -> str:
         tail = self.rng.choice(["", self.where(), self.when(), f"with {self.thing()}"])
-        return f"{self.who()} {self.word('actions').past} {self.thing()} {tail}"
+        return f"{self.subject()} {self.word('actions').past} {self.thing()} {tail}"
 
     def moves(self) -> str:
-        return f"{self.one('people', 'animals')} {self.word('motions').past} {self.rng.choice([self.where(), self.when()])}"
+        return f"{self.singular('people', 'animals')} {self.word('motions').past} {self.rng.choice([self.where(), self.when()])}"
 
     def describes(self) -> str:
         link = self.rng.choice(["and", "but"])
-        subject = self.one("people", "animals", "objects", "places")
+        subject = self.singular("people", "animals", "objects", "places")
         return f"{subject} {self.rng.choice(['is', 'was', 'looks'])} {self.word('adjectives')} {link} {self.word('adjectives')}"
 
     def there_are(self) -> str:
         place = self.where()
         return self.rng.choice(
             [
-                f"there are {self.many('objects', 'animals', 'people')} {place}",
-                f"there is {self.one('objects', 'foods', 'animals')} {place}",
+                f"there are {self.plural('objects', 'animals', 'people')} {place}",
+                f"there is {self.singular('objects', 'foods', 'animals')} {place}",
             ]
         )
 
     def asks(self) -> str:
         return self.rng.choice(
             [
-                f"where did {self.who()} {self.word('actions').base} {self.thing()}",
+                f"where did {self.subject()} {self.word('actions').base} {self.thing()}",
                 f"can you {self.word('actions').base} {self.thing()} {self.when()}",
-                f"why is {self.one('people', 'animals', 'places')} so {self.word('adjectives')}",
+                f"why is {self.singular('people', 'animals', 'places')} so {self.word('adjectives')}",
                 f"who will {self.word('actions').base} {self.thing()} for {self.word('names')}",
             ]
         )
@@ -250,24 +254,24 @@ class Grammar:
         return f"on {self.word('days')} {who} will {does} {self.thing()} {self.rng.choice(['', self.where()])}"
 
     def weather_of_things(self) -> str:
-        return f"the {self.word('abstract')} of the {self.word('people').one} was {self.word('adjectives')}"
+        return f"the {self.word('abstract')} of the {self.word('people').singular} was {self.word('adjectives')}"
 
     def thinks(self) -> str:
         return f"{self.word('names')} {self.rng.choice(['thinks', 'knows', 'says', 'hopes'])} that {self.describes()}"
 
     def buys(self) -> str:
-        foods = f"{self.word('numbers')} {self.word('foods').many}"
-        return f"{self.who()} bought {foods} and {self.one('objects')} in {self.word('months')}"
+        foods = f"{self.word('numbers')} {self.word('foods').plural}"
+        return f"{self.subject()} bought {foods} and {self.singular('objects')} in {self.word('months')}"
 
     def both(self) -> str:
         return f"{self.word('names')} and {self.word('names')} were {self.word('motions').ing} {self.where()}"
 
     def made_of(self) -> str:
-        thing = f"the {self.word('materials')} {self.word('objects').one}"
+        thing = f"the {self.word('materials')} {self.word('objects').singular}"
         return f"{thing} {self.rng.choice(['is', 'was'])} {self.word('adjectives')} {self.when()}"
 
     def salad(self) -> str:
-        """Words in no order: keeps a decoder listening, where a sentence could be guessed."""
+        """Returns words in random order: a decoder must read them, where it could guess a sentence."""
         names = list(self.known.classes)
         words = []
         for _ in range(self.rng.randint(3, 7)):
@@ -276,7 +280,7 @@ class Grammar:
         return " ".join(words)
 
     def invented(self) -> str:
-        """The start of one known word and the end of another: no word, but one that can be said and spelled."""
+        """Joins the start of a known word to the end of another: no word, but it can be spoken and spelled."""
         while True:
             head, tail = self.rng.choice(self.known_forms), self.rng.choice(self.known_forms)
             word = head[: self.rng.randint(2, 5)] + tail[-self.rng.randint(2, 5) :]
@@ -284,11 +288,11 @@ class Grammar:
                 return word
 
     def with_invented(self, text: str, share: float) -> str:
-        """`text` with that share of its longer words replaced by invented ones."""
+        """Replaces a share of the longer words of `text` with invented ones."""
         return " ".join(self.invented() if len(word) > 3 and self.chance(share) else word for word in text.split())
 
     def sentence(self, min_words: int = 3, max_words: int = 12) -> str:
-        """One sentence of `min_words` to `max_words` words."""
+        """Returns a sentence of `min_words` to `max_words` words."""
         while True:
             text = " ".join(self.rng.choice(self.rules)().split())
             if min_words <= len(text.split()) <= max_words and not set(text.split()) & blocked_words():
@@ -296,21 +300,21 @@ class Grammar:
 
 
 def unique_sentences(count: int, seed: int, exclude: frozenset[str] | set[str] = frozenset()) -> list[str]:
-    """`count` different sentences of known words, none of them in `exclude`."""
-    grammar, found = Grammar(random.Random(seed)), {}
-    while len(found) < count:
+    """Returns `count` different sentences of known words, none of them in `exclude`."""
+    grammar, sentences = Grammar(random.Random(seed)), {}
+    while len(sentences) < count:
         text = grammar.sentence()
         if text not in exclude:
-            found[text] = None
-    return list(found)
+            sentences[text] = None
+    return list(sentences)
 
 
 def novel_sentences(count: int, seed: int) -> list[str]:
-    """`count` different sentences of 8 to 12 words, each with exactly one word held out of all training."""
-    grammar, found = Grammar(random.Random(seed), novel=0.12), {}
+    """Returns `count` different sentences of 8 to 12 words, each with exactly one word that no training text has."""
+    grammar, sentences = Grammar(random.Random(seed), novel=0.12), {}
     held_out = grammar.held_out.forms() - grammar.known.forms()
-    while len(found) < count:
+    while len(sentences) < count:
         text = grammar.sentence(min_words=8)
         if sum(word in held_out for word in text.split()) == 1:
-            found[text] = None
-    return list(found)
+            sentences[text] = None
+    return list(sentences)

@@ -1,6 +1,6 @@
-"""Speech of the made data: the espeak-ng synthesiser, its voices, and which of them no training may hear.
+"""The speech of the synthetic data: the espeak-ng synthesiser and its voices, some of them held out of all training.
 
-espeak-ng is GPL-3 and comes with the extra `[data]`; only the jobs that make data import it (through ctypes).
+espeak-ng is GPL-3 and comes with the extra `[data]`. Only the jobs that make data load it, through ctypes.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ _RATE, _PITCH, _WORD_GAP = 1, 3, 7  # espeak_PARAMETER
 
 @dataclass(frozen=True)
 class Voice:
-    """An espeak-ng accent with a variant: a speaker."""
+    """A speaker: an espeak-ng accent with a variant."""
 
     accent: str
     variant: str
 
     @property
     def name(self) -> str:
+        """The name by which espeak-ng knows the voice."""
         return f"{self.accent}+{self.variant}"
 
     @property
     def sex(self) -> str:
-        """As LoquaciousSet's column; espeak-ng says it for the f* and m* variants only."""
+        """The value of LoquaciousSet's column `sex`: empty unless the variant is named like f1 or m1."""
         return {"f": "female", "m": "male"}.get(self.variant[0], "") if self.variant[1:].isdigit() else ""
 
 
@@ -46,18 +47,18 @@ def _voices(variants: str) -> list[Voice]:
 
 
 def training_voices() -> list[Voice]:
-    """Voices that training may hear."""
+    """Returns the voices of the training data."""
     return _voices("variants")
 
 
 def held_out_voices() -> list[Voice]:
-    """Voices that neither the backbones nor a projector is trained on."""
+    """Returns the voices that neither the backbones nor a projector is trained on."""
     return _voices("held_out_variants")
 
 
 @lru_cache(maxsize=1)
 def _engine():
-    """The loaded library, its sample rate and the list that its callback appends to. Once per process."""
+    """Loads the library, once per process; returns it, its sample rate, and the list that its callback appends to."""
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -77,12 +78,13 @@ def _engine():
 
 
 def synthesize(text: str, voice: Voice, rng: random.Random) -> np.ndarray:
-    """Says `text`: (S,) int16 at 16 kHz, with speed, pitch, pauses and loudness drawn from `rng`.
+    """Synthesises `text` as (S,) int16 samples at 16 kHz, with speed, pitch, pauses and loudness drawn from `rng`.
 
-    The same draw says it the same way but for espeak-ng's hiss, which nobody can seed.
+    The same draw sounds the same but for espeak-ng's hiss, which cannot be seeded.
 
     Raises:
         ValueError: espeak-ng does not know the voice.
+        RuntimeError: espeak-ng did not start, or returned no samples.
     """
     library, rate, chunks, _ = _engine()
     if library.espeak_SetVoiceByName(voice.name.encode()) != 0:
@@ -91,10 +93,10 @@ def synthesize(text: str, voice: Voice, rng: random.Random) -> np.ndarray:
     library.espeak_SetParameter(_PITCH, rng.randint(30, 70), 0)
     library.espeak_SetParameter(_WORD_GAP, rng.randint(0, 3), 0)
     chunks.clear()
-    spoken = text.encode()
-    library.espeak_Synth(spoken, len(spoken) + 1, 0, 0, 0, _UTF8, None, None)
+    encoded = text.encode()
+    library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, _UTF8, None, None)
     if not chunks:
-        raise RuntimeError(f"espeak-ng said nothing for {text!r}")
+        raise RuntimeError(f"espeak-ng returned no samples for {text!r}")
     waveform = soxr.resample(np.concatenate(chunks).astype(np.float32) / 32768.0, rate, SAMPLE_RATE)
     waveform *= rng.uniform(0.3, 0.95) / max(1e-3, float(np.abs(waveform).max()))
     return (waveform * 32767.0).astype(np.int16)

@@ -1,8 +1,4 @@
-"""The speed of a training step on one GPU: ours in its variants beside the seed's, over the same clips, in one run.
-
-No Ray here: what is timed is the step from packed tensors in host memory to updated weights, under the same engine
-that training uses. `ray_jobs.benchmark` runs it, and the runs through Ray.
-"""
+"""Times training steps on one GPU, without Ray: from packed tensors in host memory to updated weights."""
 
 from __future__ import annotations
 
@@ -18,9 +14,10 @@ import numpy as np
 import torch
 from torch import distributed
 
-from tiny_audio.audio.clip import SAMPLE_RATE, Clip, num_audio_tokens
+from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.config import OptimizerConfig
 from tiny_audio.data.batch import deal, load_s, num_micro_batches
+from tiny_audio.lab.benchmarks.noise import noise_clips
 from tiny_audio.lab.benchmarks.seed_recipe import SeedRecipe
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.packing import PackedBatch, pack
@@ -28,24 +25,11 @@ from tiny_audio.model.prompt import label_ids
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.zero import Engine
 
-MEAN_S, SIGMA, SHORTEST_S, LONGEST_S = 8.7, 0.6, 0.5, 30.0  # lognormal, clipped: LoquaciousSet's mean is 8.4 to 9 s
-LABEL_TOKENS_PER_S = 3.55  # SmolLM3's tokens of English read aloud: 31 for 8.7 s
-WORD = " the"  # one token of the embedded tokenizer
-
-
-def benchmark_clips(count: int, seed: int, longest_s: float = LONGEST_S) -> list[Clip]:
-    """Noise of LoquaciousSet's durations, with labels of as many tokens as speech of that length has."""
-    rng = np.random.default_rng(seed)
-    durations = rng.lognormal(np.log(MEAN_S) - SIGMA**2 / 2, SIGMA, count).clip(SHORTEST_S, longest_s)
-    noise = (rng.standard_normal(int(LONGEST_S * SAMPLE_RATE)) * 1000).astype(np.int16)
-    texts = [WORD * max(1, round(duration * LABEL_TOKENS_PER_S) - 2) for duration in durations]
-    return [
-        Clip(f"{seed}-{i}", noise[: int(d * SAMPLE_RATE)], text) for i, (d, text) in enumerate(zip(durations, texts, strict=True))
-    ]
+WARMUP_SEED = 10**6  # apart from the seeds of the clips that are timed
 
 
 def matmul_tflops(seconds: float = 1.5) -> float:
-    """What a large bf16 product of random values reaches on this GPU, kept up for a while."""
+    """Returns the rate of a large bf16 product of random values on this GPU, kept up for a while."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     rate = 0.0
     started = time.perf_counter()
@@ -61,10 +45,11 @@ def matmul_tflops(seconds: float = 1.5) -> float:
 
 
 def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
-    """Multiply-adds (twice) that training on these clips needs: no padding, no recomputing, frozen weights' gradients never.
+    """Returns the operations that training on these clips needs, in units of 10**12: two for every multiply-add.
 
-    Encoder forward at its window, unless its frames are known; projector forward and for its weights; decoder forward
-    and back to its inputs, the last layer and the logits at the label positions only.
+    The encoder runs forward over its window, unless its frames are kept. The projector runs forward and back to its
+    weights, the decoder forward and back to its inputs. The decoder's last layer and logits count at the label positions
+    only. Padding, recomputing and the gradients of frozen weights do not count.
     """
     encoder, decoder = model.encoder.config, model.decoder.config
     tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in clips], float)
@@ -76,11 +61,11 @@ def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
     projector = tokens * 2 * sum(weight.numel() for weight in model.projector.parameters()) * 2
     hidden, inner = decoder.hidden_size, decoder.intermediate_size
     head = hidden // decoder.num_attention_heads
-    queried, kept = 2 * hidden * hidden, 2 * hidden * 2 * decoder.num_key_value_heads * head
-    rest = queried + 6 * hidden * inner
+    queries, keys_values = 2 * hidden * hidden, 2 * hidden * 2 * decoder.num_key_value_heads * head
+    rest = queries + 6 * hidden * inner
     length = tokens + len(model.prompt.prefix) + len(model.prompt.suffix) + answers - 1
-    decoder_layer = length * (queried + kept + rest) + 2 * length**2 * hidden
-    last = length * kept + answers * (queried + rest) + 4 * answers * length * hidden
+    decoder_layer = length * (queries + keys_values + rest) + 2 * length**2 * hidden
+    last = length * keys_values + answers * (queries + rest) + 4 * answers * length * hidden
     logits = answers * 2 * hidden * decoder.vocab_size
     backward = 2  # as much again, towards the inputs
     total = encodes * (encoder.encoder_layers * encoder_layer + stem) + projector
@@ -90,7 +75,7 @@ def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """A process group of one, as a training worker's."""
+    """Sets up a process group of one, as a lone training worker has it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,7 +90,7 @@ def process_group() -> Iterator[None]:
 
 @dataclass
 class StepSpeed:
-    """What one variant did."""
+    """The speed and the memory of one variant of the step."""
 
     name: str
     rows_per_step: int
@@ -113,26 +98,27 @@ class StepSpeed:
     audio_s_per_s: float
     tflops: float  # of needed operations
     peak_gib: float
-    first_step_s: float  # with compiling
+    first_step_s: float  # compiles what no earlier step has compiled
+    micro_batch_s: float  # the budget of a micro-batch
 
 
-def time_steps(name: str, model: ASRModel, rows: int, num_steps: int, step: SeedRecipe | OurStep) -> StepSpeed:
-    """Runs `step` on `num_steps` batches of other clips each, after three to warm up."""
+def time_steps(name: str, model: ASRModel, rows: int, num_steps: int, step: SeedRecipe | TrainingStep) -> StepSpeed:
+    """Runs `step` on `num_steps` batches of different clips, after three to warm up."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    step(step.prepare(benchmark_clips(rows, 10**6)))
+    step(step.prepare(noise_clips(rows, WARMUP_SEED)))
     torch.cuda.synchronize()
     first_step_s = time.perf_counter() - started
     for number in range(2):
-        step(step.prepare(benchmark_clips(rows, 10**6 + 1 + number)))
-    batches = [benchmark_clips(rows, number) for number in range(num_steps)]
-    ready = [step.prepare(clips) for clips in batches]
+        step(step.prepare(noise_clips(rows, WARMUP_SEED + 1 + number)))
+    batches = [noise_clips(rows, number) for number in range(num_steps)]
+    prepared = [step.prepare(clips) for clips in batches]
     torch.cuda.synchronize()
     started = time.perf_counter()
-    for prepared in ready:
-        step(prepared)
+    for batch in prepared:
+        step(batch)
     torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     clips = [clip for batch in batches for clip in batch]
@@ -144,27 +130,31 @@ def time_steps(name: str, model: ASRModel, rows: int, num_steps: int, step: Seed
         tflops=needed_tflop(model, clips, step.encodes) / seconds,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30,
         first_step_s=first_step_s,
+        micro_batch_s=step.micro_batch_s,
     )
 
 
-class OurStep:
-    """A step as a training worker makes it; packing is left to the feed's thread there, and is done ahead here."""
+class TrainingStep:
+    """A step as a training worker makes it. The feed's thread packs batches there; here they are packed ahead."""
 
     def __init__(self, model: ASRModel, micro_batch_s: float):
-        self.model, self.micro_batch_s, self.cached = model, micro_batch_s, False
+        self.model, self.micro_batch_s = model, micro_batch_s
+        self.keeps_frames = False  # as a feature cache that knows every clip
         self.engine = Engine(model, model.projector, OptimizerConfig(), stage=2)
 
     def prepare(self, clips: list[Clip]) -> list[PackedBatch]:
+        """Deals the clips to micro-batches within the budget, and packs these."""
         parts = deal(clips, num_micro_batches(load_s(clips), self.micro_batch_s))
-        return [pack(part, self.model.packing(), self._encoded(part)).pin() for part in parts]
+        return [pack(part, self.model.packing(), self._frames(part)).pin() for part in parts]
 
     @property
     def encodes(self) -> bool:
-        return not self.cached
+        """Whether the encoder runs in the step."""
+        return not self.keeps_frames
 
-    def _encoded(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
-        """What a feature cache would know of the clips, where there is one: all."""
-        if not self.cached:
+    def _frames(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
+        """Returns the encoder frames of the clips by their index; none unless they are kept."""
+        if not self.keeps_frames:
             return {}
         cache = FeatureCache(float("inf"))
         batch = pack(clips, self.model.packing())
@@ -172,6 +162,7 @@ class OurStep:
         return {i: cache.find(clip) for i, clip in enumerate(clips)}
 
     def __call__(self, parts: list[PackedBatch]) -> None:
+        """Trains one step on micro-batches that `prepare` made."""
         scale = 1 / sum(part.num_label_tokens for part in parts)
         for number, part in enumerate(parts, 1):
             output = self.engine(part.to(self.engine.device))

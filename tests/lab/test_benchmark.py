@@ -1,0 +1,18 @@
+from importlib import import_module
+
+import pytest
+
+import ray_jobs.benchmark
+from tiny_audio.config import ConfigError
+from tiny_audio.lab.benchmarks.config import PARTS, BenchmarkConfig
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_a_module_that_measures_and_help_names_it(part):
+    assert callable(import_module(f"tiny_audio.lab.benchmarks.parts.{part}").measure)
+    assert f"part={part} " in ray_jobs.benchmark.__doc__
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(ConfigError, match=r"part must be one of fp8, .*, not 'stop'"):
+        BenchmarkConfig(part="stop")
