@@ -145,9 +145,9 @@ def evaluate(
     output_dir = output_path(config.output_dir)
     groups = read_footers(list_shards(absolute_data(config.data)), config.max_rows)
     start_ray()
-    speech = clip_dataset(plan_pass(groups), max_duration_s)
-    silence = memory_dataset(silent_clips(config.seed, max_duration_s)) if config.control_rows else None
-    clips = speech.union(silence) if silence else speech
+    clips = clip_dataset(plan_pass(groups), max_duration_s)
+    if config.control_rows:
+        clips = clips.union(memory_dataset(silent_clips(config.seed, max_duration_s)))
     start_s = time.perf_counter()
     num_rows = sum(group.num_rows for group in groups)
     rows = list(show_progress(transcribe_dataset(clips, config.settings()).iter_rows(), num_rows))
