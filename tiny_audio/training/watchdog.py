@@ -1,4 +1,4 @@
-"""Finds workers that hang and ends them: workers report what they do to a small actor, and the driver asks it who is stuck.
+"""Finds workers that hang and ends them: workers report what they do to a small actor, and the driver asks it which are stuck.
 
 A rank is to blame if it has done the same thing for too long and is behind the others, which may be waiting for it; or if
 its reports stop, because its process is frozen or gone. Then all workers exit, and Ray Train starts them again from the
@@ -69,7 +69,7 @@ class StuckWorker:
 
 
 class Watch:
-    """The actor: keeps what all workers do and why they must exit, and judges who is stuck when the driver asks."""
+    """Keeps, in an actor, what all workers do and why they must exit, and judges which are stuck when the driver asks."""
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic):
         self.timeout_s, self.clock = timeout_s, clock
@@ -152,7 +152,7 @@ class Watch:
 
 
 def start_watch(timeout_s: float, run_dir: str):
-    """Starts the actor, on the driver's node, and returns its handle. It is named by the run, so that two jobs cannot train one.
+    """Starts the actor, on the driver's node, and returns its handle. It has the run's name: two jobs cannot train one run.
 
     Raises:
         ConfigError: another job on this cluster trains the run, and does not end within NAME_FREE_S.
@@ -204,7 +204,7 @@ class Watchdog:
             except ray.exceptions.RayError:
                 continue  # a network error: the next report is due in a second
             if verdict and not self.closed.wait(EXIT_S):
-                print(f"rank {self.rank} leaves: {verdict}", file=sys.stderr, flush=True)
+                print(f"rank {self.rank} exits: {verdict}", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(2)  # writes the stacks of all threads to the worker's log
                 os._exit(1)
 
@@ -241,12 +241,12 @@ def hang_message(stuck: list[StuckWorker], files_of_step: Callable[[int], str]) 
     for worker in stuck:
         activity, frozen = worker.activity, "its process stands still or is gone; it " if worker.frozen else ""
         rows = f" (rows {name_rows(list(activity.rows))})" if activity.rows else ""
-        stand = f"has been {activity.phase} for {worker.duration_s:.0f} s at step {activity.step}"
-        facts.append(f"rank {worker.rank}: {frozen}{stand}{rows}")
+        state = f"has been {activity.phase} for {worker.duration_s:.0f} s at step {activity.step}"
+        facts.append(f"rank {worker.rank}: {frozen}{state}{rows}")
     for step in sorted({worker.activity.step for worker in stuck if worker.activity.phase == DATA}):
         facts.append(f"step {step}, and what is fetched with it, is read from {files_of_step(step)}")
     data_hangs = all(worker.activity.phase == DATA and not worker.frozen for worker in stuck)
-    storage_remedy = "look at that storage and the decode nodes, whose logs name a file that is slow"
+    storage_remedy = "look at that storage and the decode nodes, whose logs name slow files"
     remedy = storage_remedy if data_hangs else "look at that worker's log and node"
     return f"the run stood still: {'; '.join(facts)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
 
