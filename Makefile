@@ -1,12 +1,12 @@
-# make quickstart   set up, make data, train, evaluate, serve: the whole pipeline on this machine
-# make test         set up, then lint, format check and all tests
-# make test-slow    the longest tests: a training struck in every way it can die or hang
-# make seeds        the quickstart's training and evaluation with five seeds, as a table
+# make quickstart   sets up, makes data, trains, evaluates and serves: the whole pipeline on this machine
+# make test         sets up, then lints, checks the format and runs all tests but the longest
+# make test-slow    runs the longest tests, among them a training struck in every way it can die or hang
+# make seeds        runs the quickstart's training and evaluation with five seeds and prints a table
 .PHONY: setup quickstart test test-slow lint seeds clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# The newest of the supported versions that is here; PYTHON3=/path/to/python3.12 chooses another.
+# The newest supported version on this machine; PYTHON3=/path/to/python3.12 chooses another.
 PYTHON3 ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 

@@ -1,4 +1,4 @@
-"""The model behind the HTTP ingress: int16 clips to text, batched across clients. A Ray Serve deployment, one a GPU."""
+"""The model behind the HTTP ingress: a Ray Serve deployment, one replica per GPU, that batches clips across clients."""
 
 import asyncio
 from collections import deque
@@ -14,19 +14,19 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 class Transcriber:
     """Transcribes clips of many callers together.
 
-    Clips that arrive while the model is busy wait, and its next batch takes them all, so batches grow with the load.
-    `@serve.batch` closes its batches by the clock even then: a steady load makes it run batches of one, ever later.
+    Clips that arrive while the model is busy wait, and the next batch takes them all, so batches grow with the load.
+    `@serve.batch` would close a batch by the clock even then: under a steady load it runs batches of one, ever later.
     """
 
     def __init__(self, model: str, device: str, num_threads: int, max_batch_size: int, batch_wait_s: float):
-        # Here, so that the ingress, which imports this module, needs no torch in its processes.
+        # Imported here because the ingress imports this module, and its processes need no torch.
         import torch
 
         from tiny_audio.inference import transcriber as transcribe
 
         torch.set_num_threads(num_threads)
         self.model = transcribe.Transcriber.load(model, device)
-        self.model([np.zeros(SAMPLE_RATE, dtype=np.int16)])  # a model that cannot transcribe fails here; warms the device
+        self.model([np.zeros(SAMPLE_RATE, dtype=np.int16)])  # warms the device; a model that cannot transcribe fails now
         self.max_batch_size = max_batch_size
         self.batch_wait_s = batch_wait_s
         self.waiting: deque[tuple[np.ndarray, asyncio.Future]] = deque()
@@ -37,11 +37,11 @@ class Transcriber:
         )
 
     def describe(self) -> dict[str, float]:
-        """What the ingress must know of the model, and the most clips that ran together so far."""
+        """Returns what the ingress must know about the model, and the size of the largest batch so far."""
         return {"max_duration_s": self.model.max_duration_s, "largest_batch": self.largest_batch}
 
     async def __call__(self, clip: np.ndarray) -> str:
-        """(S,) int16 at 16 kHz -> its transcript."""
+        """Transcribes one clip: (S,) int16 at 16 kHz."""
         future = asyncio.get_running_loop().create_future()
         self.waiting.append((clip, future))
         if self.worker is None or self.worker.done():
@@ -49,11 +49,11 @@ class Transcriber:
         return await future
 
     async def _work(self) -> None:
-        """Runs batches until nobody waits."""
-        await asyncio.sleep(self.batch_wait_s)  # an idle model lets a burst gather
+        """Runs batches until no clip waits."""
+        await asyncio.sleep(self.batch_wait_s)  # lets a burst gather while the model is idle
         while self.waiting:
-            taken = [self.waiting.popleft() for _ in range(min(self.max_batch_size, len(self.waiting)))]
-            batch = [(clip, future) for clip, future in taken if not future.done()]  # done: its caller left
+            oldest = [self.waiting.popleft() for _ in range(min(self.max_batch_size, len(self.waiting)))]
+            batch = [(clip, future) for clip, future in oldest if not future.done()]  # done means that the caller left
             if batch:
                 await self._answer(batch)
 
@@ -70,9 +70,9 @@ class Transcriber:
                 future.set_result(result)
 
     async def _transcribe(self, clips: list[np.ndarray]) -> list[str | Exception]:
-        """Each clip's text or error. Where a batch fails, its clips run alone, so that one cannot fail the others."""
+        """Returns each clip's text or error; if a batch fails, its clips run one by one, so that one cannot fail the others."""
         try:
-            # In a thread, so that the replica goes on to take calls and answer health checks.
+            # A thread, so that the replica can take calls and answer health checks meanwhile.
             return [transcript.text for transcript in await asyncio.to_thread(self.model, clips)]
         except Exception as error:
             if len(clips) == 1:

@@ -1,4 +1,4 @@
-"""Shared by the tests: one local Ray, the embedded backbones, and small shards with real audio bytes in them."""
+"""Fixtures that the tests share: one local Ray, the embedded backbones, and small shards with real audio bytes."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.lab.synthetic.dataset import SCHEMA, encode_audio
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-S3_PORT = free_port(5000)  # of the `s3` fixture: chosen here, for the workers of `local_ray` get their environment at its start
+S3_PORT = free_port(5000)  # of the `s3` fixture; chosen here because `local_ray` passes its environment to workers at its start
 os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}", "AWS_DEFAULT_REGION": "us-east-1"}
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ TINY_SMOLLM3 = {
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """A Ray of the test run's own, as the quickstart starts one, with at least four CPUs; yields where its servers are."""
+    """Starts a Ray for this test run, as the quickstart does, with at least four CPUs; yields its servers' addresses."""
     from tiny_audio.lab.local_ray import local_cluster
 
     with local_cluster() as cluster:
@@ -61,14 +61,14 @@ def local_ray():
 
 @pytest.fixture(scope="session")
 def s3():
-    """A server of S3's own API on this machine, with an empty bucket; yields its URL."""
+    """Starts a server of S3's API on this machine, with an empty bucket; yields the bucket's URL."""
     from tiny_audio.config import storage_path
 
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(S3_PORT)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             for _ in range(300):
-                with suppress(requests.RequestException):  # a bare connection may be to itself, until the server has the port
+                with suppress(requests.RequestException):  # until the server has the port, a bare TCP connection may reach itself
                     requests.get(f"http://127.0.0.1:{S3_PORT}", timeout=5)
                     break
                 time.sleep(0.1)
@@ -80,7 +80,7 @@ def s3():
 
 @pytest.fixture(scope="session")
 def model():
-    """The embedded backbones with a fresh projector."""
+    """Builds a model of the embedded backbones with a fresh projector."""
     import torch
 
     from tiny_audio.model.asr import ASRModel
@@ -91,12 +91,12 @@ def model():
 
 
 def tone(duration_s: float, hertz: float = 440.0) -> np.ndarray:
-    """(S,) int16 at 16 kHz."""
+    """Makes a sine tone: (S,) int16 at 16 kHz."""
     return (8000 * np.sin(2 * np.pi * hertz * np.arange(int(duration_s * 16_000)) / 16_000)).astype(np.int16)
 
 
 def write_shard(path: Path, rows: list[tuple[str, bytes, str]], rows_per_row_group: int = 4) -> None:
-    """A Parquet shard in LoquaciousSet's columns from (id, audio bytes, text)."""
+    """Writes (id, audio bytes, text) rows as a Parquet shard with LoquaciousSet's columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(
         [
@@ -110,7 +110,7 @@ def write_shard(path: Path, rows: list[tuple[str, bytes, str]], rows_per_row_gro
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
-    """A folder with train/ (3 files, 26 rows, two of them broken) and dev/ (4 rows)."""
+    """Writes a folder with train/ (3 files, 26 rows, two of them broken) and dev/ (4 rows)."""
     folder, rng = tmp_path_factory.mktemp("shards"), random.Random(0)
     words = ["the", "old", "baker", "carried", "seven", "lemons", "past", "a", "quiet", "river"]
     rows = [
@@ -127,7 +127,7 @@ def shards(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def two_epochs(local_ray, shards, tmp_path_factory):
-    """A run by one worker, undisturbed: clips at their own length, each met twice, but for the last of the second epoch."""
+    """Trains with one worker, undisturbed, on unpadded clips: each row twice, except the last rows of the second epoch."""
     from tests.training.test_train import config_of
     from tiny_audio.training.driver import train
 
@@ -139,7 +139,7 @@ def two_epochs(local_ray, shards, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hub_folders(tmp_path_factory) -> tuple[str, str]:
-    """An encoder's and a decoder's folder as the hub has the real ones, with few and random weights; a window of 4 s."""
+    """Writes an encoder and a decoder in the hub's format with few and random weights; the encoder's window is 4 s."""
     import torch
 
     from tiny_audio.lab.random_backbones import write_decoder, write_encoder
@@ -153,7 +153,7 @@ def hub_folders(tmp_path_factory) -> tuple[str, str]:
 
 @pytest.fixture
 def one_worker(monkeypatch, tmp_path):
-    """Torch's process group with this process alone in it, as Ray Train sets one up."""
+    """Sets up torch's process group as Ray Train does, with only this process in it."""
     import deepspeed
     import torch.distributed
 
@@ -163,6 +163,6 @@ def one_worker(monkeypatch, tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     yield
     if deepspeed.comm.is_initialized():
-        deepspeed.comm.destroy_process_group()  # which forgets its own groups too; torch's would leave them stale
+        deepspeed.comm.destroy_process_group()  # drops DeepSpeed's own groups too; torch's call would leave them stale
     else:
         torch.distributed.destroy_process_group()

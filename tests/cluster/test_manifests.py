@@ -1,4 +1,4 @@
-"""cluster/: the manifests fit KubeRay's and Ray's schemas, strictly, and keep what they promise: isolation, versions, secrets.
+"""The manifests in cluster/ fit KubeRay's and Ray's schemas, strictly, and keep their promises: isolation, versions, secrets.
 
 Nothing here needs a cluster, and nothing starts Ray.
 """
@@ -29,7 +29,7 @@ GIB = {"Gi": 1, "Ti": 1024}
 
 
 def strict(schema):
-    """A CRD's schema as JSON schema that refuses what the API server would silently prune: fields it does not know."""
+    """Turns a CRD's schema into one that refuses unknown fields, which the API server would silently prune."""
     strict_schema = {key: value for key, value in schema.items() if key != "format" and not key.startswith("x-kubernetes-")}
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), dict):
@@ -41,7 +41,7 @@ def strict(schema):
 
 
 def errors_of(manifest):
-    """Why KubeRay's CRD would not take the manifest, one line each; empty where it would."""
+    """Lists why KubeRay's CRD would refuse the manifest, one line per reason."""
     assert manifest["apiVersion"] == "ray.io/v1"
     packed = ROOT / "tests" / "cluster" / "kuberay" / f"{CRDS[manifest['kind']]}.json.gz"
     validator = Draft202012Validator(strict(json.loads(gzip.decompress(packed.read_bytes()))))
@@ -53,18 +53,18 @@ def load(path):
 
 
 def cluster_of(manifest):
-    """The RayCluster within a RayJob or a RayService."""
+    """Returns the RayCluster inside a RayJob or a RayService."""
     return manifest["spec"]["rayClusterSpec" if manifest["kind"] == "RayJob" else "rayClusterConfig"]
 
 
 def groups_of(manifest):
-    """Head and worker groups by name."""
+    """Returns the head and worker groups by name."""
     cluster = cluster_of(manifest)
     return {"head": cluster["headGroupSpec"]} | {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
 
 
 def pods_of(manifest):
-    """Every pod's spec that the manifest writes out."""
+    """Lists the specs of all pods that the manifest describes."""
     templates = [group["template"] for group in groups_of(manifest).values()]
     if "submitterPodTemplate" in manifest["spec"]:
         templates.append(manifest["spec"]["submitterPodTemplate"])
@@ -81,7 +81,7 @@ def in_gib(quantity):
 
 
 def values_of(node, key):
-    """Every value under `key`, at any depth."""
+    """Yields every value under `key`, at any depth."""
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for name, child in children:
         if name == key:
@@ -117,8 +117,8 @@ def test_a_wrong_type_a_wrong_quantity_and_a_missing_field_are_refused():
     assert [len(errors_of(manifest)) for manifest in (wrong_type, wrong_quantity, missing)] == [1, 1, 1]
 
 
-def test_train_job_keeps_the_rules_that_the_operator_adds():
-    """KubeRay checks these in code, not in the CRD."""
+def test_train_job_keeps_the_rules_that_the_operator_checks():
+    """KubeRay checks these rules in code, not in the CRD."""
     spec = load(TRAIN_JOB)["spec"]
     assert spec["shutdownAfterJobFinishes"]
     assert "deletionStrategy" not in spec, "mutually exclusive with shutdownAfterJobFinishes"
@@ -168,7 +168,7 @@ def test_entrypoint_is_a_config_that_fits_the_groups(tmp_path):
     assert train.data.decode_label == groups["decode"]["labels"]["ray-subcluster"]
     assert train.num_workers == gpus_of(groups["h100"]) * groups["h100"]["maxReplicas"]
     assert load(RAY_UP)["available_node_types"]["cpu-decode"]["labels"]["ray-subcluster"] == train.data.decode_label
-    # The service reads what the run wrote.
+    # The service loads the model that the run exports.
     (application,) = yaml.safe_load(load(SERVE_SERVICE)["spec"]["serveConfigV2"])["applications"]
     assert application["args"]["model"] == f"{train.runs_dir}/{Path(config).stem}/model"
     for pod in pods_of(load(TRAIN_JOB))[:-1]:  # all but the submitter
@@ -177,7 +177,7 @@ def test_entrypoint_is_a_config_that_fits_the_groups(tmp_path):
 
 @kuberay_manifests
 def test_shared_memory_holds_the_object_store(path):
-    """Ray gives 30 % of a pod's memory to the object store; with a smaller /dev/shm it would move to the disk."""
+    """Ray gives 30 % of a pod's memory to the object store; if /dev/shm is smaller, it moves the store to disk."""
     for pod in pods_of(load(path)):
         sizes = [volume["emptyDir"]["sizeLimit"] for volume in pod.get("volumes", []) if volume["name"] == "shm"]
         memory_gib = in_gib(pod["containers"][0]["resources"]["limits"]["memory"])
@@ -187,7 +187,7 @@ def test_shared_memory_holds_the_object_store(path):
 def test_serve_config_fits_ray_serve():
     config = yaml.safe_load(load(SERVE_SERVICE)["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(config)
-    # Ray ignores a key that it does not know; here it is an error.
+    # Ray ignores unknown keys; here they are an error.
     assert config.keys() <= ServeDeploySchema.model_fields.keys()
     (application,) = config["applications"]
     assert application.keys() <= ServeApplicationSchema.model_fields.keys()
@@ -199,7 +199,7 @@ def test_serve_config_fits_ray_serve():
 
 def test_serve_config_fits_the_app_and_the_groups(tmp_path):
     (config,) = yaml.safe_load(load(SERVE_SERVICE)["spec"]["serveConfigV2"])["applications"]
-    # The app as Serve builds it, but for the model's folder, which must exist.
+    # Builds the app as Serve does, except for the model's folder, which must exist.
     (tmp_path / "config.json").write_text("{}")
     ingress = build(Arguments(**config["args"] | {"model": str(tmp_path)}))._bound_deployment
     transcriber = ingress.init_args[0]._bound_deployment
@@ -248,7 +248,7 @@ def test_image_holds_what_it_copies_and_is_not_root():
 
 
 @kuberay_manifests
-def test_pods_have_no_rights(path):
+def test_pods_have_no_privileges(path):
     for pod in pods_of(load(path)):
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["runAsUser"] == 1000
@@ -270,7 +270,7 @@ def test_nothing_is_open_to_the_world(path):
 def test_ray_up_opens_nothing_to_the_world():
     config = load(RAY_UP)
     assert "0.0.0.0" not in RAY_UP.read_text()
-    # Without a group of the user's, Ray creates one that lets in SSH from everywhere.
+    # Without a security group of the user's own, Ray creates one that allows SSH from everywhere.
     assert all(node["node_config"]["SecurityGroupIds"] for node in config["available_node_types"].values())
     assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
@@ -287,7 +287,7 @@ def test_no_file_holds_a_secret():
                 assert variable["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
-def test_shared_volume_is_the_one_that_pods_mount():
+def test_pods_mount_the_shared_volume():
     volume = load(SHARED_VOLUME)
     assert volume["spec"]["accessModes"] == ["ReadWriteMany"]
     assert set(values_of([load(TRAIN_JOB), load(SERVE_SERVICE)], "claimName")) == {volume["metadata"]["name"]}

@@ -1,4 +1,4 @@
-"""The report page: strangers' text stays text, nothing is fetched, the worst come first, and gaps in a run are no crash."""
+"""The report page keeps untrusted text as text, fetches nothing, lists the worst utterances first and survives gaps in a run."""
 
 import base64
 import io
@@ -31,7 +31,7 @@ SUMMARY = {
 
 
 class Page(HTMLParser):
-    """Every tag, attribute and line of text as a browser would see them."""
+    """Collects a page's tags, attributes and text as a browser would see them."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -78,7 +78,7 @@ def wav():
     return file.getvalue()
 
 
-def test_page_holds_no_markup_of_strangers_and_fetches_nothing(run_dir, wav):
+def test_page_holds_no_untrusted_markup_and_fetches_nothing(run_dir, wav):
     html = write_report(run_dir, {ATTACK: wav}).read_text()
     page = Page(html)
     assert not {"script", "img", "link", "iframe", "object", "base", "form"} & set(page.tags)
@@ -139,7 +139,7 @@ def test_empty_run_folder_gives_sentences(tmp_path):
     assert "Not one test utterance has an error." in write_report(tmp_path, {}).read_text()
 
 
-def test_worst_are_those_with_most_errors_a_word_then_most_errors_then_by_id(tmp_path):
+def test_worst_utterances_are_sorted_by_errors_per_word_then_errors_then_id(tmp_path):
     lines = [utterance("d", 1, 4), utterance("b", 2, 4), utterance("clean", 0, 5), utterance("c", 4, 8), utterance("a", 2, 4)]
     lines.append(utterance("nothing said", 2, 0, reference="", hypothesis="hello\u2028there"))
     write_lines(tmp_path / "utterances.jsonl", lines, ensure_ascii=False)

@@ -24,7 +24,7 @@ def test_normalize_keeps_words_and_drops_the_rest():
     assert normalize(" It's 3 o'clock -- café!\n") == "it's 3 o'clock café"
 
 
-def test_the_interval_holds_the_rate_and_narrows_with_more_data():
+def test_the_interval_contains_the_rate_and_narrows_with_more_data():
     few = word_error_rate([ErrorCount(i % 10 == 0, 7) for i in range(50)])
     many = word_error_rate([ErrorCount(i % 10 == 0, 7) for i in range(2000)])
     assert few.wer == many.wer == pytest.approx(0.1 / 7)
@@ -34,12 +34,12 @@ def test_the_interval_holds_the_rate_and_narrows_with_more_data():
         word_error_rate([ErrorCount(0, 0)])
 
 
-def test_shuffled_audio_moves_every_transcript():
+def test_shuffled_audio_gives_every_row_another_transcript():
     lines = [{"reference": word, "hypothesis": word, "num_errors": 0, "num_words": 1} for word in ("a", "b", "c")]
     assert [line["num_errors"] for line in shuffle_audio(lines)] == [1, 1, 1]
 
 
-def test_a_rows_set_is_its_source():
+def test_the_set_of_a_row_is_its_source():
     assert [source_of(name) for name in ("voices-00017", "1089-134686-0000", "x", "550e8400-e29b-41d4")] == [
         "voices",
         "librispeech",

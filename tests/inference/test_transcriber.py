@@ -14,14 +14,14 @@ def test_a_clips_text_does_not_depend_on_its_batch(model):
     assert transcriber([]) == []
 
 
-def test_what_is_cut_off_says_so(model):
+def test_a_transcript_that_was_cut_off_is_not_complete(model):
     transcript = Transcriber(model, max_new_tokens=1)([tone(1.0)])[0]
     assert transcript.num_tokens == 1
     assert not transcript.complete
 
 
-def test_the_transcript_is_the_seeds_generate_and_decode(model):
-    """`generate` finds the clip's length in the padded features, and answers as `Transcriber` does."""
+def test_generate_on_padded_features_gives_the_transcribers_text(model):
+    """`generate` finds the clip's length in the padded features, so it answers as `Transcriber` does."""
     clip = tone(1.7)
     features = model.feature_extractor(clip / 32768.0, sampling_rate=16000, return_tensors="pt").input_features
     ids = model.generate(input_features=features)

@@ -25,8 +25,8 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 
 CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serve/config.yaml").read_text())
-WINDOW_S = 8  # the embedded encoder's
-CAPACITY = 2 * 8 + 16  # clips in flight and queued, under the arguments of `client`
+WINDOW_S = 8  # window of the embedded encoder
+CAPACITY = 2 * 8 + 16  # clips in flight and queued, with the arguments of `client`
 
 
 def tone(hertz: float, seconds: float = 1.0, rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -56,12 +56,12 @@ BAD_ROUTES = [("get", "/x", 404), ("get", "/models/x", 404), ("delete", "/models
 
 @pytest.fixture(scope="module")
 def ray_serve():
-    """A Ray of our own, or the session's where there is one."""
-    owned = not ray.is_initialized()
+    """Starts a Ray for these tests, or takes the test run's if there is one."""
+    is_ours = not ray.is_initialized()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     yield
     serve.shutdown()
-    if owned:
+    if is_ours:
         ray.shutdown()
 
 
@@ -86,29 +86,29 @@ def transcribe(client: openai.OpenAI, data: bytes, **options):
 
 
 def refusal(call, *args, **options) -> dict:
-    """The error that a call is refused with, its HTTP status added, after a check of its shape."""
-    with pytest.raises(openai.APIStatusError) as refused:
+    """Makes a call that must be refused, checks the shape of the error and returns it with its HTTP status."""
+    with pytest.raises(openai.APIStatusError) as caught:
         call(*args, **options)
-    error = refused.value.response.json()["error"]
+    error = caught.value.response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
-    return error | {"status": refused.value.status_code}
+    return error | {"status": caught.value.status_code}
 
 
 @pytest.fixture(scope="module")
 def alone(client) -> list[str]:
-    """What each tone is transcribed to when nobody else asks."""
+    """Transcribes each tone while no other request runs."""
     return [transcribe(client, data).text for data in TONES]
 
 
-def test_json_and_text(client, alone):
+def test_a_transcript_comes_as_json_or_text(client, alone):
     answer = transcribe(client, GOOD, language="en", prompt="unused", temperature=0)
     assert answer.text == alone[0]
     assert answer.usage.model_dump() == {"type": "duration", "seconds": 1.0}
     assert transcribe(client, GOOD, response_format="text") == alone[0]
 
 
-def test_models_and_health(client):
+def test_the_model_is_listed_and_healthy(client):
     assert [model.id for model in client.models.list()] == ["tiny_audio"]
     assert client.models.retrieve("tiny_audio").object == "model"
     with urllib.request.urlopen(f"http://{client.base_url.netloc.decode()}/healthz") as response:
@@ -123,7 +123,7 @@ def test_bad_audio_is_refused_with_its_reason(client, alone, kind):
     assert transcribe(client, GOOD).text == alone[0]
 
 
-def test_other_rates_channels_and_depths_are_taken(client):
+def test_other_rates_channels_and_depths_are_accepted(client):
     stereo = np.stack([tone(440, rate=44_100), tone(880, rate=44_100)], axis=1)
     assert transcribe(client, audio_file(stereo, 44_100)).usage.seconds == pytest.approx(1, abs=1e-3)
     assert transcribe(client, audio_file(tone(440), subtype="PCM_U8")).usage.seconds == 1
@@ -144,7 +144,7 @@ def test_errors_of_routes_have_openais_shape(client, method, path, status):
 
 def test_large_uploads_are_refused(client, alone):
     assert refusal(transcribe, client, b"x" * (2 << 20))["code"] == "file_too_large"
-    connection = HTTPConnection(client.base_url.netloc.decode(), timeout=60)  # a body that does not say how long it is
+    connection = HTTPConnection(client.base_url.netloc.decode(), timeout=60)  # its body announces no length
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     connection.request("POST", "/v1/audio/transcriptions", iter([part] + [bytes(1 << 20)] * 2), kind, encode_chunked=True)
@@ -158,7 +158,7 @@ def test_concurrent_clips_are_batched_and_answered_as_alone(client, alone):
         together = list(pool.map(lambda data: transcribe(client, data).text, TONES))
     assert together == alone
     described = serve.get_deployment_handle("Transcriber", "tiny_audio").describe.remote().result()
-    assert 1 < described["largest_batch"] <= 8  # gathered while the model was busy: it waits for nobody here
+    assert 1 < described["largest_batch"] <= 8  # clips gathered while the model was busy: batch_wait_s is 0
 
 
 def test_a_clip_that_fails_does_not_fail_its_batch(client):

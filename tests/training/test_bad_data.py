@@ -1,4 +1,4 @@
-"""Bad data in every form: a run goes on without it, and says how much of what it was and where."""
+"""Bad data in every form does not stop a run: it leaves the rows out and reports how many, why and where."""
 
 import io
 import json
@@ -83,7 +83,7 @@ REFUSED = {
     "three hours": (encode(np.zeros(3 * 3600 * 8000, np.int16), 8000, "FLAC"), "too_long"),
     "50 MB after the audio": (WAV + bytes(50_000_000), "too_long"),
 }
-TAKEN = {
+ACCEPTED = {
     "silence": encode(np.zeros(32_000, np.int16)),
     "clipped": encode(np.full(32_000, 32767, np.int16)),
     "bytes after the end": WAV + b"garbage",
@@ -108,9 +108,9 @@ def test_broken_audio_is_refused_by_its_reason(kind):
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("kind", TAKEN)
-def test_odd_audio_is_taken(kind):
-    assert len(decode(memoryview(TAKEN[kind]), 30.0)) == pytest.approx(32_000, abs=2)
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_odd_audio_is_accepted(kind):
+    assert len(decode(memoryview(ACCEPTED[kind]), 30.0)) == pytest.approx(32_000, abs=2)
 
 
 def shard(path: Path, names: list[str], rows_per_row_group: int = 4) -> list[RowSlice]:
@@ -119,10 +119,11 @@ def shard(path: Path, names: list[str], rows_per_row_group: int = 4) -> list[Row
 
 
 def damage_row_group(path: Path, index: int) -> None:
-    """Overwrites the audio pages of one row group; footer and the other row groups stay as they are."""
-    found = next(c for c in map(pq.ParquetFile(path).metadata.row_group(index).column, range(9)) if "bytes" in c.path_in_schema)
-    start = found.dictionary_page_offset or found.data_page_offset
-    path.write_bytes(patch(path.read_bytes(), start, b"\xff" * found.total_compressed_size))
+    """Overwrites the audio pages of one row group; the footer and the other row groups stay as they are."""
+    columns = map(pq.ParquetFile(path).metadata.row_group(index).column, range(9))
+    audio = next(column for column in columns if "bytes" in column.path_in_schema)
+    start = audio.dictionary_page_offset or audio.data_page_offset
+    path.write_bytes(patch(path.read_bytes(), start, b"\xff" * audio.total_compressed_size))
 
 
 def truncate(path: Path) -> None:
@@ -153,17 +154,17 @@ def counts(rejects: list[Reject]) -> dict:
     ],
     ids=["gone", "truncated", "a damaged page", "emptied", "replaced", "without columns"],
 )
-def test_what_cannot_be_read_is_rejected_row_for_row_and_the_rest_is_taken(harm, num_lost, tmp_path):
+def test_unreadable_rows_are_rejected_one_by_one_and_the_rest_is_decoded(harm, num_lost, tmp_path):
     path = tmp_path / "a.parquet"
     slices = shard(path, [f"row-{i}" for i in range(9)]) + shard(tmp_path / "b.parquet", ["good-1"])
     harm(path)
-    found = decode_slices(slices, 8.0)
-    assert counts(rejects_of(found)) == {("unreadable", "a.parquet"): num_lost}
-    assert len(clips_of(found)) == 9 + 1 - num_lost
+    rows = decode_slices(slices, 8.0)
+    assert counts(rejects_of(rows)) == {("unreadable", "a.parquet"): num_lost}
+    assert len(clips_of(rows)) == 9 + 1 - num_lost
 
 
 class FlakyFile:
-    """`fsspec.open`, failing at first."""
+    """Stands in for `fsspec.open` and raises the given errors first."""
 
     def __init__(self, errors: list[Exception]):
         self.errors, self.num_opened, self.real_open = errors, 0, fsspec.open
@@ -185,17 +186,17 @@ class FlakyFile:
     ],
     ids=["transient", "lasting", "gone", "local"],
 )
-def test_remote_storage_is_asked_again(scheme, errors, num_opened, num_clips, tmp_path, monkeypatch):
+def test_reads_from_remote_storage_are_retried(scheme, errors, num_opened, num_clips, tmp_path, monkeypatch):
     (part,) = shard(tmp_path / "a.parquet", ["row-1", "row-2"])
     flaky, pauses_s = FlakyFile(list(errors)), []
     monkeypatch.setattr("tiny_audio.data.shards.fsspec.open", flaky)
     monkeypatch.setattr("tiny_audio.data.shards.time.sleep", pauses_s.append)
-    found = decode_slices([RowSlice(scheme + part.path, 0, 0, 2)], 8.0)
-    assert (flaky.num_opened, len(clips_of(found)), len(rejects_of(found))) == (num_opened, num_clips, 2 - num_clips)
+    rows = decode_slices([RowSlice(scheme + part.path, 0, 0, 2)], 8.0)
+    assert (flaky.num_opened, len(clips_of(rows)), len(rejects_of(rows))) == (num_opened, num_clips, 2 - num_clips)
     assert pauses_s == [1.0, 5.0, 15.0][: num_opened - 1]
 
 
-def test_nulls_bad_letters_long_labels_and_repeated_ids(tmp_path):
+def test_nulls_bad_letters_and_long_labels_are_rejected_and_repeated_ids_are_not(tmp_path):
     audio = {"bytes": encode_audio(tone(1.0), "wav"), "path": None}
     good = {"ID": b"row-0", "wav": audio, "text": b"a quiet river", "spk_id": "a", "duration": 1.0}
     changes = [
@@ -217,13 +218,13 @@ def test_nulls_bad_letters_long_labels_and_repeated_ids(tmp_path):
     table = table.set_column(0, "ID", pa.array([(good | c)["ID"] for c in changes], pa.binary()).view(pa.string()))
     table = table.set_column(2, "text", pa.array([(good | c)["text"] for c in changes], pa.binary()).view(pa.string()))
     pq.write_table(table, tmp_path / "a.parquet")
-    found = decode_slices(plan_pass(read_footers([str(tmp_path / "a.parquet")])), 8.0)
-    assert [clip.id for clip in clips_of(found)] == ["row-0"] * 5
-    reasons = Counter(reject.reason for reject in rejects_of(found))
+    rows = decode_slices(plan_pass(read_footers([str(tmp_path / "a.parquet")])), 8.0)
+    assert [clip.id for clip in clips_of(rows)] == ["row-0"] * 5
+    reasons = Counter(reject.reason for reject in rejects_of(rows))
     assert reasons == {"no_id": 2, "empty": 2, "no_label": 2, "label_too_long": 2}
 
 
-def test_a_file_that_is_not_read_for_long_is_named_while_it_is_waited_for(tmp_path, monkeypatch, caplog):
+def test_a_file_that_stalls_is_named_while_its_read_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("tiny_audio.data.shards.SLOW_READ_S", 0.05)
     stalled = tmp_path / "stalled.parquet"
     os.mkfifo(stalled)
@@ -237,18 +238,18 @@ def test_a_file_that_is_not_read_for_long_is_named_while_it_is_waited_for(tmp_pa
     assert caplog.messages[0] == f"{stalled}: row group 7 is not read after 0.05 s, and is waited for"
 
 
-def test_validation_never_goes_on_with_a_part_of_its_rows(tmp_path, monkeypatch):
-    """Each worker reads them for itself: one that missed some would be out of step with the others."""
+def test_validation_never_goes_on_without_some_of_its_rows(tmp_path, monkeypatch):
+    """Each worker reads all of them: one that missed some would get out of step with the others."""
     shard(tmp_path / "a.parquet", ["row-1"])
     shard(tmp_path / "b.parquet", ["row-2"])
     damage_row_group(tmp_path / "b.parquet", 0)
-    with pytest.raises(OSError, match=r"b\.parquet: cannot be read"):  # a new start may find it there again
+    with pytest.raises(OSError, match=r"b\.parquet: cannot be read"):  # a new start may be able to read it
         load_dev_clips(DataConfig(dev=f"{tmp_path}/*.parquet"))
 
 
 def batch(step: int, num_read: int, *rejects: tuple[str, str]) -> WorkerBatch:
-    found = [Reject(f"yodas-{step}", *reject) for reject in rejects]
-    return WorkerBatch(step, 0, 0, num_read - len(found), 0.0, [], found)
+    rejected = [Reject(f"yodas-{step}", *reject) for reject in rejects]
+    return WorkerBatch(step, 0, 0, num_read - len(rejected), 0.0, [], rejected)
 
 
 def test_a_restarted_run_counts_every_reject_once(tmp_path):
@@ -281,11 +282,11 @@ def test_the_share_is_judged_on_enough_rows_and_afresh_each_time(tmp_path):
     log.add(batch(0, JUDGED_ROWS - 1, *[("empty", "a")] * (JUDGED_ROWS - 1)))
     assert log.judge() == ""  # too few
     log.add(batch(1, JUDGED_ROWS - 1))
-    assert log.judge() == ""  # a half, and no more
+    assert log.judge() == ""  # half, but no more
     log.add(batch(2, JUDGED_ROWS, *[("empty", "a")] * 250, ("too_long", "b")))
-    said = log.judge()
-    assert "50% of the last 500 rows were rejected, more than data.max_reject_share=0.5" in said
-    assert "most often 250 as empty in source yodas, and 250 in a;" in said
+    message = log.judge()
+    assert "50% of the last 500 rows were rejected, more than data.max_reject_share=0.5" in message
+    assert "most often 250 as empty in source yodas, and 250 in a;" in message
     log.add(batch(3, JUDGED_ROWS))
     assert log.judge() == ""
 
@@ -298,27 +299,28 @@ def config_of(folder: Path, **changes) -> TrainConfig:
 
 
 TWENTY = dict(list(REFUSED.items())[-20:])
-NUM_GOOD = 99 * len(TWENTY)  # beside which the broken audio is 1 %
-DECODING_MIB = 700  # a decode task has some 400, and the three hours alone would be 660 more
+NUM_GOOD = 99 * len(TWENTY)  # good rows, so that the broken audio is 1 %
+DECODING_MIB = 700  # a decode task takes some 400; the three hours of audio alone would take 660 more
 
 
 @pytest.fixture
 def decode_mib():
-    """The most memory of its own that a decode task had: a list, of one number, in MiB."""
-    most, closed = [0.0], threading.Event()
+    """Measures the peak memory of decode tasks; yields a list that holds it, in MiB, as its only number."""
+    peak_mib, closed = [0.0], threading.Event()
 
     def watch():
         while not closed.wait(0.05):
-            most[0] = max(most[0], *(anonymous_mib([task]) for task in named_processes(os.getpid(), "_decode_window")), 0.0)
+            tasks = named_processes(os.getpid(), "_decode_window")
+            peak_mib[0] = max(peak_mib[0], *(anonymous_mib([task]) for task in tasks), 0.0)
 
     threading.Thread(target=watch, daemon=True).start()
-    yield most
+    yield peak_mib
     closed.set()
 
 
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory) -> Path:
-    """A folder with train/: twenty kinds of broken audio among good rows, a row group of nulls, an ID twice, a file cut off."""
+    """Writes train/ with twenty kinds of broken audio among good rows, a row group of nulls, a repeated ID and a cut file."""
     folder, good = tmp_path_factory.mktemp("bad"), encode_audio(tone(0.2), "wav")
     rows = [(f"row-{i}", good, "a river") for i in range(NUM_GOOD - 1)]
     rows[1] = rows[0]
@@ -336,7 +338,7 @@ def bad_folder(tmp_path_factory) -> Path:
 
 
 def test_a_run_goes_on_past_bad_rows_and_files_that_break_before_and_after_planning(local_ray, bad_folder, decode_mib, capsys):
-    """And is stopped in the middle of a window and started again, with one file broken since then, and another mended."""
+    """The run stops in the middle of a window; when it starts again, one more file is broken and another is mended."""
     from tiny_audio.training.driver import train
 
     paths = {name: bad_folder / f"train/{name}.parquet" for name in ("cut", "damaged", "away")}
@@ -351,36 +353,36 @@ def test_a_run_goes_on_past_bad_rows_and_files_that_break_before_and_after_plann
     config = config_of(bad_folder, num_steps=num_steps // 2, log_every=2)
     config.data.batch_rows, config.data.steps_per_window = 128, num_steps
     train(config, harm)
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if ".parquet: " in line]
-    assert re.search(r"cut-before\.parquet: not a Parquet file, or a truncated one .*; left out", said)
-    stale = RejectLog(config.run_dir, 1.0)  # as a kill after the last checkpoint leaves it
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if ".parquet: " in line]
+    assert re.search(r"cut-before\.parquet: not a Parquet file, or a truncated one .*; left out", warning)
+    stale = RejectLog(config.run_dir, 1.0)  # what a kill after the last checkpoint leaves behind
     stale.add(batch(config.num_steps, 1, ("empty", "stale.parquet")))
     stale.write(config.num_steps + 1)
     hidden.rename(paths["away"])
     damage_row_group(paths["damaged"], 1)
     config.num_steps = num_steps
     training = train(config)
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "; rows will be rejected" in line]
-    assert re.search(r"/cut\.parquet: not a Parquet", said)
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "; rows will be rejected" in line]
+    assert re.search(r"/cut\.parquet: not a Parquet", warning)
 
     rejects = pq.read_table(config.run_dir / "rejects.parquet").to_pylist()
-    unread = [row for row in rejects if row["reason"] == "unreadable"]
-    lost = Counter(Path(row["path"]).stem for row in unread)
-    assert lost["cut"] == 8
-    assert 0 < lost["damaged"] < 4  # of its second half, those that came after it broke
-    assert 0 < lost["away"] < 8  # those that came before it was there again
-    named = {row["id"]: row["reason"] for row in rejects if row["id"]}
-    kinds = {f"bad-{number}": reason for number, (_, reason) in enumerate(TWENTY.values())}
-    assert named == {**kinds, "long-1": "label_too_long"}
-    assert len(rejects) == len(unread) + len(named) + 4
+    unreadable = [row for row in rejects if row["reason"] == "unreadable"]
+    num_lost = Counter(Path(row["path"]).stem for row in unreadable)
+    assert num_lost["cut"] == 8
+    assert 0 < num_lost["damaged"] < 4  # the rows of its second half that were read after it broke
+    assert 0 < num_lost["away"] < 8  # the rows that were read before the file came back
+    reasons = {row["id"]: row["reason"] for row in rejects if row["id"]}
+    broken = {f"bad-{number}": reason for number, (_, reason) in enumerate(TWENTY.values())}
+    assert reasons == {**broken, "long-1": "label_too_long"}
+    assert len(rejects) == len(unreadable) + len(reasons) + 4
     assert training["rejects"] == {
-        "all": {"unreadable": len(unread), "no_id": 4},
-        "bad": dict(Counter(kinds.values())),
+        "all": {"unreadable": len(unreadable), "no_id": 4},
+        "bad": dict(Counter(broken.values())),
         "long": {"label_too_long": 1},
     }
     assert training["num_rows"] == num_rows - len(rejects)
     files = {Path(file["path"]).stem: sum(file["reasons"].values()) for file in training["reject_files"]}
-    assert files == {**lost, "rows": len(named), "nulls": 4}
+    assert files == {**num_lost, "rows": len(reasons), "nulls": 4}
     assert json.loads((config.run_dir / "training.json").read_text()) == training
     assert audit(config) == [EpochAudit(0, num_rows, training["num_rows"], len(rejects), 0, 0)]
     assert 0 < decode_mib[0] < DECODING_MIB

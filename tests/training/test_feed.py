@@ -11,17 +11,17 @@ SHARE_S = load_s(CLIPS)
 
 
 class Stream:
-    """A worker's stream of two steps, and then nothing."""
+    """Yields two steps, as a worker's stream does, and then fails."""
 
     def __init__(self):
-        self.asked = 0
-        self.left = [WorkerBatch(step, 0, 0, 6, 2 * SHARE_S, CLIPS) for step in (0, 1)]
+        self.num_calls = 0
+        self.batches = [WorkerBatch(step, 0, 0, 6, 2 * SHARE_S, CLIPS) for step in (0, 1)]
 
     def __next__(self):
-        self.asked += 1
-        if not self.left:
+        self.num_calls += 1
+        if not self.batches:
             raise RuntimeError("the data ended")
-        return self.left.pop(0)
+        return self.batches.pop(0)
 
 
 def feed(model, num_steps, cache=None, micro_batch_s=SHARE_S):
@@ -37,10 +37,10 @@ def test_steps_come_in_order_in_as_many_parts_as_the_heaviest_share_needs(model)
         assert sum(len(part.num_frames) for part in ready.micro_batches) == len(CLIPS)
         assert ready.num_label_tokens == sum(part.num_label_tokens for part in ready.micro_batches) > 2 * len(CLIPS)
     source.thread.shutdown()
-    assert source.stream.asked == 2  # and not for a third, which the stream does not have
+    assert source.stream.num_calls == 2  # no call for a third step, which the stream does not have
 
 
-def test_what_the_stream_raises_is_raised_where_the_step_is_wanted(model):
+def test_an_error_of_the_stream_is_raised_when_its_step_is_taken(model):
     source = feed(model, 3)
     next(source)
     source.make_next()
@@ -49,7 +49,7 @@ def test_what_the_stream_raises_is_raised_where_the_step_is_wanted(model):
         next(source)
 
 
-def test_clips_that_the_cache_knows_are_not_encoded_again(model):
+def test_cached_clips_are_not_encoded_again(model):
     cache = FeatureCache(1e9)
     (part,) = next(feed(model, 1, micro_batch_s=1e9)).micro_batches
     cache.keep(part.fresh[:2], model(part).encoded[: sum(part.num_frames[:2])], part.num_frames[:2])

@@ -1,6 +1,6 @@
-"""Clips that meet a NaN: left out, counted and named; and runs that cannot go on so.
+"""Clips whose loss is not finite are left out, counted and named; a run in which most clips fail is ended.
 
-A decoder with NaN in one token's embedding stands in for whatever makes a clip fail: all rows whose label has that token do.
+A decoder with NaN in one token's embedding stands in for any cause: all rows whose label has that token fail.
 """
 
 import json
@@ -36,7 +36,7 @@ LABEL, POISONED = "the old baker", "the old zebra"
 
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory) -> str:
-    """The embedded decoder with NaN where a token of "zebra" alone is looked up, and a head of its own without."""
+    """Writes the embedded decoder with NaN in the embedding of a token that only "zebra" has, but none in its output head."""
     folder = tmp_path_factory.mktemp("poisoned") / "decoder"
     shutil.copytree(ROOT / DECODER, folder)
     tokenizer = load_tokenizer(str(folder))
@@ -52,14 +52,14 @@ def poisoned(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """A folder with train/ (24 rows, three of them poisoned) and dev/ (2 rows)."""
+    """Writes a folder with train/ (24 rows, three of them poisoned) and dev/ (2 rows)."""
     folder = tmp_path_factory.mktemp("rows")
-    made = [
+    rows = [
         (f"row-{i:03d}", encode_audio(tone(0.5 + i / 16, 200 + 20 * i), "wav"), POISONED if i in (3, 11, 20) else LABEL)
         for i in range(26)
     ]
-    write_shard(folder / "train/train-0.parquet", made[:24])
-    write_shard(folder / "dev/dev-0.parquet", made[24:])
+    write_shard(folder / "train/train-0.parquet", rows[:24])
+    write_shard(folder / "dev/dev-0.parquet", rows[24:])
     return folder
 
 
@@ -67,8 +67,8 @@ def gradients(model: ASRModel, batch) -> tuple[torch.Tensor, list[bool], list[to
     model.zero_grad()
     output = model(batch)
     output.loss_sum.backward()
-    found = [weight.grad.clone() for weight in model.projector.parameters()]
-    return torch.stack([output.clips.loss_sum, output.clips.num_label_tokens]), output.clips.finite.tolist(), found
+    grads = [weight.grad.clone() for weight in model.projector.parameters()]
+    return torch.stack([output.clips.loss_sum, output.clips.num_label_tokens]), output.clips.finite.tolist(), grads
 
 
 @pytest.mark.parametrize("where", ["label", "frames", "gradient"])
@@ -83,21 +83,21 @@ def test_a_clip_that_is_not_finite_changes_nothing_for_its_neighbours(poisoned, 
         alone = pack([clips[1]], packing)
         frames = model.encode_batch(alone)
         batch = pack(clips, packing, {1: torch.cat([frames[:-1], frames[-1:] * torch.nan])})
-    if where == "gradient":  # of one audio token, as when a backward pass overflows
+    if where == "gradient":  # one audio token's gradient is infinite, as when a backward pass overflows
 
         def overflow(gradient):
             return gradient.index_fill(0, batch.audio[batch.first_tokens[1:2]], torch.inf)
 
         norm = model.decoder.model.layers[0].input_layernorm
         hooks = [norm.register_forward_pre_hook(lambda _, inputs: inputs[0].register_hook(overflow) and None)]
-    totals, finite, found = gradients(model, batch)
+    totals, finite, grads = gradients(model, batch)
     for hook in hooks:
         hook.remove()
     assert dict(zip([clip.id for clip in batch.rows], finite, strict=True)) == {"a": True, "b": False, "c": True}
-    expected, _, theirs = gradients(model, pack([clips[0], clips[2]], packing))
-    torch.testing.assert_close(totals, expected)
-    assert all(gradient.any() for gradient in theirs)
-    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-5)
+    expected_totals, _, expected_grads = gradients(model, pack([clips[0], clips[2]], packing))
+    torch.testing.assert_close(totals, expected_totals)
+    assert all(grad.any() for grad in expected_grads)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_that_are_not_finite_are_skipped_counted_and_named(local_ray, poisoned, rows, tmp_path):
@@ -115,7 +115,7 @@ def test_rows_that_are_not_finite_are_skipped_counted_and_named(local_ray, poiso
 
 
 @pytest.mark.parametrize(
-    ("learning_rate", "max_loss_rise", "said"),
+    ("learning_rate", "max_loss_rise", "message"),
     [
         (1e30, 3.0, r"not a finite number.* step \d+.* on rank \d: rows row-\d{3}"),
         pytest.param(
@@ -127,46 +127,43 @@ def test_rows_that_are_not_finite_are_skipped_counted_and_named(local_ray, poiso
     ],
     ids=["nan", "explodes"],
 )
-def test_a_run_that_falls_apart_ends_at_once_and_says_where(local_ray, rows, tmp_path, learning_rate, max_loss_rise, said):
-    """Not after `max_failures` more starts, each of which would fall apart alike."""
+def test_a_run_that_diverges_ends_at_once_and_says_where(local_ray, rows, tmp_path, learning_rate, max_loss_rise, message):
+    """It is not started `max_failures` more times, since each start would diverge in the same way."""
     changes = {"num_steps": 20, "num_workers": 2, "zero_stage": 2, "max_failures": 3, "max_loss_rise": max_loss_rise}
-    config = config_of(rows, tmp_path, "apart", **changes)
+    config = config_of(rows, tmp_path, "diverges", **changes)
     config.optimizer = OptimizerConfig(learning_rate=learning_rate, schedule="constant", warmup_steps=0)
-    with pytest.raises(ConfigError, match=f"{said}.*; look at .*learning_rate"):
+    with pytest.raises(ConfigError, match=f"{message}.*; look at .*learning_rate"):
         train(config)
 
 
-def test_a_loss_that_explodes_is_a_fault_and_one_that_was_never_lower_is_none(one_worker):
+def test_a_loss_that_rises_far_is_a_fault_and_one_that_was_never_lower_is_not(one_worker):
     interval = Interval(torch.zeros(()), torch.zeros(()))
     batch = WorkerBatch(7, 0, 0, 1, 1.0, [Clip("row-1", tone(0.1), LABEL)])
-    checked = ClipCheck(torch.tensor([0]), 1, torch.tensor([5]), ONE_LABEL)
-    interval.add_clips(batch, batch.clips, checked)
+    check = ClipCheck(torch.tensor([0]), 1, torch.tensor([5]), ONE_LABEL)
+    interval.add_clips(batch, batch.clips, check)
     interval.loss_sum += 7.5
     sums = interval.sums(stops=False)
     assert sums.mean_loss == 7.5
-    said = (
-        "the loss has risen to 7.50 nats per token at step 8, more than max_loss_rise=3 above its lowest, 4.00; rank 0's rows of"
-    )
-    assert interval.fault(8, sums, [], 4.0, 3.0).startswith(f"{said} the last step: row-1; look at")
+    rise = "the loss has risen to 7.50 nats per token at step 8, more than max_loss_rise=3 above its lowest, 4.00"
+    assert interval.fault(8, sums, [], 4.0, 3.0).startswith(f"{rise}; rank 0's rows of the last step: row-1; look at")
     assert interval.fault(8, sums, [], 5.0, 3.0) == ""
-    assert math.isnan(
-        Interval(torch.zeros(()), torch.zeros(()), micro_batches=interval.micro_batches).sums(False).mean_loss
-    )  # no mark to beat
+    without_tokens = Interval(torch.zeros(()), torch.zeros(()), micro_batches=interval.micro_batches)
+    assert math.isnan(without_tokens.sums(False).mean_loss)  # NaN, so that it sets no lowest loss
 
 
 def test_an_interval_keeps_no_samples(one_worker):
-    """They are views of the object store, and would fill it until the next logged step."""
+    """Samples are views of the object store, and would fill it until the next logged step."""
     interval = Interval(torch.zeros(()), torch.zeros(()))
     clip = Clip("row-1", tone(0.1), LABEL)
     batch = WorkerBatch(7, 0, 0, 1, 1.0, [clip])
-    checked = ClipCheck(torch.tensor([0]), 1, torch.tensor([5]), ONE_LABEL)
-    interval.add_clips(batch, batch.clips, checked)
-    seen = weakref.ref(clip.pcm)
+    check = ClipCheck(torch.tensor([0]), 1, torch.tensor([5]), ONE_LABEL)
+    interval.add_clips(batch, batch.clips, check)
+    samples = weakref.ref(clip.pcm)
     del batch, clip
-    assert seen() is None
+    assert samples() is None
 
 
-def test_a_validation_that_is_not_finite_names_its_rows(local_ray, poisoned, rows, tmp_path):
+def test_a_validation_loss_that_is_not_finite_names_its_rows(local_ray, poisoned, rows, tmp_path):
     config = config_of(rows, tmp_path, "dev", num_steps=2, max_failures=3)
     config.model.text_model_id, config.data.dev = poisoned, config.data.train
     with pytest.raises(ConfigError, match="validation loss is not a finite number for rows row-003, row-011, row-020; leave"):

@@ -1,4 +1,4 @@
-"""The real path on a local Ray: shards, Ray Data, Ray Train, DeepSpeed, the embedded backbones."""
+"""Training runs by its real path on a local Ray: shards, Ray Data, Ray Train, DeepSpeed, the embedded backbones."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def scores(config) -> list[float]:
 
 @pytest.fixture(scope="module")
 def plain(local_ray, shards, tmp_path_factory):
-    """The run that the others are held against: one worker, no ZeRO."""
+    """Trains the run that others are compared with: one worker, no ZeRO."""
     config = config_of(shards, tmp_path_factory.mktemp("runs"), "plain")
     train(config)
     return config
@@ -88,7 +88,7 @@ def test_the_losses_are_the_same_on_any_workers_at_any_stage(plain, shards, tmp_
     assert scores(config) == pytest.approx(scores(plain), rel=1e-5)
     norms = [[line["grad_norm"] for line in read_metrics(c.run_dir) if "loss" in line] for c in (config, plain)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-    for name in ("projector.safetensors", "optimizer.safetensors"):  # whole and by name, however they were sharded
+    for name in ("projector.safetensors", "optimizer.safetensors"):  # whole tensors by name, however they were sharded
         ours, theirs = (load_file(latest_checkpoint(c.run_dir) / name) for c in (config, plain))
         assert set(ours) == set(theirs)
         for key in theirs:  # a step moves a weight by up to 1e-4
@@ -122,10 +122,9 @@ def test_a_checkpoint_holds_the_moments_of_the_projector_alone(plain):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cache_features_gib": 1.0}, {"num_workers": 2, "zero_stage": 3}], ids=["frames kept", "sharded"]
+    "changes", [{"cache_features_gib": 1.0}, {"num_workers": 2, "zero_stage": 3}], ids=["cached frames", "ZeRO 3"]
 )
-def test_the_losses_are_the_same_where_frames_are_kept_and_where_all_is_sharded(two_epochs, shards, tmp_path, changes):
-    """The second is ZeRO 3 of the stages above."""
+def test_the_losses_are_the_same_with_cached_frames_and_at_zero_stage_3(two_epochs, shards, tmp_path, changes):
     config = config_of(shards, tmp_path, "other", num_steps=8, **changes)
     config.model.encoder_window = "trimmed"
     train(config)
@@ -134,12 +133,12 @@ def test_the_losses_are_the_same_where_frames_are_kept_and_where_all_is_sharded(
 
 
 def test_the_engine_leaves_the_backbones_as_they_were(one_worker, model):
-    """In process: after real steps, every frozen weight is bit for bit what was loaded."""
+    """Real steps, run in this process, leave every frozen weight bit for bit as it was loaded."""
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     engine = Engine(model, model.projector, OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), stage=2)
-    given = [weight for group in engine.adamw.param_groups for weight in group["params"]]
-    assert sum(weight.numel() for weight in given) >= sum(weight.numel() for weight in model.projector.parameters())
-    assert sum(weight.numel() for weight in given) < 1.01 * sum(weight.numel() for weight in model.projector.parameters())
+    num_optimized = sum(weight.numel() for group in engine.adamw.param_groups for weight in group["params"])
+    num_projector = sum(weight.numel() for weight in model.projector.parameters())
+    assert num_projector <= num_optimized < 1.01 * num_projector
     for _ in range(2):
         engine.backward(engine(pack([Clip("a", tone(1.0), "the old baker")], model.packing())).loss_sum, last=True)
         engine.step(1e-2)
@@ -149,7 +148,7 @@ def test_the_engine_leaves_the_backbones_as_they_were(one_worker, model):
 
 
 def keep_until(config, step: int) -> None:
-    """As if the run had been killed after the checkpoint of a step."""
+    """Removes what a run wrote after the checkpoint of a step, as if it had been killed then."""
     for folder in (config.run_dir / "checkpoints").glob("step-*"):
         if int(folder.name.removeprefix("step-")) > step:
             shutil.rmtree(folder)
@@ -169,7 +168,7 @@ def ledger_rows(config) -> list[tuple]:
     ids=["1-3-1", "1-2-1-3"],
 )
 def test_a_run_resumes_with_other_workers_at_another_stage(two_epochs, shards, tmp_path, capsys, starts):
-    """Begun by one worker without ZeRO; then, from a step on, by others, who may share all weights."""
+    """One worker begins the run without ZeRO; at each start others take it on, which may shard all weights."""
     shutil.copytree(two_epochs.run_dir, tmp_path / "plain")
     for step, num_workers, zero_stage in starts:
         changes = {"num_steps": 8, "keep_checkpoints": 4, "num_workers": num_workers, "zero_stage": zero_stage}
@@ -182,9 +181,9 @@ def test_a_run_resumes_with_other_workers_at_another_stage(two_epochs, shards, t
         assert counts[0] == counts[1]
     trained = [line["num_workers"] for line in read_metrics(config.run_dir) if "loss" in line]
     assert [trained[step] for step, _, _ in starts] == [num_workers for _, num_workers, _ in starts]
-    said = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
-    assert len(said) == len(starts)
-    assert f"num_workers: 1 -> {starts[0][1]}, zero_stage: 0 -> 3" in said[0]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "goes on with other settings" in line]
+    assert len(warnings) == len(starts)
+    assert f"num_workers: 1 -> {starts[0][1]}, zero_stage: 0 -> 3" in warnings[0]
     assert ledger_rows(config) == ledger_rows(two_epochs)
     assert [(epoch.num_rows, epoch.num_missing, epoch.num_twice) for epoch in audit(config)] == [(26, 0, 0)]
     ours, theirs = (load_file(latest_checkpoint(c.run_dir) / "optimizer.safetensors") for c in (config, two_epochs))
@@ -193,8 +192,9 @@ def test_a_run_resumes_with_other_workers_at_another_stage(two_epochs, shards, t
 
 
 def test_a_start_whose_run_was_taken_over_writes_no_more(shards, tmp_path):
-    """As by another cluster, or by workers whose head node was lost."""
-    config, there = config_of(shards, tmp_path, "taken", num_steps=200, max_failures=3), []
+    """Another cluster may take a run over, or new workers after the loss of a head node."""
+    config = config_of(shards, tmp_path, "taken", num_steps=200, max_failures=3)
+    when_taken = {}
 
     def files() -> list[Path]:
         return sorted(path for path in config.run_dir.rglob("*") if path.parts[-2] in ("checkpoints", LEDGER, REJECTS))
@@ -203,22 +203,22 @@ def test_a_start_whose_run_was_taken_over_writes_no_more(shards, tmp_path):
         while len(losses(config)) < 4:
             time.sleep(0.02)
         claim_run(config.run_dir, "another start")
-        there.append(len(losses(config)))
-        time.sleep(0.5)  # for a write that was allowed, and is not over
-        there.append(files())
+        when_taken["num_losses"] = len(losses(config))
+        time.sleep(0.5)  # lets a write end that was allowed before
+        when_taken["files"] = files()
 
     other = threading.Thread(target=take_over, daemon=True)
     other.start()
     with pytest.raises(ConfigError, match="was started again meanwhile"):
         train(config)
     other.join(5)
-    assert len(losses(config)) <= there[0] + 1
-    assert files() == there[1]
+    assert len(losses(config)) <= when_taken["num_losses"] + 1
+    assert files() == when_taken["files"]
     assert not (config.run_dir / "training.json").exists()
 
 
-def test_what_a_run_goes_on_from_is_held_to_its_plan_when_its_nodes_are_there(shards, tmp_path):
-    """Until then another start of that name, of another plan, may have written to its folder."""
+def test_a_run_checks_its_plan_again_once_its_nodes_are_up(shards, tmp_path):
+    """Until then another start of the same name but another plan may have written to its folder."""
     config = config_of(shards, tmp_path, "two-plans")
 
     def other_start():
@@ -230,11 +230,11 @@ def test_what_a_run_goes_on_from_is_held_to_its_plan_when_its_nodes_are_there(sh
         train(config, other_start)
     assert str(error.value).count(str(config.run_dir)) == 1
     assert not losses(config)
-    require_claim(config.run_dir, "the other start")  # which may go on
+    require_claim(config.run_dir, "the other start")  # the other start may go on
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plain, shards, tmp_path, capsys):
-    """The driver, the data and both workers must choose the same one."""
+    """The driver, the data and both workers must choose the same checkpoint."""
     shutil.copytree(plain.run_dir, tmp_path / "plain")
     config = config_of(shards, tmp_path, "plain", num_workers=2, zero_stage=2)
     newest = latest_checkpoint(config.run_dir)
@@ -243,13 +243,13 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plai
     data[-1] ^= 1
     (newest / "projector.safetensors").write_bytes(data)
     training = train(config)
-    said = [line for line in capsys.readouterr().err.splitlines() if str(newest) in line]
-    assert len(said) == 1
-    assert "this checkpoint is passed over, and step-00000002 taken" in said[0]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if str(newest) in line]
+    assert len(warnings) == 1
+    assert "this checkpoint is passed over, and step-00000002 taken" in warnings[0]
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "warning" not in line]
     assert steps.count(2) == 1
-    assert steps.count(3) == 2  # ran twice; counts once, as it ran last
+    assert steps.count(3) == 2  # ran twice, but only the last line counts
     assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
     assert scores(config) == pytest.approx(scores(plain), rel=1e-5)
     assert training["step"] == training["exported_step"] == 4
@@ -258,7 +258,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plai
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(shards, tmp_path):
-    """Written by a thread: the workers must hear of it, agree to stop, and not be started again."""
+    """A thread writes it, so the workers must learn of the error, agree to stop, and not be started again."""
     config = config_of(shards, tmp_path, "full", num_workers=2, checkpoint_every=2, num_steps=40, max_failures=3)
     config.run_dir.mkdir()
     (config.run_dir / "checkpoints").write_text("in the way")
@@ -276,7 +276,7 @@ def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):
 
 
 def test_ray_train_waits_for_gpu_nodes_to_boot_and_not_beyond_the_run(shards, tmp_path):
-    """By itself it waits 60 s for workers, gives up, and starts over."""
+    """Ray Train's own default is to wait 60 s for workers, give up and start over."""
     names = (START_TIMEOUT, HEALTH_TIMEOUT)
     before = [os.environ.get(name) for name in names]
     with _ray_train_timeouts(config_of(shards, tmp_path, "run", watchdog_timeout_s=700.0)):
@@ -285,7 +285,7 @@ def test_ray_train_waits_for_gpu_nodes_to_boot_and_not_beyond_the_run(shards, tm
     assert [os.environ.get(name) for name in names] == before
 
 
-def test_a_label_that_no_node_has_is_said(capsys):
+def test_a_decode_label_that_no_node_has_is_warned_of(capsys):
     _warn_of_no_decode_node("decode")
     assert "no node has the label ray-subcluster=decode yet" in capsys.readouterr().err
 
@@ -297,16 +297,16 @@ def test_a_run_under_another_plan_is_refused(plain, shards):
 
 
 def test_the_progress_line_says_what_matters():
-    line = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "audio_s_per_s": 33.3, "data_wait_share": 0.02, "num_rejected": 3}
-    said = progress_line(line, 40, 75)
+    values = {"step": 20, "loss": 0.5, "learning_rate": 1e-3, "audio_s_per_s": 33.3, "data_wait_share": 0.02, "num_rejected": 3}
+    line = progress_line(values, 40, 75)
     for part in ("20", "50%", "loss 0.5000", "lr 1.0e-03", "33 s of audio/s", "2% waiting for data", "3 rejected", "1:15 left"):
-        assert part in said
+        assert part in line
     assert progress_line({"step": 20, "val_loss": 0.5, "val_wer": 0.25}, 40, 0).endswith("validation loss 0.500  WER 25.0%")
     assert progress_line({"step": 20, "val_loss": 0.5}, 40, 0).endswith("validation loss 0.500")
 
 
 def test_a_run_that_gets_worse_ends_early_exports_its_best_and_stays_ended(shards, tmp_path):
-    """On two workers, which must agree; and a second start, which must know."""
+    """Two workers must agree to end it, and a second start must know that it has ended."""
     changes = {"num_steps": 12, "num_workers": 2, "zero_stage": 2, "eval_every": 1, "checkpoint_every": 100, "seed": 3}
     config = config_of(shards, tmp_path, "early", **changes, keep_checkpoints=1, early_stopping_patience=2)
     config.data.max_wer_rows = 0
@@ -317,10 +317,10 @@ def test_a_run_that_gets_worse_ends_early_exports_its_best_and_stays_ended(shard
     assert training["exported_step"] == training["best"]["step"] == best == training["step"] - 2
     assert training["step"] < 12
     assert training["end"] == f"no better val_loss in 2 validations since step {best}"
-    kept = sorted(path.name for path in (config.run_dir / "checkpoints").glob("step-*"))
-    assert kept == [f"step-{best:08d}", f"step-{best + 2:08d}"]  # the best one, and the last to resume from
+    checkpoints = sorted(path.name for path in (config.run_dir / "checkpoints").glob("step-*"))
+    assert checkpoints == [f"step-{best:08d}", f"step-{best + 2:08d}"]  # the best, and the last to resume from
     exported = load_file(config.run_dir / "model" / "model.safetensors")
-    checkpoint = load_file(config.run_dir / "checkpoints" / kept[0] / "projector.safetensors")
+    checkpoint = load_file(config.run_dir / "checkpoints" / checkpoints[0] / "projector.safetensors")
     assert all(torch.equal(exported[f"projector.{name}"], weight) for name, weight in checkpoint.items())
     assert not any("val_wer" in line for line in read_metrics(config.run_dir))
     lines = (config.run_dir / "metrics.jsonl").read_text()

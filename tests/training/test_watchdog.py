@@ -1,4 +1,4 @@
-"""Workers and data that stand still: found, named and ended."""
+"""The watchdog finds workers and data that stand still, names them and ends the workers."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from tiny_audio.training.watchdog import (
     OTHERS,
     START_S,
     STARTING,
-    Doing,
+    Activity,
     HangFollower,
     Watch,
     first_failures,
@@ -45,71 +45,71 @@ def watch():
 
 
 def beat(watch, rank, number, phase, step=7, rows=(), pid=0):
-    return watch.beat(rank, pid or 100 + rank, "node", number, Doing(phase, step, tuple(rows)))
+    return watch.beat(rank, pid or 100 + rank, "node", number, Activity(phase, step, tuple(rows)))
 
 
-def blamed(watch, *beats, after_s=11.0):
-    """Whom a watch names `after_s` later, where all are still heard of."""
+def blamed_ranks(watch, *beats, after_s=11.0):
+    """Returns the ranks that the watch blames if all workers report the same `after_s` later."""
     for values in beats:
         beat(watch, *values)
     watch.clock.now += after_s
     for values in beats:
         beat(watch, *values)
-    return [one.rank for one in watch.stuck()]
+    return [worker.rank for worker in watch.stuck()]
 
 
-def test_the_rank_that_stopped_is_named_and_not_those_that_wait_for_it(watch):
+def test_the_rank_that_stopped_is_blamed_and_not_those_waiting_for_it(watch):
     beats = [(0, 5, OTHERS), (1, 4, COMPUTING, 7, [f"row-{i}" for i in range(7)]), (2, 5, OTHERS)]
-    assert blamed(watch, *beats, after_s=9.0) == []
-    beat(watch, 0, 6, GRADIENTS)  # in which workers meet too
+    assert blamed_ranks(watch, *beats, after_s=9.0) == []
+    beat(watch, 0, 6, GRADIENTS)  # another phase in which workers meet
     watch.clock.now += 11.0
-    assert blamed(watch, (0, 6, GRADIENTS), *beats[1:], after_s=0.0) == [1]
-    said = hang_message(watch.stuck(), str)
-    assert "rank 1: has been computing for 20 s at step 7 (rows row-0, row-1, row-2, row-3, row-4 and 2 more); look" in said
+    assert blamed_ranks(watch, (0, 6, GRADIENTS), *beats[1:], after_s=0.0) == [1]
+    message = hang_message(watch.stuck(), str)
+    assert "rank 1: has been computing for 20 s at step 7 (rows row-0, row-1, row-2, row-3, row-4 and 2 more); look" in message
     beat(watch, 1, 5, COMPUTING)
-    assert watch.stuck() == []  # the others may wait for it
+    assert watch.stuck() == []  # the others may be waiting for it
 
 
-def test_where_all_wait_for_the_others_all_are_named(watch):
-    assert blamed(watch, (0, 5, OTHERS), (1, 5, OTHERS)) == [0, 1]
+def test_all_ranks_are_blamed_if_all_wait_for_the_others(watch):
+    assert blamed_ranks(watch, (0, 5, OTHERS), (1, 5, OTHERS)) == [0, 1]
 
 
-def test_stalled_data_are_named_by_their_files(watch):
-    assert blamed(watch, (0, 5, DATA), (1, 6, OTHERS)) == [0]
-    said = hang_message(watch.stuck(), lambda step: f"its files, {step}")
-    assert "step 7, and what is fetched with it, is read from its files, 7; look at that storage" in said
+def test_a_stall_of_the_data_names_the_files(watch):
+    assert blamed_ranks(watch, (0, 5, DATA), (1, 6, OTHERS)) == [0]
+    message = hang_message(watch.stuck(), lambda step: f"its files, {step}")
+    assert "step 7, and what is fetched with it, is read from its files, 7; look at that storage" in message
 
 
 def test_a_start_may_take_longer(watch):
-    assert blamed(watch, (0, 1, STARTING)) == []
-    assert blamed(watch, (0, 1, STARTING), after_s=START_S) == [0]
+    assert blamed_ranks(watch, (0, 1, STARTING)) == []
+    assert blamed_ranks(watch, (0, 1, STARTING), after_s=START_S) == [0]
 
 
-def test_a_rank_that_is_not_heard_of_is_named_whatever_it_did(watch):
+def test_a_rank_whose_reports_stop_is_blamed_whatever_it_did(watch):
     beat(watch, 0, 1, OTHERS), beat(watch, 1, 1, COMPUTING)
     watch.clock.now = 11.0
     beat(watch, 1, 1, COMPUTING)
-    (one,) = watch.stuck()
-    assert (one.rank, one.frozen) == (0, True)
+    (worker,) = watch.stuck()
+    assert (worker.rank, worker.frozen) == (0, True)
 
 
-def test_a_verdict_is_for_the_workers_that_it_was_meant_for(watch):
+def test_a_verdict_reaches_only_the_workers_it_is_about(watch):
     beat(watch, 0, 1, COMPUTING), beat(watch, 1, 1, OTHERS)
     watch.expel("a hang")
     assert beat(watch, 1, 1, OTHERS) == "a hang"
     watch.forget()  # Ray Train saw them fail
-    assert beat(watch, 1, 1, OTHERS) == "a hang"  # one is still there, and counts no longer
+    assert beat(watch, 1, 1, OTHERS) == "a hang"  # a late report, which no longer counts
     watch.clock.now = 11.0
     assert watch.stuck() == []
     assert watch.reasons() == ("", "a hang")
     watch.begin()
-    assert watch.reasons() == ("", "")  # what ends the next ones is no hang, whether they come so far as to be heard of or not
+    assert watch.reasons() == ("", "")  # a later end of the new workers is no hang, even if they never report
     assert beat(watch, 0, 1, STARTING, pid=200) == ""
     watch.end("no compiler")
     assert beat(watch, 0, 1, STARTING, pid=200) == "no compiler"
 
 
-def test_of_workers_that_failed_those_are_named_that_failed_first(watch):
+def test_only_the_workers_that_failed_first_are_named(watch):
     beat(watch, 0, 1, OTHERS), beat(watch, 1, 1, COMPUTING)
     died = WorkerHealthCheckFailedError("A worker health check failed", ActorDiedError())
     watch.fail(first_failures({0: RuntimeError("Connection closed by peer"), 1: died}))
@@ -121,17 +121,17 @@ def test_of_workers_that_failed_those_are_named_that_failed_first(watch):
     assert watch.begin() == "rank 2: RuntimeError: CUDA error: out of memory"
 
 
-def test_workers_are_missed_until_new_ones_are_heard_of(watch):
+def test_silence_lasts_until_a_new_worker_reports(watch):
     watch.begin()
     watch.clock.now = 5.0
-    assert watch.silence() == (5.0, "")  # a start that fails is no failure of workers
+    assert watch.silence() == (5.0, "")  # a failed start is no failure of workers
     beat(watch, 0, 1, COMPUTING)
     watch.clock.now = 6.0
-    assert watch.silence() == (1.0, "")  # as where they were ended to be fewer
+    assert watch.silence() == (1.0, "")  # as after workers were ended because there shall be fewer
     watch.fail({0: "its process died"})
     watch.fail({0: "its process died"})
     watch.clock.now = 8.0
-    beat(watch, 0, 2, COMPUTING)  # one that has ended
+    beat(watch, 0, 2, COMPUTING)  # a worker that has ended
     assert watch.silence() == (3.0, "rank 0: its process died, last heard of computing at step 7")
     watch.begin()
     assert watch.silence() == (3.0, "")
@@ -139,15 +139,15 @@ def test_workers_are_missed_until_new_ones_are_heard_of(watch):
     assert watch.silence() == (0.0, "")
 
 
-def test_that_workers_are_missed_is_said_and_seldom_repeated(capfd):
+def test_warnings_of_silence_become_rarer_the_longer_it_lasts(capfd):
     follower = HangFollower(None, str)
     for silence_s in (59, 60, 61, 119, 121, 180, 239, 240, 3, 59, 60, 61):
-        follower._tell_of_silence(silence_s, "")
+        follower._warn_of_silence(silence_s, "")
     assert re.findall(r"heard of for (\d+) s; ray status says", capfd.readouterr().err) == ["60", "121", "240", "60"]
 
 
-def test_a_follower_misses_workers(local_ray, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("tiny_audio.training.watchdog.SILENCE_TOLD_S", 1.0)
+def test_a_follower_warns_of_silence(local_ray, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("tiny_audio.training.watchdog.SILENCE_WARNING_S", 1.0)
     watch = start_watch(10.0, str(tmp_path))
     ray.get(watch.fail.remote({0: "its node is gone"}))
     with HangFollower(watch, str):
@@ -156,19 +156,19 @@ def test_a_follower_misses_workers(local_ray, tmp_path, monkeypatch, capfd):
     assert re.search(r"heard of for [123] s, since some failed \(rank 0: its node is gone\); ray", capfd.readouterr().err)
 
 
-def test_a_watch_whose_process_dies_is_there_again(local_ray, tmp_path):
+def test_a_watch_survives_the_death_of_its_process(local_ray, tmp_path):
     watch = start_watch(10.0, str(tmp_path))
-    there = {"number": 1, "doing": Doing(COMPUTING, 3), "pid": 1, "node_id": "node"}
-    ray.get(watch.beat.remote(0, **there))
+    report = {"num_activities": 1, "activity": Activity(COMPUTING, 3), "pid": 1, "node_id": "node"}
+    ray.get(watch.beat.remote(0, **report))
     (process,) = named_processes(os.getpid(), "ray::Watch")
     process.kill()
-    assert ray.get(watch.beat.remote(0, **there), timeout=30) == ""
+    assert ray.get(watch.beat.remote(0, **report), timeout=30) == ""
     assert ray.get(watch.silence.remote())[0] < 5.0
     ray.kill(watch)
 
 
 def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
-    """A thread that stops one worker's process, once, when the run has logged `step`."""
+    """Starts a thread that suspends one worker's process once the run has logged `step`."""
 
     def wait_and_freeze():
         while not any(line["step"] >= step for line in read_metrics(run_dir)):
@@ -181,23 +181,23 @@ def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
 
 
 @pytest.mark.slow  # a minute
-def test_a_run_whose_worker_is_frozen_goes_on_by_itself(local_ray, shards, tmp_path, capfd):
+def test_a_run_recovers_from_a_frozen_worker_by_itself(local_ray, shards, tmp_path, capfd):
     changes = {"num_steps": 20, "num_workers": 2, "zero_stage": 2, "checkpoint_every": 5, "max_failures": 1}
     config = config_of(shards, tmp_path, "frozen", **changes, watchdog_timeout_s=10.0)
     freezer = freeze_a_worker_after(config.run_dir, 6)
     train(config)
     freezer.join(1)
-    (said,) = [line for line in capfd.readouterr().err.splitlines() if "the run stood still" in line]
+    (message,) = [line for line in capfd.readouterr().err.splitlines() if "the run stood still" in line]
     rows = r"(\(rows row-.*\)|; step \d+, and what .*\.parquet.*)"
     frozen = r"rank [01]: its process stands still or is gone; it has been .* for (\d+) s at step \d+ ?"
-    found = re.search(f"{frozen}{rows}; look at that worker", said)
-    assert 10 <= int(found[1]) < 60
+    duration_s = int(re.search(f"{frozen}{rows}; look at that worker", message)[1])
+    assert 10 <= duration_s < 60
     assert len(losses(config)) == 20
     assert audit(config)[0].num_missing == audit(config)[0].num_twice == 0
 
 
-def test_data_that_stall_end_the_run_with_the_name_of_their_file(local_ray, shards, tmp_path):
-    """A file that opens and gives nothing, as on storage that hangs; put there once the footers have been read."""
+def test_stalled_data_end_the_run_with_the_name_of_the_file(local_ray, shards, tmp_path):
+    """A file that opens but yields no bytes, as on storage that hangs, takes a shard's place once the footers are read."""
     folder = tmp_path / "train"
     folder.mkdir()
     for path in (shards / "train").iterdir():
@@ -211,8 +211,8 @@ def test_data_that_stall_end_the_run_with_the_name_of_their_file(local_ray, shar
     config = config_of(shards, tmp_path, "stalled", num_steps=12, watchdog_timeout_s=10.0)
     config.data.train = f"{folder}/*.parquet"
     try:
-        said = rf"has been waiting for data for \d+ s at step (\d+); step \1, .* is read from .*{stalled}[,;]"
-        with pytest.raises(ConfigError, match=said):
+        message = rf"has been waiting for data for \d+ s at step (\d+); step \1, .* is read from .*{stalled}[,;]"
+        with pytest.raises(ConfigError, match=message):
             train(config, stall)
     finally:
-        os.close(os.open(stalled, os.O_RDWR))  # whoever waits for it reads its end
+        os.close(os.open(stalled, os.O_RDWR))  # a reader that still waits gets its end

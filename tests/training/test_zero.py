@@ -1,4 +1,4 @@
-"""The optimizer in process: one worker, gloo, backbones in bfloat16."""
+"""The optimizer runs in this process: one worker, gloo, backbones in bfloat16."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.packing import pack
 from tiny_audio.training.zero import MOMENTS, Engine
 
-RATE = 1e-6  # AdamW's first steps move a weight by about this much; bfloat16 near 0.02 knows steps of 1.2e-4
+RATE = 1e-6  # AdamW's first steps move a weight by about this much; near 0.02, bfloat16 numbers are 1.2e-4 apart
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -31,6 +31,6 @@ def test_updates_too_small_for_bfloat16_are_kept(one_worker, hub_folders, stage)
         assert {after[name].dtype, *(moments[f"{moment}.{name}"].dtype for moment in MOMENTS)} == {torch.float32}
         large = weight.abs() > 2**-6
         rounded = weight[large].bfloat16()
-        assert torch.equal(rounded + RATE, rounded)  # in bfloat16 such an update is none
+        assert torch.equal(rounded + RATE, rounded)  # in bfloat16 such an update would be lost
         moved = (after[name] - weight).abs()[large]
         assert moved.median() == pytest.approx(3 * RATE, rel=0.2)

@@ -1,7 +1,7 @@
 """Evaluation: test shards -> transcripts on a pool of actors -> WER per set, with controls that must fail.
 
-Writes utterances.jsonl and evaluation.json into the output folder. A set is a source of
-rows, as its ID tells it (see `loquacious.py`).
+Writes utterances.jsonl and evaluation.json into the output folder. A set is a source of rows, known by their IDs (see
+data/sources.py).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
 from tiny_audio.model.saved import read_model_window_s
 
 NUM_SILENT_CLIPS = 12
-SETS = {
-    "sentences": ("unseen sentences", "in no projector training; said by its voices"),
-    "voices": ("unseen voices", "unseen sentences, said by voices that no training heard"),
-    "words": ("unseen words", "each sentence has a word that no training text held, the backbones' included"),
+SETS = {  # set -> its label and note on the report page
+    "sentences": ("unseen sentences", "not used to train the projector; spoken by its training voices"),
+    "voices": ("unseen voices", "unseen sentences, spoken by voices that no training used"),
+    "words": ("unseen words", "each sentence has a word that occurs in no training text, the backbones' included"),
 }
 
 
@@ -66,7 +66,7 @@ class EvaluateConfig:
 
 
 def score_row(row: dict) -> dict:
-    """A transcribed row as a line of utterances.jsonl."""
+    """Turns a transcribed row into a line of utterances.jsonl."""
     count = count_errors(row["text"], row["hypothesis"])
     return {
         "id": row["id"],
@@ -87,7 +87,7 @@ def _score(utterances: list[dict], label: str, note: str) -> dict:
 
 
 def score_sets(utterances: list[dict]) -> dict[str, dict]:
-    """WER of every set, in the order in which they come."""
+    """Computes the WER of every set, in the order of their first utterances."""
     sets = {}
     for name in dict.fromkeys(line["set"] for line in utterances if line["num_words"]):
         label, note = SETS.get(name, (name, ""))
@@ -96,17 +96,17 @@ def score_sets(utterances: list[dict]) -> dict[str, dict]:
 
 
 def shuffle_audio(utterances: list[dict]) -> list[dict]:
-    """Every reference beside what was heard in the next row's audio: no better than guessing, if it listens at all."""
-    shifted = utterances[1:] + utterances[:1]
-    moved = []
-    for line, other in zip(utterances, shifted, strict=True):
-        count = count_errors(line["reference"], other["hypothesis"])
-        moved.append({**line, "num_errors": count.num_errors, "num_words": count.num_words})
-    return moved
+    """Scores every reference against the next row's transcript: a model that listens does no better here than by guessing."""
+    next_utterances = utterances[1:] + utterances[:1]
+    shuffled = []
+    for line, next_line in zip(utterances, next_utterances, strict=True):
+        count = count_errors(line["reference"], next_line["hypothesis"])
+        shuffled.append({**line, "num_errors": count.num_errors, "num_words": count.num_words})
+    return shuffled
 
 
 def silent_clips(seed: int, max_duration_s: float) -> list[Clip]:
-    """Digital silence, white and brown noise, of other seeds than training's."""
+    """Makes clips of digital silence, white noise and brown noise, from other seeds than training's."""
     rng = np.random.default_rng((seed, 2**20))
     clips = [silent_clip(rng, f"{SILENCE}-{i:02d}") for i in range(NUM_SILENT_CLIPS)]
     return [replace(clip, pcm=clip.pcm[: int(max_duration_s * SAMPLE_RATE)]) for clip in clips]
@@ -125,35 +125,36 @@ def _untrained_score(config: EvaluateConfig, max_duration_s: float) -> dict:
     clips = clip_dataset(plan_pass(groups), max_duration_s)
     rows = transcribe_dataset(clips, config.settings(untrained=True)).iter_rows()
     lines = [score_row(row) for row in rows if not row["reason"]]
-    return _score(lines, "untrained projector", f"the same model, its projector fresh; the first {len(lines)} utterances")
+    note = f"the same model with a fresh projector; the first {len(lines)} utterances"
+    return _score(lines, "untrained projector", note)
 
 
 def evaluate(
     config: EvaluateConfig, show_progress: Callable[[Iterable, int], Iterable], start_ray: Callable[[], None] = lambda: None
 ) -> dict:
-    """Scores a model; returns what evaluation.json says.
+    """Scores a model on a test set and on the controls; returns the contents of evaluation.json.
 
     Args:
-        show_progress: wraps the iterable of transcribed rows, whose number it is told.
-        start_ray: called once all inputs are checked, unless Ray is up already.
+        show_progress: wraps the iterable of transcribed rows; its second argument is their number.
+        start_ray: starts Ray, once all inputs are checked; not needed if Ray is up already.
 
     Raises:
-        ConfigError: no such model or shards, or none of their rows can be scored.
+        ConfigError: the model or the shards do not exist, or none of their rows can be scored.
     """
     max_duration_s = read_model_window_s(require_model(config.model))
     output_dir = output_path(config.output_dir)
     groups = read_footers(list_shards(absolute_data(config.data)), config.max_rows)
     start_ray()
-    spoken = clip_dataset(plan_pass(groups), max_duration_s)
-    silent = memory_dataset(silent_clips(config.seed, max_duration_s)) if config.control_rows else None
-    clips = spoken.union(silent) if silent else spoken
-    started = time.perf_counter()
+    clips = clip_dataset(plan_pass(groups), max_duration_s)
+    if config.control_rows:
+        clips = clips.union(memory_dataset(silent_clips(config.seed, max_duration_s)))
+    start_s = time.perf_counter()
     num_rows = sum(group.num_rows for group in groups)
     rows = list(show_progress(transcribe_dataset(clips, config.settings()).iter_rows(), num_rows))
-    seconds = time.perf_counter() - started
+    duration_s = time.perf_counter() - start_s
     rejected = _count_rejects(rows)
-    heard = sorted((score_row(row) for row in rows if not row["reason"]), key=lambda line: line["id"])
-    utterances = [line for line in heard if line["set"] != SILENCE]
+    lines = sorted((score_row(row) for row in rows if not row["reason"]), key=lambda line: line["id"])
+    utterances = [line for line in lines if line["set"] != SILENCE]
     require(
         any(line["num_words"] for line in utterances),
         f"{config.data}: no row could be scored; rejected: {rejects_line(rejected)}",
@@ -164,10 +165,10 @@ def evaluate(
         result["controls"] = {"untrained": _untrained_score(config, max_duration_s), "shuffled_audio": shuffled}
         result["silence"] = [
             {"name": f"{line['speaker']}, {line['duration_s']:.1f} s", "text": line["hypothesis"]}
-            for line in heard
+            for line in lines
             if line["set"] == SILENCE
         ]
-    result["rtfx"] = sum(line["duration_s"] for line in utterances) / seconds
+    result["rtfx"] = sum(line["duration_s"] for line in utterances) / duration_s
     _write(output_dir, utterances, result)
     return result
 

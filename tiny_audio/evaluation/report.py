@@ -1,7 +1,7 @@
-"""The report of a run: one HTML page that explains itself, with nothing outside it.
+"""The report of a run: one HTML page that explains itself and loads nothing from elsewhere.
 
-Reads config.yaml, metrics.jsonl, evaluation.json, utterances.jsonl and summary.json of a run folder, whichever of them
-are there, and writes report.html beside them. Runs on any CPU, after evaluation; knows nothing of Ray or torch. Equal
+Reads config.yaml, metrics.jsonl, evaluation.json, utterances.jsonl, summary.json and training.json of a run folder, as far
+as they exist, and writes report.html beside them. Runs on any CPU, after evaluation; knows nothing of Ray or torch. Equal
 folders give equal bytes.
 """
 
@@ -25,14 +25,14 @@ from tiny_audio.model.prompt import clean_transcript
 from tiny_audio.run.metrics import read_json_lines, read_metrics
 
 TEMPLATE = "report.html.jinja"
-HEADLINE_SET = "sentences"  # the set of the one-sentence verdict; the first one where there is none of this name
-Curve = tuple[list[int], list[float]]
+HEADLINE_SET = "sentences"  # test set of the one-sentence verdict; without it the first set is taken
+Curve = tuple[list[int], list[float]]  # steps and values
 
-# Charts are drawn in these colours; in the page each becomes the CSS variable of its name, so dark mode can change it.
+# Charts are drawn in these colours. On the page each becomes the CSS variable of its name, so that dark mode can change it.
 COLOURS = {"ink": "#1c2127", "muted": "#59636e", "line": "#d9dee3", "train": "#0b62b0", "validation": "#b8480c"}
 CHART_STYLE = {
     "svg.fonttype": "none",  # text stays text: small, sharp, selectable
-    "svg.hashsalt": "tiny_audio",  # else the ids are random
+    "svg.hashsalt": "tiny_audio",  # otherwise the ids would be random
     "font.size": 9.5,
     "text.color": COLOURS["ink"],
     "axes.edgecolor": COLOURS["line"],
@@ -49,7 +49,7 @@ CHART_STYLE = {
 }
 TRAIN_LINE = {"color": COLOURS["train"]}
 VALIDATION_LINE = {"color": COLOURS["validation"], "linestyle": "--", "marker": "o", "markersize": 3.5}
-LARGE, SMALL = (4.8, 2.7), (3.5, 1.75)  # inches; at 72 units an inch the text stays legible at a phone's width
+LARGE, SMALL = (4.8, 2.7), (3.5, 1.75)  # inches, drawn as 72 units each: the text stays legible at a phone's width
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -57,51 +57,53 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def worst_utterances(run_dir: Path, count: int = 12) -> list[dict[str, Any]]:
-    """The lines of utterances.jsonl with the most errors a word, then the most errors, then by id; none without errors."""
+    """Returns the `count` worst lines of utterances.jsonl: by errors per word, then errors, then id; none without an error."""
     wrong = [line for line in read_json_lines(Path(run_dir) / "utterances.jsonl") if line["num_errors"]]
     wrong.sort(key=lambda line: (-line["num_errors"] / max(line["num_words"], 1), -line["num_errors"], line["id"]))
     return wrong[:count]
 
 
 def word_diff(reference: str, hypothesis: str) -> list[tuple[str, str, str]]:
-    """(equal | substitute | delete | insert, reference word, hypothesis word) from left to right; "" where there is none."""
+    """Aligns two texts: (equal | substitute | delete | insert, reference word, hypothesis word); "" stands for no word."""
     aligned = jiwer.process_words(clean_transcript(reference), clean_transcript(hypothesis))
-    said, heard = aligned.references[0], aligned.hypotheses[0]
+    reference_words, hypothesis_words = aligned.references[0], aligned.hypotheses[0]
     return [
         (chunk.type, *pair)
         for chunk in aligned.alignments[0]
         for pair in zip_longest(
-            said[chunk.ref_start_idx : chunk.ref_end_idx], heard[chunk.hyp_start_idx : chunk.hyp_end_idx], fillvalue=""
+            reference_words[chunk.ref_start_idx : chunk.ref_end_idx],
+            hypothesis_words[chunk.hyp_start_idx : chunk.hyp_end_idx],
+            fillvalue="",
         )
     ]
 
 
 def percent(fraction: float) -> str:
-    """0.0214 -> "2.1 %" (no-break space); a second digit below 1 %."""
+    """Formats a fraction as per cent: 0.0214 -> "2.1 %" (no-break space), with a second decimal below 1 %."""
     value = 100 * fraction
     return f"{value:.{2 if 0 < value < 1 else 1}f}\u00a0%"
 
 
 def interval(row: dict[str, Any]) -> str:
-    """The 95 % interval of a WER: "1.7–2.6 %"."""
+    """Formats the 95 % interval of a WER: "1.7–2.6 %"."""
     return f"{percent(row['ci_low'])[:-2]}–{percent(row['ci_high'])}"
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that it fills: "2.5 h", "10.2 min", "42 s"."""
+    """Formats a duration in the largest unit that it fills: "2.5 h", "10.2 min", "42 s"."""
     if seconds >= 3600:
         return f"{seconds / 3600:.1f}\u00a0h"
     return f"{seconds / 60:.1f}\u00a0min" if seconds >= 60 else f"{seconds:.0f}\u00a0s"
 
 
 def _curve(lines: list[dict[str, Any]], key: str) -> Curve:
-    """Steps and values of `key`, by step."""
-    found = [line for line in lines if line.get(key) is not None]
-    return [line["step"] for line in found], [line[key] for line in found]
+    """Returns the steps that have a value of `key`, and these values."""
+    points = [line for line in lines if line.get(key) is not None]
+    return [line["step"] for line in points], [line[key] for line in points]
 
 
 def _svg(name: str, alt: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Markup:
-    """What `draw` draws on the axes it is given, as an <svg> element for the page."""
+    """Calls `draw` with empty axes and returns what it draws as an <svg> element for the page."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -110,8 +112,8 @@ def _svg(name: str, alt: str, size: tuple[float, float], draw: Callable[[Any], N
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = file.getvalue()[file.getvalue().index("<svg") :]  # past <?xml> and <!DOCTYPE>, which HTML has no place for
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # every chart has a figure_1, a page has one of an id
+    svg = file.getvalue()[file.getvalue().index("<svg") :]  # drops <?xml> and <!DOCTYPE>, which may not stand inside HTML
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # every chart has an id figure_1: ids get its name
     for variable, colour in COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1))
@@ -128,9 +130,9 @@ def _step_axis(axes: Any, unit: Callable[[float], str]) -> None:
     axes.tick_params(length=0)
 
 
-def _from_to(what: str, curve: Curve, unit: Callable[[float], str]) -> str:
+def _from_to(name: str, curve: Curve, unit: Callable[[float], str]) -> str:
     steps, values = curve
-    return f"{what} goes from {unit(values[0])} at step {steps[0]:,} to {unit(values[-1])} at step {steps[-1]:,}"
+    return f"{name} goes from {unit(values[0])} at step {steps[0]:,} to {unit(values[-1])} at step {steps[-1]:,}"
 
 
 def _short_percent(fraction: float) -> str:
@@ -156,7 +158,7 @@ def _loss_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
         axes.legend(loc="upper right")
 
     alt = "; ".join(_from_to(f"{name} loss", curve, "{:.3g}".format) for name, (curve, _) in curves.items())
-    return {"title": "Loss", "unit": "nats a token, log scale", "svg": _svg("loss", alt, LARGE, draw)}
+    return {"title": "Loss", "unit": "nats per token, log scale", "svg": _svg("loss", alt, LARGE, draw)}
 
 
 def _wer_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -166,8 +168,8 @@ def _wer_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
     def draw(axes: Any) -> None:
         axes.plot(*curve, **VALIDATION_LINE)
-        last = {"xytext": (0, 7), "textcoords": "offset points", "ha": "right", "fontweight": "bold"}
-        axes.annotate(percent(values[-1]), (steps[-1], values[-1]), **last)
+        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "right", "fontweight": "bold"}
+        axes.annotate(percent(values[-1]), (steps[-1], values[-1]), **above)
         axes.set_ylim(bottom=0)
         _step_axis(axes, _short_percent)
 
@@ -176,10 +178,10 @@ def _wer_chart(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _small_charts(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Learning rate, throughput and data wait: a line each, from 0."""
+    """Draws learning rate, throughput and data wait, each as a line on an axis that begins at 0."""
     for key, title, caption, unit in (
         ("learning_rate", "Learning rate", "of the projector", "{:g}".format),
-        ("audio_s_per_s", "Throughput", "seconds of audio a second", "{:,g}".format),
+        ("audio_s_per_s", "Throughput", "seconds of audio per second", "{:,g}".format),
         ("data_wait_share", "Data wait", "share of a step's time", _short_percent),
     ):
         curve = _curve(lines, key)
@@ -196,14 +198,14 @@ def _small_charts(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _wer_rows(sets: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Rows of a WER table, and where its bars end: the highest interval, rounded up to a fifth of a leading digit."""
+    """Returns the rows of a WER table and the end of its bars' scale: the top of the highest interval, rounded up."""
     highest = max([row["ci_high"] for row in sets.values()] + [row["wer"] for row in sets.values()], default=0) or 0.01
     unit = 10.0 ** math.floor(math.log10(highest))
-    return {"rows": list(sets.values()), "end": math.ceil(5 * highest / unit) / 5 * unit}
+    return {"rows": list(sets.values()), "end": math.ceil(5 * highest / unit) / 5 * unit}  # to a fifth of its first digit
 
 
 def _verdict(sets: dict[str, dict[str, Any]], controls: dict[str, dict[str, Any]]) -> str:
-    """One sentence: the headline WER, and whether it is better than every control's."""
+    """Says in one sentence what the headline WER is, and whether it beats every control's."""
     if not sets:
         return "This run has not been evaluated yet."
     headline = sets.get(HEADLINE_SET) or next(iter(sets.values()))
@@ -218,7 +220,7 @@ def _verdict(sets: dict[str, dict[str, Any]], controls: dict[str, dict[str, Any]
 
 
 def _tiles(evaluation: dict[str, Any], summary: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(what, value, remark) of every headline that the run has."""
+    """Yields (title, value, remark) of every headline figure that the run has."""
     for row in evaluation.get("sets", {}).values():
         yield row["label"], percent(row["wer"]), f"word error rate (95\u00a0%:\u00a0{interval(row)})"
     if silence := evaluation.get("silence"):
@@ -231,10 +233,10 @@ def _tiles(evaluation: dict[str, Any], summary: dict[str, Any]) -> Iterator[tupl
 
 
 def _rejected(evaluation: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str, int, int]]:
-    """(source, reason, training clips, test clips), most frequent first."""
+    """Returns (source, reason, number of training clips, number of test clips), most frequent first."""
     train, test = summary.get("rejected_train", {}), evaluation.get("rejected", {})
-    found = dict.fromkeys((source, reason) for counts in (train, test) for source in counts for reason in counts[source])
-    rows = [(*key, *(counts.get(key[0], {}).get(key[1], 0) for counts in (train, test))) for key in found]
+    keys = dict.fromkeys((source, reason) for counts in (train, test) for source in counts for reason in counts[source])
+    rows = [(*key, *(counts.get(key[0], {}).get(key[1], 0) for counts in (train, test))) for key in keys]
     return sorted(rows, key=lambda row: (-row[2] - row[3], row[:2]))
 
 
@@ -256,7 +258,7 @@ def _worst(run_dir: Path, clips: dict[str, bytes], sets: dict[str, dict[str, Any
 
 
 def _content(run_dir: Path, clips: dict[str, bytes]) -> dict[str, Any]:
-    """What the template shows, by the names it uses."""
+    """Returns the values that the template shows, by the names it uses."""
     evaluation, summary = _read_json(run_dir / "evaluation.json"), _read_json(run_dir / "summary.json")
     lines, config = read_metrics(run_dir), run_dir / "config.yaml"
     sets, controls = evaluation.get("sets", {}), evaluation.get("controls", {})
@@ -279,16 +281,16 @@ def _content(run_dir: Path, clips: dict[str, bytes]) -> dict[str, Any]:
 
 
 def write_report(run_dir: Path, clips: dict[str, bytes]) -> Path:
-    """Writes `run_dir`/report.html.
+    """Writes `run_dir`/report.html and returns its path.
 
     Args:
-        run_dir: a run folder; a file it lacks costs the page its section, not more.
-        clips: WAV bytes by utterance id, of `worst_utterances`; one that is absent gets no player.
+        run_dir: a run folder; for a file that it lacks, the page says so in that section.
+        clips: WAV bytes of the `worst_utterances` by id; an utterance without them gets no player.
     """
-    # autoescape by hand: jinja2's choice by file name does not know .jinja, and transcripts are a stranger's text
+    # Autoescape explicitly: jinja2's choice by file name does not know .jinja, and transcripts are untrusted text.
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(percent=percent, interval=interval)
     page = environment.get_template(TEMPLATE).render(_content(Path(run_dir).resolve(), clips))
     report = Path(run_dir) / "report.html"
-    report.write_text(page, encoding="utf-8", errors="replace")  # JSON can carry half a surrogate pair, UTF-8 cannot
+    report.write_text(page, encoding="utf-8", errors="replace")  # JSON can hold half a surrogate pair, UTF-8 cannot
     return report

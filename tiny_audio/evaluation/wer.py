@@ -1,4 +1,4 @@
-"""Word error rate with a 95 % confidence interval, per set of utterances. Pure Python over texts; jiwer counts."""
+"""Word error rate with a 95 % confidence interval, computed from pairs of texts; jiwer aligns their words."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import jiwer
 import numpy as np
 
 BOOTSTRAP_SAMPLES = 1000
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # share of the bootstrap samples inside the interval
 
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """Word errors of one utterance. A word heard in silence is an error too, over no words."""
+    """Counts the word errors of one utterance; a word transcribed in silence is an error too, over no words."""
 
     num_errors: int
     num_words: int
@@ -22,7 +22,7 @@ class ErrorCount:
 
 @dataclass(frozen=True)
 class WordErrorRate:
-    """A WER, as a fraction, and its bootstrap interval over utterances (Bisani and Ney 2004)."""
+    """Holds a WER, as a fraction, and its bootstrap interval over utterances (Bisani and Ney 2004)."""
 
     wer: float
     ci_low: float
@@ -35,13 +35,13 @@ class WordErrorRate:
 
 
 def normalize(text: str) -> str:
-    """What is compared: lower case, letters, digits and apostrophes, single spaces."""
-    kept = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower())
-    return " ".join(kept.split())
+    """Reduces a text to what is compared: lower-case letters, digits, apostrophes and single spaces."""
+    letters = "".join(c if c.isalnum() or c == "'" else " " for c in text.lower())
+    return " ".join(letters.split())
 
 
 def count_errors(reference: str, hypothesis: str) -> ErrorCount:
-    """Substitutions, deletions and insertions between the normalised texts."""
+    """Counts the substitutions, deletions and insertions between the normalised texts."""
     reference, hypothesis = normalize(reference), normalize(hypothesis)
     if not reference:
         return ErrorCount(len(hypothesis.split()), 0)
@@ -50,16 +50,16 @@ def count_errors(reference: str, hypothesis: str) -> ErrorCount:
 
 
 def word_error_rate(counts: Sequence[ErrorCount], seed: int = 0) -> WordErrorRate:
-    """WER over all utterances together, with the interval that resampling them gives.
+    """Computes the WER over all utterances together, and its interval by resampling utterances with `seed`.
 
     Raises:
-        ValueError: there are no reference words to count against.
+        ValueError: the references hold no words.
     """
     errors = np.array([count.num_errors for count in counts], float)
     words = np.array([count.num_words for count in counts], float)
     if words.sum() == 0:
         raise ValueError("no words to compare: the references are empty")
-    drawn = np.random.default_rng(seed).integers(len(counts), size=(BOOTSTRAP_SAMPLES, len(counts)))
-    rates = errors[drawn].sum(axis=1) / np.maximum(words[drawn].sum(axis=1), 1)
+    samples = np.random.default_rng(seed).integers(len(counts), size=(BOOTSTRAP_SAMPLES, len(counts)))  # utterance numbers
+    rates = errors[samples].sum(axis=1) / np.maximum(words[samples].sum(axis=1), 1)
     low, high = np.quantile(rates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return WordErrorRate(errors.sum() / words.sum(), float(low), float(high), len(counts), int(words.sum()))

@@ -1,4 +1,4 @@
-"""Batch transcription: audio files and folders -> a line of JSON each, through Ray Data. A bad file is a line with its reason."""
+"""Batch transcription of audio files through Ray Data: each file becomes a line of JSON, a bad one a line with its reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tiny_audio.data.rows import UNREADABLE, Reject
 from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
 from tiny_audio.model.saved import read_model_window_s
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")  # of files that a folder is searched for
+FILES_PER_TASK = 64
 
 
 @dataclass
@@ -40,23 +41,23 @@ class TranscribeConfig:
 
 
 def find_audio(inputs: list[str]) -> list[str]:
-    """The files named, and those with an audio suffix in the folders named, sorted.
+    """Lists each input file, and for each input folder the audio files below it, sorted; each file once.
 
     Raises:
-        ConfigError: nothing is named, a path does not exist, or a folder holds no audio.
+        ConfigError: there are no inputs, a path does not exist, or a folder holds no audio.
     """
     require(bool(inputs), "inputs is empty; name audio files or folders: inputs=[clip.wav,recordings/]")
-    found: list[str] = []
+    paths: list[str] = []
     for name in inputs:
         path = Path(absolute(name))
         require(path.exists(), f"{name}: no such file or folder")
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         require(bool(files), f"{name}: no audio in this folder (looked for {' '.join(SUFFIXES)})")
-        found += [str(file) for file in files]
-    return list(dict.fromkeys(found))
+        paths += [str(file) for file in files]
+    return list(dict.fromkeys(paths))
 
 
-def _line(row: dict) -> dict:
+def _output_line(row: dict) -> dict:
     if row["reason"]:
         return {"path": row["path"], "error": row["reason"]}
     return {
@@ -70,14 +71,14 @@ def _line(row: dict) -> dict:
 def transcribe_files(
     config: TranscribeConfig, show_progress: Callable[[Iterable, int], Iterable], start_ray: Callable[[], None] = lambda: None
 ) -> tuple[int, int]:
-    """Writes the output file; returns how many files were transcribed and how many rejected.
+    """Transcribes all inputs into the output file; returns how many files were transcribed and how many were rejected.
 
     Args:
-        show_progress: wraps the iterable of transcribed rows, whose number it is told.
-        start_ray: called once all inputs are checked, unless Ray is up already.
+        show_progress: wraps the iterable of transcribed rows; its second argument is their number.
+        start_ray: starts Ray, once all inputs are checked; not needed if Ray is up already.
 
     Raises:
-        ConfigError: no such model or inputs.
+        ConfigError: the model or an input does not exist.
     """
     paths, model = find_audio(config.inputs), require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
@@ -89,27 +90,23 @@ def transcribe_files(
     with output.open("w") as file:
         for row in show_progress(rows, len(paths)):
             num_rejected += bool(row["reason"])
-            file.write(json.dumps(_line(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_output_line(row), ensure_ascii=False) + "\n")
     return len(paths) - num_rejected, num_rejected
 
 
-FILES_A_TASK = 64
-
-
 def _decode_files(table: pa.Table, max_duration_s: float) -> pa.Table:
-    decoded = [decode_file(path, max_duration_s) for path in table["path"].to_pylist()]
-    return clip_table(decoded)
+    return clip_table([decode_file(path, max_duration_s) for path in table["path"].to_pylist()])
 
 
 def file_dataset(paths: list[str], max_duration_s: float) -> ray.data.Dataset:
-    """Audio files decoded, a row each, as `clip_dataset` has them; the id is the path."""
+    """Decodes audio files into a dataset of rows like `clip_dataset`'s; a row's id is its file's path."""
     return ray.data.from_items([{"path": path} for path in paths]).map_batches(
-        _decode_files, batch_size=FILES_A_TASK, batch_format="pyarrow", fn_kwargs={"max_duration_s": max_duration_s}
+        _decode_files, batch_size=FILES_PER_TASK, batch_format="pyarrow", fn_kwargs={"max_duration_s": max_duration_s}
     )
 
 
 def decode_file(path: str, max_duration_s: float) -> Clip | Reject:
-    """One audio file decoded, or the reason why not; its path is its id, and it has no label."""
+    """Decodes one audio file into a clip without a label whose id is the path, or returns a reject with its reason."""
     try:
         with fsspec.open(path, "rb") as file:
             return Clip(path, decode(file.read(max_bytes(max_duration_s) + 1), max_duration_s), "")

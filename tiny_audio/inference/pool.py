@@ -1,4 +1,4 @@
-"""The pool of actors that transcribe decoded clips: one model an actor, on a GPU or on CPU threads."""
+"""The pool of Ray Data actors that transcribe decoded clips; each holds one model, on a GPU or on CPU threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_audio.data.clip_table import row_pcm
 
 
 class TranscribeRows:
-    """An actor that holds a model and adds `hypothesis` and `complete` to decoded clips."""
+    """Holds a model in an actor and adds `hypothesis` and `complete` to tables of decoded clips."""
 
     def __init__(self, model: str, device: str, num_threads: int, untrained_seed: int | None):
         import torch
@@ -22,36 +22,35 @@ class TranscribeRows:
         from tiny_audio.model.projectors import Projector
 
         torch.set_num_threads(num_threads)
-        loaded = ASRModel.from_pretrained(model)
+        asr_model = ASRModel.from_pretrained(model)
         if untrained_seed is not None:
             torch.manual_seed(untrained_seed)
-            loaded.projector = Projector(loaded.encoder.config.d_model, loaded.decoder.config.hidden_size)
-        self.transcriber = Transcriber(loaded.to(device))
+            asr_model.projector = Projector(asr_model.encoder.config.d_model, asr_model.decoder.config.hidden_size)
+        self.transcriber = Transcriber(asr_model.to(device))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
-        usable = [row for row in rows if not row["reason"]]
-        heard = iter(self.transcriber([row_pcm(row) for row in usable]))
-        answers = [None if row["reason"] else next(heard) for row in rows]
+        clip_transcripts = iter(self.transcriber([row_pcm(row) for row in rows if not row["reason"]]))
+        transcripts = [None if row["reason"] else next(clip_transcripts) for row in rows]  # None for a rejected row
         table = table.drop_columns(["pcm"])
-        table = table.append_column("hypothesis", pa.array([a.text if a else "" for a in answers], pa.string()))
-        return table.append_column("complete", pa.array([bool(a and a.complete) for a in answers], pa.bool_()))
+        table = table.append_column("hypothesis", pa.array([t.text if t else "" for t in transcripts], pa.string()))
+        return table.append_column("complete", pa.array([bool(t and t.complete) for t in transcripts], pa.bool_()))
 
 
 @dataclass(frozen=True)
 class TranscribeSettings:
-    """The pool of actors that transcribe."""
+    """Says which model the actors load, how many actors there are, and what each may use."""
 
     model: str
     num_actors: int = 1
     use_gpu: bool = False
-    num_threads: int = 1
+    num_threads: int = 1  # CPU threads of an actor
     batch_rows: int = 64
-    untrained_seed: int | None = None  # a fresh projector of this seed in place of the trained one
+    untrained_seed: int | None = None  # seed of a fresh projector that replaces the trained one
 
 
 def transcribe_dataset(clips: ray.data.Dataset, settings: TranscribeSettings) -> ray.data.Dataset:
-    """Clips of `clip_dataset` or `file_dataset` -> the same rows without PCM, with what was heard in each."""
+    """Transcribes the clips of a `clip_dataset` or `file_dataset`: the same rows, with their transcripts instead of their PCM."""
     return clips.map_batches(
         TranscribeRows,
         batch_size=settings.batch_rows,

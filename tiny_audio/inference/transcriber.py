@@ -13,12 +13,12 @@ from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import END_OF_TURN, clean_transcript
 
-MAX_BATCH_S = 960.0  # padded audio seconds a batch; 32 clips of 30 s
+MAX_BATCH_S = 960.0  # seconds of padded audio in a batch: 32 clips of 30 s
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """`complete` is False where the decoder was cut off at its longest transcript, as it is in a loop."""
+    """Holds what the decoder wrote for one clip; `complete` is False if it reached its token limit, as it does in a loop."""
 
     text: str
     num_tokens: int
@@ -26,7 +26,7 @@ class Transcript:
 
 
 class Transcriber:
-    """Transcribes clips in batches of like length, on the model's device."""
+    """Transcribes clips on the model's device, in batches of similar length."""
 
     def __init__(self, model: ASRModel, **generate_options):
         self.model, self.generate_options = model, generate_options
@@ -34,21 +34,21 @@ class Transcriber:
 
     @classmethod
     def load(cls, model_path: str, device: str = "cpu", **config) -> Transcriber:
-        """From a folder or hub id that `ASRModel.save_pretrained` wrote."""
+        """Loads a model that `ASRModel.save_pretrained` wrote, from a folder or the hub."""
         return cls(ASRModel.from_pretrained(model_path, **config).to(device))
 
     @property
     def max_duration_s(self) -> float:
-        """Longest clip that the encoder takes."""
+        """Longest clip that the encoder takes, in seconds."""
         return self.model.window_num_samples / SAMPLE_RATE
 
     @property
     def rows_at_once(self) -> int:
-        """Clips of the longest duration that one batch takes."""
+        """Number of clips that fit one batch if all have the longest duration."""
         return max(1, int(MAX_BATCH_S // self.max_duration_s))
 
     def texts(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """The text of each clip alone; else as a call."""
+        """Transcribes clips as a call does, but returns only their texts."""
         return [transcript.text for transcript in self(waveforms)]
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
@@ -59,20 +59,21 @@ class Transcriber:
         """
         transcripts: list[Transcript | None] = [None] * len(waveforms)
         for rows in self._batches([len(waveform) for waveform in waveforms]):
-            for row, transcript in zip(rows, self._batch([waveforms[row] for row in rows]), strict=True):
+            for row, transcript in zip(rows, self._transcribe_batch([waveforms[row] for row in rows]), strict=True):
                 transcripts[row] = transcript
         return transcripts
 
-    def _padded(self, longest: int) -> int:
+    def _padded_num_samples(self, longest: int) -> int:
+        """Returns the padded length of a batch whose longest clip has `longest` samples."""
         return padded_num_samples(longest, self.model.window_num_samples, self.model.trimmed)
 
     def _batches(self, num_samples: list[int]) -> Iterator[list[int]]:
-        """Row numbers of each batch: shortest clips first, at most MAX_BATCH_S padded seconds together."""
+        """Yields the row numbers of each batch, shortest clips first, with at most MAX_BATCH_S padded seconds in a batch."""
         rows: list[int] = []
         for row in sorted(range(len(num_samples)), key=num_samples.__getitem__):
             if num_samples[row] > self.model.window_num_samples:
                 raise ValueError(f"a clip of {num_samples[row] / SAMPLE_RATE:.1f} s is over {self.max_duration_s:g} s")
-            if rows and (len(rows) + 1) * self._padded(num_samples[row]) > MAX_BATCH_S * SAMPLE_RATE:
+            if rows and (len(rows) + 1) * self._padded_num_samples(num_samples[row]) > MAX_BATCH_S * SAMPLE_RATE:
                 yield rows
                 rows = []
             rows.append(row)
@@ -80,16 +81,16 @@ class Transcriber:
             yield rows
 
     @torch.inference_mode()
-    def _batch(self, waveforms: list[np.ndarray]) -> list[Transcript]:
+    def _transcribe_batch(self, waveforms: list[np.ndarray]) -> list[Transcript]:
         device = self.model.decoder.device
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         clips = [torch.from_numpy(np.array(waveform)) for waveform in waveforms]  # copies: Ray's arrays are read-only
-        padded = pad_waveforms(clips, self._padded(int(num_samples.max()))).to(device)
+        padded = pad_waveforms(clips, self._padded_num_samples(int(num_samples.max()))).to(device)
         ids = self.model.generate(log_mel(padded, self.model.num_mels), num_samples, **self.generate_options).tolist()
         return [self._transcript(row) for row in ids]
 
     def _transcript(self, ids: list[int]) -> Transcript:
         complete = self.end_id in ids
-        spoken = ids[: ids.index(self.end_id)] if complete else ids
-        text = self.model.tokenizer.decode(spoken, skip_special_tokens=True)
-        return Transcript(clean_transcript(text), len(spoken), complete)
+        text_ids = ids[: ids.index(self.end_id)] if complete else ids
+        text = self.model.tokenizer.decode(text_ids, skip_special_tokens=True)
+        return Transcript(clean_transcript(text), len(text_ids), complete)

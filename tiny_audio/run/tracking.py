@@ -1,8 +1,8 @@
-"""Hands a run's metrics to the trackers that its config names: TensorBoard, Weights & Biases, MLflow. Runs on the driver.
+"""Sends a run's metrics to the trackers that its config names: TensorBoard, Weights & Biases, MLflow. Runs on the driver.
 
-metrics.jsonl is the record; trackers get its lines as they come, beside the terminal. One that fails is given up with a
-warning, and the run goes on. What they are told of the config is its keys and values: no environment variable, no
-command line, no code, and no password in a URL.
+metrics.jsonl is the record; trackers get the same lines as the terminal does. A tracker that fails is dropped with a
+warning, and the run goes on. Of the config they see keys and values: no environment variable, no command line, no code,
+and no password in a URL.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from typing import Any
 from tiny_audio.config import TrainConfig, require
 from tiny_audio.storage import is_local, put, put_folder
 
-PROJECT = "tiny_audio"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say otherwise
-IDS_FILE = "tracking.json"  # a run's ids at W&B and MLflow: resumed, it goes on there too
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+PROJECT = "tiny_audio"  # default for WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME
+IDS_FILE = "tracking.json"  # the run's ids at W&B and MLflow, so that a resumed run continues there
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # tracker -> package to install
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """A place that keeps metrics. `log` takes values and their step; `close`, whether the run failed."""
+    """Holds the two calls of a metrics store: `log` takes values and their step, `close` takes whether the run failed."""
 
     log: Callable[[dict[str, float], int], None]
     close: Callable[[bool], None]
 
 
 def require_trackers(names: list[str]) -> None:
-    """Raises ConfigError where the package of a tracker is not installed."""
+    """Raises ConfigError if a tracker's package is not installed."""
     for name in names:
         package = PACKAGES[name]
-        spec = importlib.util.find_spec(package)  # without an origin it is a mere folder: W&B leaves one named wandb
+        spec = importlib.util.find_spec(package)  # without an origin it is a plain folder: W&B leaves one named wandb
         require(
             spec is not None and spec.origin is not None,
             f"trackers: {name} is not installed; pip install {package}, or take it out of the list",
@@ -51,14 +51,14 @@ def require_trackers(names: list[str]) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """The text with neither user names and passwords nor signed queries in its URLs."""
+    """Removes user names, passwords and signed queries from the URLs in a text."""
     if "://" not in text:
         return text
     return re.sub(r"\?\S*=\S*", "", re.sub(r"://[^/\s]*@", "://", text))
 
 
 def flat_config(config: TrainConfig) -> dict[str, Any]:
-    """Every setting by its dotted key, as strangers may see it."""
+    """Returns every setting by its dotted key, with no secret in a value."""
     flat: dict[str, Any] = {}
 
     def add(values: dict[str, Any], prefix: str) -> None:
@@ -79,7 +79,7 @@ def _read_ids(run_dir: Path) -> dict[str, str]:
     return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
-def _remember_id(run_dir: Path, name: str, run_id: str) -> str:
+def _write_id(run_dir: Path, name: str, run_id: str) -> str:
     put(run_dir / IDS_FILE, (json.dumps({**_read_ids(run_dir), name: run_id}) + "\n").encode())
     return run_id
 
@@ -87,19 +87,20 @@ def _remember_id(run_dir: Path, name: str, run_id: str) -> str:
 def _tensorboard(config: TrainConfig) -> Tracker:
     from tensorboardX import SummaryWriter
 
-    writer, last = None, math.inf
+    writer, last_step = None, math.inf
     target = config.run_dir / "tensorboard"
-    scratch = None if is_local(target) else tempfile.TemporaryDirectory(prefix="tensorboard-")  # its events are appended
+    # Events are appended to their file, which object storage cannot do: they are written locally and copied.
+    scratch = None if is_local(target) else tempfile.TemporaryDirectory(prefix="tensorboard-")
     folder = scratch.name if scratch else str(target)
 
     def log(values: dict[str, float], step: int) -> None:
-        nonlocal writer, last
-        if step < last:  # the first line, or the run went back to a checkpoint: hide what an earlier start wrote from here on
+        nonlocal writer, last_step
+        if step < last_step:  # the first line, or the run went back to a checkpoint: hide what was written from this step on
             close(False)
-            suffix = f".{time.time_ns()}"  # its own names differ by the second, and it would overwrite
+            suffix = f".{time.time_ns()}"  # tensorboardX's own names change only every second: it would overwrite a file
             writer = SummaryWriter(folder, purge_step=step, filename_suffix=suffix)
             writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in flat_config(config).items()), step)
-        last = step
+        last_step = step
         for name, value in values.items():
             writer.add_scalar(name, value, step)
         writer.flush()
@@ -118,7 +119,7 @@ def _tensorboard(config: TrainConfig) -> Tracker:
 def _wandb(config: TrainConfig) -> Tracker:
     import wandb
 
-    run_id = _read_ids(config.run_dir).get("wandb") or _remember_id(config.run_dir, "wandb", uuid.uuid4().hex[:8])
+    run_id = _read_ids(config.run_dir).get("wandb") or _write_id(config.run_dir, "wandb", uuid.uuid4().hex[:8])
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=config.name,
@@ -129,7 +130,7 @@ def _wandb(config: TrainConfig) -> Tracker:
         allow_val_change=True,
         settings=wandb.Settings(disable_git=True, disable_code=True, console="off", x_disable_meta=True),
     )
-    run.define_metric("*", step_metric="step")  # its own steps only rise, and a restarted run's go back
+    run.define_metric("*", step_metric="step")  # W&B's own step can only rise, and a restarted run's goes back
     return Tracker(lambda values, step: run.log({"step": step, **values}), lambda failed: run.finish(int(failed)))
 
 
@@ -137,15 +138,15 @@ def _mlflow(config: TrainConfig) -> Tracker:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
-    require(bool(elsewhere) or is_local(config.run_dir), "no database on object storage: set MLFLOW_TRACKING_URI")
-    client = MlflowClient(elsewhere or f"sqlite:///{Path(config.runs_dir).resolve()}/mlflow.db")
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    require(bool(server) or is_local(config.run_dir), "no database on object storage: set MLFLOW_TRACKING_URI")
+    client = MlflowClient(server or f"sqlite:///{Path(config.runs_dir).resolve()}/mlflow.db")
     run_id = _read_ids(config.run_dir).get("mlflow")
     if run_id is None:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = client.get_experiment_by_name(name)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-        run_id = _remember_id(config.run_dir, "mlflow", client.create_run(experiment_id, run_name=config.name).info.run_id)
+        run_id = _write_id(config.run_dir, "mlflow", client.create_run(experiment_id, run_name=config.name).info.run_id)
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat_config(config).items()])
     client.update_run(run_id, status="RUNNING")
 
@@ -157,7 +158,7 @@ def _mlflow(config: TrainConfig) -> Tracker:
 
 
 class Tracking:
-    """The trackers of a run, while it lasts. Used as a context."""
+    """Opens a run's trackers on entering the context, passes metrics to them, and closes them on leaving it."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
@@ -176,17 +177,17 @@ class Tracking:
                 tracker.close(error_type is not None)
 
     def log(self, values: dict[str, float]) -> None:
-        """A line of metrics.jsonl to every tracker that still works."""
+        """Sends a line of metrics.jsonl to every tracker that still works."""
         for name, tracker in list(self.trackers.items()):
             with self._or_without(name):
                 tracker.log({key: float(value) for key, value in values.items() if key != "step"}, values["step"])
 
     @contextmanager
     def _or_without(self, name: str) -> Iterator[None]:
-        """Whatever a tracker's library raises, training goes on; the tracker is not called again, so it warns once."""
+        """Lets training go on whatever a tracker's library raises: the tracker is dropped, so it warns only once."""
         try:
             yield
         except Exception as error:
             self.trackers.pop(name, None)
-            why = without_secrets((str(error) or type(error).__name__).splitlines()[0])
-            print(f"warning: tracker {name} failed ({why}); the run goes on without it, see metrics.jsonl", file=sys.stderr)
+            cause = without_secrets((str(error) or type(error).__name__).splitlines()[0])
+            print(f"warning: tracker {name} failed ({cause}); the run goes on without it, see metrics.jsonl", file=sys.stderr)

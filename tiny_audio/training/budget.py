@@ -1,4 +1,4 @@
-"""How many seconds of audio a GPU can train at a time: found by trying, so that nobody has to guess."""
+"""How many seconds of audio a GPU can train at a time: measured, so that nobody has to guess."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from tiny_audio.data.batch import CLIP_S, load_s
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.packing import pack
 
-CPU_BUDGET_S = 480.0
-MAX_BUDGET_S = 1920.0  # larger products are no faster
-PROBE_CLIPS = (2, 12)
+CPU_BUDGET_S = 480.0  # used without a GPU
+MIN_BUDGET_S = 30.0
+MAX_BUDGET_S = 1920.0  # larger matrix products are no faster
+PROBE_CLIPS = (2, 12)  # numbers of clips in the two probes
 PROBE_CLIP_S = 5.0
-PROBE_TEXT = " ".join(["label"] * 16)  # speech has about three words a second, a few of them of more than one token
-MEMORY_SHARE = 0.88  # of the GPU's memory; the rest is for fragments and what others hold
-OPTIMIZER_BYTES_PER_WEIGHT = 24  # float32 gradient, moments, and the engine's own copies
+PROBE_TEXT = " ".join(["label"] * 16)  # about three words per second, as in speech, some of more than one token
+MEMORY_SHARE = 0.88  # usable share of the GPU's memory; the rest is for fragmentation and other users
+OPTIMIZER_BYTES_PER_WEIGHT = 24  # float32 gradient and moments, and the engine's own copies
 
 
 def _peak_bytes(model: ASRModel, num_clips: int) -> tuple[float, int]:
-    """Load in seconds of one forward and backward pass, and the most memory held meanwhile."""
+    """Runs one forward and backward pass; returns its load in seconds and its peak memory in bytes."""
     rng = np.random.default_rng(0)
     noise = (rng.standard_normal(int(PROBE_CLIP_S * SAMPLE_RATE)) * 1000).astype(np.int16)
     clips = [Clip(str(i), noise, PROBE_TEXT) for i in range(num_clips)]
@@ -32,19 +33,19 @@ def _peak_bytes(model: ASRModel, num_clips: int) -> tuple[float, int]:
 
 
 def find_micro_batch_s(model: ASRModel) -> float:
-    """Seconds of audio (`batch.load_s`) that fit the model's device at a time; also compiles what is to be compiled.
+    """Measures how many seconds of audio (`batch.load_s`) fit the model's device at a time; compiles the layers on the way.
 
-    Peak memory grows by a line with the load; two small probes give it. Call it before an engine holds the model.
+    Peak memory is linear in the load, so two small probes give the line. Call it before an engine holds the model.
     """
     if model.decoder.device.type != "cuda":
         return CPU_BUDGET_S
     _peak_bytes(model, PROBE_CLIPS[0])  # compiles
-    (small_s, small), (large_s, large) = (_peak_bytes(model, count) for count in PROBE_CLIPS)
-    per_s = (large - small) / (large_s - small_s)
+    (small_s, small_bytes), (large_s, large_bytes) = (_peak_bytes(model, num_clips) for num_clips in PROBE_CLIPS)
+    bytes_per_s = (large_bytes - small_bytes) / (large_s - small_s)
     device = torch.cuda.current_device()
-    usable = torch.cuda.mem_get_info()[1] * torch.cuda.get_per_process_memory_fraction(device) * MEMORY_SHARE
-    optimizer = OPTIMIZER_BYTES_PER_WEIGHT * sum(weight.numel() for weight in model.projector.parameters())
-    budget_s = (usable - optimizer - (small - per_s * small_s)) / per_s
-    budget_s -= model.window_num_samples / SAMPLE_RATE + CLIP_S  # parts are made of whole clips: one may stick out
+    usable_bytes = torch.cuda.mem_get_info()[1] * torch.cuda.get_per_process_memory_fraction(device) * MEMORY_SHARE
+    optimizer_bytes = OPTIMIZER_BYTES_PER_WEIGHT * sum(weight.numel() for weight in model.projector.parameters())
+    budget_s = (usable_bytes - optimizer_bytes - (small_bytes - bytes_per_s * small_s)) / bytes_per_s
+    budget_s -= model.window_num_samples / SAMPLE_RATE + CLIP_S  # a micro-batch of whole clips may exceed it by one
     torch.cuda.empty_cache()
-    return float(min(MAX_BUDGET_S, max(30.0, budget_s // 10 * 10)))
+    return float(min(MAX_BUDGET_S, max(MIN_BUDGET_S, budget_s // 10 * 10)))

@@ -1,20 +1,31 @@
-"""Numbers that all workers agree on."""
+"""Values that all workers share; every function here must be called by all of them."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
+Item = TypeVar("Item")
+
 
 def all_sums(values: torch.Tensor) -> list[float]:
-    """Sums over the workers, to the last bit the same on each: what they decide by them, they decide alike."""
+    """Sums values over the workers; the sums are equal to the last bit on each, so decisions based on them agree."""
     distributed.all_reduce(values)
     distributed.broadcast(values, src=0)
     return values.tolist()
 
 
 def all_min(value: float, device: torch.device) -> float:
-    """The least over all workers."""
-    least = torch.tensor(value, device=device)
-    distributed.all_reduce(least, distributed.ReduceOp.MIN)
-    return float(least)
+    """Returns the smallest value of any worker."""
+    smallest = torch.tensor(value, device=device)
+    distributed.all_reduce(smallest, distributed.ReduceOp.MIN)
+    return float(smallest)
+
+
+def all_gathered(items: list[Item]) -> list[Item]:
+    """Returns the items of all workers in one list, by rank."""
+    lists: list[list[Item]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(lists, items)
+    return [item for part in lists for item in part]

@@ -1,4 +1,4 @@
-"""A worker's next steps, laid out in tensors by a thread while the device computes the present one."""
+"""A worker's next steps, packed into tensors by a thread while the device computes the current one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tiny_audio.data.stream import WorkerStream
 from tiny_audio.model.packing import PackedBatch, Packing, pack
 from tiny_audio.training.feature_cache import FeatureCache
 
-STEPS_AHEAD = 2
+STEPS_AHEAD = 2  # steps being packed or ready
 
 
 @dataclass
 class ReadyStep:
-    """A worker's share of a step, and the tensors to compute it with."""
+    """Holds a worker's share of a step and its clips as packed tensors."""
 
     batch: WorkerBatch
     micro_batches: list[PackedBatch]
@@ -33,7 +33,10 @@ class ReadyStep:
 
 
 class Feed:
-    """The steps of a stream in order, each in as many micro-batches as its heaviest share needs: the same on all workers."""
+    """Yields a stream's steps in order, packed ahead by a thread.
+
+    Each step has as many micro-batches as the heaviest worker's share needs, so all workers run equally many.
+    """
 
     def __init__(
         self,
@@ -42,35 +45,37 @@ class Feed:
         packing: Packing,
         micro_batch_s: float,
         cache: FeatureCache,
-        draw_masks: Callable[[list[Clip], int], MaskSpans | None],  # of clips in an epoch
+        draw_masks: Callable[[list[Clip], int], MaskSpans | None],  # takes clips and their epoch
     ):
         self.stream, self.packing, self.micro_batch_s = stream, packing, micro_batch_s
         self.cache, self.draw_masks = cache, draw_masks
-        self.left = num_steps
+        self.num_steps_left = num_steps  # not yet begun
         self.thread = ThreadPoolExecutor(1, "feed")
         self.ahead: deque[Future[ReadyStep]] = deque()
         for _ in range(STEPS_AHEAD):
             self.make_next()
 
     def make_next(self) -> None:
-        """Begins to lay out one more step. To be called once for each step taken, while the device is busy: not before its
-        work is queued, for that is Python's work too.
-        """
-        if self.left > 0:
-            self.left -= 1
-            self.ahead.append(self.thread.submit(self._make))
+        """Starts packing one more step.
 
-    def _make(self) -> ReadyStep:
+        Call it once per step taken, after the device's work is queued: queueing and packing share the interpreter's
+        lock, and the device would wait.
+        """
+        if self.num_steps_left > 0:
+            self.num_steps_left -= 1
+            self.ahead.append(self.thread.submit(self._pack_next))
+
+    def _pack_next(self) -> ReadyStep:
         batch = next(self.stream)
         shares = deal(batch.clips, num_micro_batches(batch.largest_share_s, self.micro_batch_s))
         draw_masks = partial(self.draw_masks, epoch=batch.epoch)
-        parts = [pack(share, self.packing, self._known(share), draw_masks) for share in shares]
+        parts = [pack(share, self.packing, self._cached_frames(share), draw_masks) for share in shares]
         return ReadyStep(batch, [part.pin() for part in parts] if torch.cuda.is_available() else parts)
 
-    def _known(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
-        found = {i: self.cache.find(clip) for i, clip in enumerate(clips)}
-        return {i: frames for i, frames in found.items() if frames is not None}
+    def _cached_frames(self, clips: list[Clip]) -> dict[int, torch.Tensor]:
+        by_index = {i: self.cache.find(clip) for i, clip in enumerate(clips)}
+        return {i: frames for i, frames in by_index.items() if frames is not None}
 
     def __next__(self) -> ReadyStep:
-        """The next step; raises what the stream raised."""
+        """Returns the next step, or raises what the stream raised while it was packed."""
         return self.ahead.popleft().result()

@@ -1,4 +1,4 @@
-"""What the workers add up between two logged steps, which clips were left out of it, and what is wrong with it."""
+"""What the workers add up between two logged steps, which rows they had to skip, and whether training may go on."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from tiny_audio.counts import name_rows
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.run.rejects import SkippedRow
-from tiny_audio.training.collectives import all_sums
+from tiny_audio.training.collectives import all_gathered, all_sums
 
-MAX_NON_FINITE_SHARE = 0.5  # of an interval's clips: where most of them fail, it is not their doing
+MAX_NON_FINITE_SHARE = 0.5  # of an interval's clips: if more than this fail, the clips are not to blame
 
 
 class Sums(NamedTuple):
-    """Over all workers; the same on each to the last bit."""
+    """Holds an interval's sums over all workers; they are equal to the last bit on each."""
 
-    loss: float
+    loss: float  # nats
     num_tokens: float
-    grad_norm: float  # of all steps; not finite if one of them was not
+    grad_norm: float  # sum over the steps; not finite if one of them was not
     num_clips: float
-    num_skipped: float
+    num_skipped: float  # clips that were not finite
     audio_s: float
-    wait_s: float
-    stops: float
+    wait_s: float  # for data
+    stops: float  # number of workers that must stop
 
     @property
     def mean_loss(self) -> float:
-        """Nats per label token; NaN where there was none, or no clip was finite."""
+        """Loss in nats per label token; NaN if no finite clip had one."""
         return self.loss / self.num_tokens if self.num_tokens else math.nan
 
 
 class MicroBatch(NamedTuple):
-    """Which clips a worker computed together, and which of them were finite. Not the clips: these are memory."""
+    """Records which clips a worker computed together and which were finite; holds no clip, because clips take memory."""
 
     epoch: int
     step: int
-    ids: list[str]  # empty for made silence
-    finite: torch.Tensor  # (B,) on the device
+    ids: list[str]  # "" for synthetic silence
+    finite: torch.Tensor  # (B,) booleans on the device
 
 
 @dataclass
 class Interval:
-    """What a worker saw since the last logged step."""
+    """Collects what a worker trains from one logged step to the next."""
 
     loss_sum: torch.Tensor
-    num_tokens: torch.Tensor  # labels of the clips that were finite
+    num_tokens: torch.Tensor  # label tokens of the clips that were finite
     grad_norm_sum: float | torch.Tensor = 0.0
     audio_s: float = 0.0
-    wait_s: float = 0.0
-    num_rows: int = 0  # of all workers
+    wait_s: float = 0.0  # for data
+    num_rows: int = 0  # over all workers
     micro_batches: list[MicroBatch] = field(default_factory=list)
 
     def add_clips(self, batch: WorkerBatch, clips: list[Clip], check: ClipCheck) -> None:
-        """Takes in a micro-batch after its backward pass."""
+        """Records a micro-batch after its backward pass."""
         self.num_tokens += check.num_label_tokens
         ids = [clip.id if clip.text else "" for clip in clips]
         self.micro_batches.append(MicroBatch(batch.epoch, batch.step, ids, check.finite))
@@ -68,29 +68,27 @@ class Interval:
         return torch.cat([part.finite for part in self.micro_batches])
 
     def sums(self, stops: bool) -> Sums:
-        """All workers must call it."""
+        """Sums this interval over all workers, each of which must call it with whether it must stop."""
         finite = self._finite()
         measured = [self.loss_sum, self.num_tokens, self.grad_norm_sum, len(finite), (~finite).sum()]
         device = self.loss_sum.device
-        total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device).reshape(()) for value in measured])
-        total[2] /= distributed.get_world_size()  # which all workers have
-        rest = torch.tensor([self.audio_s, self.wait_s, stops], dtype=torch.float64, device=device)
-        return Sums(*all_sums(torch.cat([total, rest])))
+        on_device = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device).reshape(()) for value in measured])
+        on_device[2] /= distributed.get_world_size()  # every worker holds the whole norm, not a share of it
+        on_host = torch.tensor([self.audio_s, self.wait_s, stops], dtype=torch.float64, device=device)
+        return Sums(*all_sums(torch.cat([on_device, on_host])))
 
     def skipped(self) -> list[SkippedRow]:
-        """The rows of all workers whose clips were not finite, by step. All workers must call it."""
-        rank, flags, mine = distributed.get_rank(), iter(self._finite().tolist()), []
+        """Gathers the rows of all workers whose clips were not finite, sorted by step. All workers must call it."""
+        rank, finite, skipped = distributed.get_rank(), iter(self._finite().tolist()), []
         for part in self.micro_batches:
-            mine += [SkippedRow(part.epoch, part.step, name, rank) for name in part.ids if not next(flags) and name]
-        found: list[list[SkippedRow]] = [[] for _ in range(distributed.get_world_size())]
-        distributed.all_gather_object(found, mine)
-        return sorted((row for part in found for row in part), key=lambda row: (row.step, row.rank, row.id))
+            skipped += [SkippedRow(part.epoch, part.step, name, rank) for name in part.ids if not next(finite) and name]
+        return sorted(all_gathered(skipped), key=lambda row: (row.step, row.rank, row.id))
 
     def fault(self, step: int, sums: Sums, skipped: list[SkippedRow], lowest_loss: float, max_loss_rise: float) -> str:
-        """Why training must not go on after `step`, in one line; else an empty string. The same on all workers.
+        """Returns why training must stop after `step`, in one line, or an empty string; all workers decide alike.
 
         Args:
-            lowest_loss: of the intervals before.
+            lowest_loss: the lowest mean loss of an earlier interval.
         """
         remedy = "look at these rows, or try a lower optimizer.learning_rate or more warm-up; the same command goes on"
         if sums.num_skipped > MAX_NON_FINITE_SHARE * sums.num_clips:

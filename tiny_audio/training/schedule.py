@@ -1,4 +1,4 @@
-"""The learning rate of every step: a function of the step number alone, so a resumed run goes on with it."""
+"""The learning rate of every step: a function of the step number alone, so a resumed run needs no state for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tiny_audio.config import OptimizerConfig
 
 
 def learning_rate(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Of step number `step` (from 0): linear warm-up, then half a cosine down to zero, or the same rate to the end."""
+    """Returns the rate of step `step` (from 0): a linear warm-up, then half a cosine down to zero or a constant rate."""
     if step < optimizer.warmup_steps:
         return optimizer.learning_rate * (step + 1) / optimizer.warmup_steps
     if optimizer.schedule == "constant":

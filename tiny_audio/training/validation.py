@@ -1,4 +1,4 @@
-"""Validation while training: loss and word error rate on a few dev clips, shared out among the workers."""
+"""Validation during training: loss and word error rate on a few dev clips, which the workers share."""
 
 from __future__ import annotations
 
@@ -20,45 +20,50 @@ from tiny_audio.data.shards import decode_slices
 from tiny_audio.evaluation.wer import count_errors
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.packing import PackedBatch, pack, silence
-from tiny_audio.training.collectives import all_sums
+from tiny_audio.training.collectives import all_gathered, all_sums
 
 
 def load_dev_clips(data: DataConfig) -> list[Clip]:
-    """The clips of the first `max_dev_rows` dev rows, in order. Few enough for every worker to decode them all."""
+    """Decodes the first `max_dev_rows` dev rows, in order; they are few enough for every worker to decode them all.
+
+    Raises:
+        OSError: a file cannot be read now; a new start of the worker may find it readable.
+        ConfigError: no row is usable.
+    """
     groups = read_footers(list_shards(data.dev), data.max_dev_rows)
     decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data))
     clips, rejects = ([row for row in decoded if isinstance(row, kind)] for kind in (Clip, Reject))
-    unread = sorted({reject.path for reject in rejects if reject.reason == UNREADABLE})
-    if unread:  # may be there again at the next start
-        raise OSError(f"{unread[0]}: cannot be read; validation needs all of data.dev, on every worker")
+    unreadable = sorted({reject.path for reject in rejects if reject.reason == UNREADABLE})
+    if unreadable:
+        raise OSError(f"{unreadable[0]}: cannot be read; validation needs all of data.dev, on every worker")
     reasons = sorted({reject.reason for reject in rejects})
     require(bool(clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
     return clips
 
 
 def wer_parts(clips: list[Clip], rank: int, num_workers: int, rows_at_once: int) -> list[list[Clip]]:
-    """A worker's share of the clips, each part one batch to the transcriber; every worker has as many parts."""
+    """Splits a worker's share of the clips into parts of one transcriber batch each; every worker gets equally many parts."""
     clips = sorted(clips, key=lambda clip: (len(clip.pcm), clip.id))
     num_parts = -(-len(clips) // (num_workers * rows_at_once))
     share = clips[rank::num_workers]
-    return [share[number::num_parts] for number in range(num_parts)]
+    return [share[part::num_parts] for part in range(num_parts)]
 
 
-Transcribe = Callable[[Sequence[np.ndarray]], list[str]]  # (S,) int16 clips to their texts
+Transcribe = Callable[[Sequence[np.ndarray]], list[str]]  # (S,) int16 clips -> their texts
 
 
 class Validation:
-    """Scores a model on its dev clips; every worker does its share, in the same number of parts."""
+    """Scores a model on the dev clips; each worker computes its share, in as many parts as every other."""
 
     def __init__(
         self,
         data: DataConfig,
         model: ASRModel,
         transcribe: Transcribe,
-        rows_at_once: int,  # that the transcriber takes in one batch
+        rows_at_once: int,  # clips in one batch of the transcriber
         micro_batch_s: float,
         grouped: bool,
-        on_part: Callable[[list[str]], None],  # told the rows of each part before it is computed
+        on_part: Callable[[list[str]], None],  # called with the row ids of each part before it is computed
     ):
         rank, num_workers = distributed.get_rank(), distributed.get_world_size()
         clips, packing = load_dev_clips(data), model.packing(grouped)
@@ -69,36 +74,34 @@ class Validation:
         self.model, self.transcribe, self.on_part = model, transcribe, on_part
 
     def __call__(self) -> dict[str, float]:
-        """`val_loss`, per label token, and `val_wer`, unless no rows are meant for it. All workers must call it.
+        """Returns `val_loss`, per label token, and `val_wer` unless `max_wer_rows` is 0. All workers must call it.
 
         Raises:
-            ConfigError: a clip's loss is not finite; on all workers alike.
+            ConfigError: a clip's loss is not finite; raised on all workers alike.
         """
         scores = {"val_loss": self._loss()}
         return {**scores, "val_wer": self._wer()} if self.wer_parts else scores
 
     def _loss(self) -> float:
         device = self.model.decoder.device
-        loss_sum, not_finite = 0.0, []
+        loss_sum, bad_ids = 0.0, []
         for batch in self.loss_parts:
             self.on_part([clip.id for clip in batch.rows])
             part_loss, finite = self._batch_loss(batch.to(device))
             loss_sum += part_loss
-            not_finite += [clip.id for clip, good in zip(batch.rows, finite, strict=True) if not good]
+            bad_ids += [clip.id for clip, is_finite in zip(batch.rows, finite, strict=True) if not is_finite]
         num_tokens = sum(batch.num_label_tokens for batch in self.loss_parts)
         loss_sum, num_tokens, num_bad = all_sums(
-            torch.tensor([loss_sum, num_tokens, len(not_finite)], dtype=torch.float64, device=device)
+            torch.tensor([loss_sum, num_tokens, len(bad_ids)], dtype=torch.float64, device=device)
         )
         if num_bad:
-            found: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
-            distributed.all_gather_object(found, not_finite)
-            rows = name_rows(sorted(name for part in found for name in part))
+            rows = name_rows(sorted(all_gathered(bad_ids)))
             remedy = "leave these rows out of data.dev; if they are most of it, try a lower optimizer.learning_rate"
             raise ConfigError(f"the validation loss is not a finite number for rows {rows}; {remedy}")
         return loss_sum / max(1.0, num_tokens)
 
     def _batch_loss(self, batch: PackedBatch) -> tuple[float, list[bool]]:
-        """And which clips were finite. With gradients, which nobody takes: so it runs as compiled for training."""
+        """Returns the loss sum, and which clips were finite. Gradients stay on, so that the layers compiled for training run."""
         output = self.model(batch)
         return float(output.loss_sum.detach()), output.clips.finite.tolist()
 

@@ -1,8 +1,8 @@
-"""Hangs, found and ended: each worker tells what it does, a small actor keeps it, and the driver judges and says who stopped.
+"""Finds workers that hang and ends them: workers report what they do to a small actor, and the driver asks it which are stuck.
 
-A rank is to blame when it has done the same for too long and is behind the others, who may wait for it; or when it is
-not heard of at all, because its process is frozen, or gone. Then all workers leave, and Ray Train starts them again from the last
-checkpoint, `max_failures` times. On the way there is no barrier, and nothing is asked of the device.
+A rank is to blame if it has done the same thing for too long and is behind the others, which may be waiting for it; or if
+its reports stop, because its process is frozen or gone. Then all workers exit, and Ray Train starts them again from the
+last checkpoint, up to `max_failures` times. None of this needs a barrier or asks anything of the device.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from tiny_audio.counts import name_rows
 STARTING, DATA, COMPUTING, GRADIENTS = "starting", "waiting for data", "computing", "computing gradients"
 VALIDATING, SAVING = "validating", "saving"
 OTHERS = "waiting for the other workers"
-START_S = 1800.0  # that a worker may be at one part of its start: models may have to be fetched, layers compiled
-BEAT_S = 1.0
-LEAVE_RUN_S = 30.0  # that Ray has to clear away a job that was killed, before the next takes its run over
-LEAVE_S = 5.0  # that workers have to leave by themselves once a hang is found
-SILENCE_TOLD_S = 60.0  # in which no worker was heard of, until the driver says so; then after twice that, and so on
+START_S = 1800.0  # longest time for one part of a worker's start, in which models are downloaded and layers compiled
+BEAT_S = 1.0  # pause between two reports of a worker, and between two looks of the driver
+NAME_FREE_S = 30.0  # longest wait until Ray has cleared away a killed job, whose run a new job takes over
+EXIT_S = 5.0  # time that workers have to exit by themselves once a hang is found
+SILENCE_WARNING_S = 60.0  # silence of all workers before the driver first warns; each further warning takes twice as long
 
 
 @dataclass(frozen=True)
-class Doing:
-    """What a worker does: its phase, the step that it is at, and the ids of the rows in hand."""
+class Activity:
+    """Describes what a worker is doing: its phase, its step, and the ids of the rows that it works on."""
 
     phase: str
     step: int = 0
@@ -45,138 +45,141 @@ class Doing:
 
 
 @dataclass
-class Seen:
-    """What the actor knows of a worker; times are its own clock's."""
+class WorkerRecord:
+    """Holds what the actor knows of a worker; times are seconds of the actor's own clock."""
 
     pid: int
     node_id: str
-    doing: Doing
-    number: int  # of changes: all workers do the same in turn, so who has fewest is behind
-    changed: float
-    heard: float
+    activity: Activity
+    num_activities: int  # since its start: all workers do the same in turn, so the one with the fewest is behind
+    changed_at: float  # when the activity last changed
+    heard_at: float  # when the last report came
 
 
 @dataclass(frozen=True)
-class Stuck:
-    """A rank that stopped, and for how long."""
+class StuckWorker:
+    """Describes a worker that is to blame for a hang."""
 
     rank: int
     pid: int
     node_id: str
-    doing: Doing
-    since_s: float
-    frozen: bool  # not heard of: its process stands still, or its node is gone
+    activity: Activity
+    duration_s: float  # how long it has been at this activity
+    frozen: bool  # its reports have stopped: the process stands still, or the node is gone
 
 
 class Watch:
-    """The actor's state: what all workers do, and why they must leave. Judges only when asked."""
+    """Keeps, in an actor, what all workers do and why they must exit, and judges which are stuck when the driver asks."""
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic):
         self.timeout_s, self.clock = timeout_s, clock
-        self.workers: dict[int, Seen] = {}
-        self.ended: set[tuple[str, int]] = set()  # node and pid of workers that may still speak, and no longer count
-        self.verdict = ""  # why the present workers must leave
+        self.workers: dict[int, WorkerRecord] = {}  # by rank
+        self.ended: set[tuple[str, int]] = set()  # node and pid of workers whose late reports no longer count
+        self.verdict = ""  # why the present workers must exit
         self.final = ""  # why the run must not be started again
-        self.failed = ""  # which workers did, for the start that follows
-        self.heard = clock()  # when any worker was last heard of
+        self.failures = ""  # which workers failed, for the start that follows
+        self.heard_at = clock()  # when the last report of any worker came
 
-    def beat(self, rank: int, pid: int, node_id: str, number: int, doing: Doing) -> str:
-        """Takes in what a worker does; returns why it must leave, if so."""
-        now, seen = self.clock(), self.workers.get(rank)
+    def beat(self, rank: int, pid: int, node_id: str, num_activities: int, activity: Activity) -> str:
+        """Takes a worker's report; returns why the worker must exit, or an empty string."""
+        now, worker = self.clock(), self.workers.get(rank)
         if (node_id, pid) in self.ended:
             return self.final or self.verdict
-        if seen is None or (seen.node_id, seen.pid) != (node_id, pid):  # a worker of a new start
-            if seen is not None:
+        if worker is None or (worker.node_id, worker.pid) != (node_id, pid):  # a worker of a new start
+            if worker is not None:
                 self.forget()
-            seen = self.workers[rank] = Seen(pid, node_id, doing, number, now, now)
-        if seen.number != number:
-            seen.doing, seen.number, seen.changed = doing, number, now
-        seen.heard = self.heard = now
+            worker = self.workers[rank] = WorkerRecord(pid, node_id, activity, num_activities, now, now)
+        if worker.num_activities != num_activities:
+            worker.activity, worker.num_activities, worker.changed_at = activity, num_activities, now
+        worker.heard_at = self.heard_at = now
         return self.final or self.verdict
 
     def forget(self, rank: int | None = None) -> None:
-        """These workers have ended: one, or all."""
-        for gone in list(self.workers) if rank is None else [rank] * (rank in self.workers):
-            seen = self.workers.pop(gone)
-            self.ended.add((seen.node_id, seen.pid))
+        """Drops the worker of a rank, or all workers, because they have ended."""
+        for ended_rank in list(self.workers) if rank is None else [rank] * (rank in self.workers):
+            worker = self.workers.pop(ended_rank)
+            self.ended.add((worker.node_id, worker.pid))
 
     def fail(self, causes: dict[int, str]) -> None:
-        """Workers have failed, by rank: all have ended. Where it is said more than once, the first time tells most."""
-        doing = {rank: f", last heard of {seen.doing.phase} at step {seen.doing.step}" for rank, seen in self.workers.items()}
-        said = "; ".join(f"rank {rank}: {cause}{doing.get(rank, '')}" for rank, cause in causes.items())
-        self.failed = self.failed or said
+        """Records which ranks failed and why, and drops all workers; of several calls for one start, the first counts."""
+        last = {rank: worker.activity for rank, worker in self.workers.items()}
+        where = {rank: f", last heard of {activity.phase} at step {activity.step}" for rank, activity in last.items()}
+        failures = "; ".join(f"rank {rank}: {cause}{where.get(rank, '')}" for rank, cause in causes.items())
+        self.failures = self.failures or failures
         self.forget()
 
     def begin(self) -> str:
-        """All start anew; returns which of those before failed: none where they end to be more or fewer."""
+        """Prepares for a new start of all workers; returns which failed before it, or "" if only their number changes."""
         self.forget()
-        failed, self.failed, self.verdict = self.failed, "", ""
-        return failed
+        failures, self.failures, self.verdict = self.failures, "", ""
+        return failures
 
     def silence(self) -> tuple[float, str]:
-        """For how many seconds no worker has been heard of, and which failed before."""
-        return self.clock() - self.heard, self.failed
+        """Returns the seconds since the last report of any worker, and which workers failed before."""
+        return self.clock() - self.heard_at, self.failures
 
-    def stuck(self) -> list[Stuck]:
-        """The ranks to blame: those behind all others, once each has stood still for too long; or those not heard of.
+    def stuck(self) -> list[StuckWorker]:
+        """Returns the workers to blame for a hang, or an empty list.
 
-        None once the workers were told to leave.
+        These are the workers whose reports stopped; else those behind all others, once every one of these has been at the
+        same activity for too long. Nobody is blamed once the workers were told to exit.
         """
-        now, overdue = self.clock(), []
-        least = min((seen.number for seen in self.workers.values()), default=0)
-        for rank, seen in sorted(self.workers.items()):
-            allowed_s = max(START_S, self.timeout_s) if seen.doing.phase == STARTING else self.timeout_s
-            frozen = now - seen.heard > self.timeout_s
-            if frozen or now - seen.changed > allowed_s:
-                overdue.append(Stuck(rank, seen.pid, seen.node_id, seen.doing, now - seen.changed, frozen))
         if self.verdict:
             return []
-        behind = [rank for rank, seen in self.workers.items() if seen.number == least]
-        waited_for = [one for one in overdue if one.rank in behind]
-        return [one for one in overdue if one.frozen] or (waited_for if len(waited_for) == len(behind) else [])
+        now, overdue = self.clock(), []
+        for rank, worker in sorted(self.workers.items()):
+            allowed_s = max(START_S, self.timeout_s) if worker.activity.phase == STARTING else self.timeout_s
+            frozen, duration_s = now - worker.heard_at > self.timeout_s, now - worker.changed_at
+            if frozen or duration_s > allowed_s:
+                overdue.append(StuckWorker(rank, worker.pid, worker.node_id, worker.activity, duration_s, frozen))
+        fewest = min((worker.num_activities for worker in self.workers.values()), default=0)
+        behind = [rank for rank, worker in self.workers.items() if worker.num_activities == fewest]
+        overdue_behind = [worker for worker in overdue if worker.rank in behind]
+        all_overdue = len(overdue_behind) == len(behind)
+        return [worker for worker in overdue if worker.frozen] or (overdue_behind if all_overdue else [])
 
     def expel(self, verdict: str) -> None:
-        """Tells all workers to leave."""
+        """Tells all workers to exit."""
         self.verdict = verdict
 
     def end(self, reason: str) -> None:
-        """Tells all workers to leave, and not to start again. The first reason counts."""
+        """Tells all workers to exit and not to be started again; the first reason counts."""
         self.final = self.final or reason
 
     def reasons(self) -> tuple[str, str]:
-        """Why the run must not be started again, and why the last workers were told to leave."""
+        """Returns why the run must not be started again, and why the last workers were told to exit; either may be empty."""
         return self.final, self.verdict
 
 
 def start_watch(timeout_s: float, run_dir: str):
-    """The actor, on the driver's node: without that one there is no run. A run has one: two would write to one folder.
+    """Starts the actor, on the driver's node, and returns its handle. It has the run's name: two jobs cannot train one run.
 
     Raises:
-        ConfigError: another job of this cluster trains the run, and goes on doing so.
+        ConfigError: another job on this cluster trains the run, and does not end within NAME_FREE_S.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # without a record of each call on the head: they come every second for as long as a run lasts
-    how = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
-    how |= {"max_restarts": -1, "max_task_retries": -1}  # its process may die; it ends with the driver
-    actor = ray.remote(**how)(Watch).options(name=run_dir, namespace="tiny_audio runs")
-    until = time.monotonic() + LEAVE_RUN_S
+    drivers_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # No task events: the head would record a call every second from every worker, for as long as the run lasts.
+    options = {"num_cpus": 0, "scheduling_strategy": drivers_node, "enable_task_events": False}
+    options |= {"max_restarts": -1, "max_task_retries": -1}  # survives the death of its process; ends with the driver
+    actor = ray.remote(**options)(Watch).options(name=run_dir, namespace="tiny_audio runs")
+    deadline = time.monotonic() + NAME_FREE_S
     while True:
         try:
             return actor.remote(timeout_s)
         except ValueError:  # the name is taken
             busy = f"{run_dir}: another job on this cluster trains this run; stop it first (ray job stop), or choose another name"
-            require(time.monotonic() < until, busy)
+            require(time.monotonic() < deadline, busy)
             time.sleep(BEAT_S)
 
 
 class Watchdog:
-    """A worker's side: what it does is told to the actor once a second, from a thread. Used as a context."""
+    """Reports what a worker does to the actor once a second, from a thread, while the context lasts."""
 
     def __init__(self, watch, rank: int):
         self.watch, self.rank = watch, rank
-        self.number, self.doing = 0, Doing(STARTING)
+        self.num_activities, self.activity = 0, Activity(STARTING)
         self.closed = threading.Event()
-        self.thread = threading.Thread(target=self._tell, daemon=True, name="watchdog")
+        self.thread = threading.Thread(target=self._report, daemon=True, name="watchdog")
 
     def __enter__(self) -> Watchdog:
         self.thread.start()
@@ -187,27 +190,27 @@ class Watchdog:
         self.watch.forget.remote(self.rank)
 
     def tell(self, phase: str, step: int = 0, rows: list[str] | tuple[str, ...] = ()) -> None:
-        """Says what the worker begins to do now."""
-        self.doing = Doing(phase, step, tuple(rows))
-        self.number += 1
+        """Sets what the worker does from now on."""
+        self.activity = Activity(phase, step, tuple(rows))
+        self.num_activities += 1
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
         while not self.closed.wait(BEAT_S):
             try:
-                verdict = ray.get(self.watch.beat.remote(self.rank, pid, node_id, self.number, self.doing))
+                verdict = ray.get(self.watch.beat.remote(self.rank, pid, node_id, self.num_activities, self.activity))
             except ray.exceptions.ActorDiedError:
                 return  # the driver is gone, and Ray ends its workers
             except ray.exceptions.RayError:
-                continue  # of the network
-            if verdict and not self.closed.wait(LEAVE_S):
-                print(f"rank {self.rank} leaves: {verdict}", file=sys.stderr, flush=True)
-                faulthandler.dump_traceback(2)  # of all threads, to the worker's log
+                continue  # a network error: the next report is due in a second
+            if verdict and not self.closed.wait(EXIT_S):
+                print(f"rank {self.rank} exits: {verdict}", file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(2)  # writes the stacks of all threads to the worker's log
                 os._exit(1)
 
 
 class FailedWorkers(UserCallback):
-    """Ray Train's controller says when workers have failed: they are not missed then."""
+    """Tells the actor which workers Ray Train's controller saw fail, so that their silence is not taken for a hang."""
 
     def __init__(self, watch):
         self.watch = watch
@@ -217,54 +220,55 @@ class FailedWorkers(UserCallback):
 
 
 def first_failures(errors: dict[int, Exception]) -> dict[int, str]:
-    """The ranks that failed, and how; where processes have died, these alone: the others failed for want of them."""
+    """Returns the cause of each rank's failure; if processes died, only theirs: the other ranks failed because of them."""
     died = {rank: "its process died" for rank, error in errors.items() if hasattr(error, "health_check_failure")}
     return died or {rank: f"{type(error).__name__}: {str(error).partition(chr(10))[0]}" for rank, error in errors.items()}
 
 
 def _kill(pid: int) -> None:
-    with suppress(FileNotFoundError, ProcessLookupError):  # it has left
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
         if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
 
 
-def hang_message(stuck: list[Stuck], files_of_step: Callable[[int], str]) -> str:
-    """One line: who stopped, at what, with which rows, and what to do.
+def hang_message(stuck: list[StuckWorker], files_of_step: Callable[[int], str]) -> str:
+    """Says in one line which workers are stuck, at what and with which rows, and what to do about it.
 
     Args:
-        files_of_step: names what must be read before workers get their rows of a step.
+        files_of_step: names the files that must be read before workers get a step's rows.
     """
-    said = []
-    for one in stuck:
-        frozen = "its process stands still or is gone; it " if one.frozen else ""
-        rows = f" (rows {name_rows(list(one.doing.rows))})" if one.doing.rows else ""
-        said.append(f"rank {one.rank}: {frozen}has been {one.doing.phase} for {one.since_s:.0f} s at step {one.doing.step}{rows}")
-    for step in sorted({one.doing.step for one in stuck if one.doing.phase == DATA}):
-        said.append(f"step {step}, and what is fetched with it, is read from {files_of_step(step)}")
-    waits = all(one.doing.phase == DATA and not one.frozen for one in stuck)
-    storage, worker = "that storage and the decode nodes, whose logs name a file that is slow", "that worker's log and node"
-    remedy = f"look at {storage if waits else worker}"
-    return f"the run stood still: {'; '.join(said)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
+    facts = []
+    for worker in stuck:
+        activity, frozen = worker.activity, "its process stands still or is gone; it " if worker.frozen else ""
+        rows = f" (rows {name_rows(list(activity.rows))})" if activity.rows else ""
+        state = f"has been {activity.phase} for {worker.duration_s:.0f} s at step {activity.step}"
+        facts.append(f"rank {worker.rank}: {frozen}{state}{rows}")
+    for step in sorted({worker.activity.step for worker in stuck if worker.activity.phase == DATA}):
+        facts.append(f"step {step}, and what is fetched with it, is read from {files_of_step(step)}")
+    data_hangs = all(worker.activity.phase == DATA and not worker.frozen for worker in stuck)
+    storage_remedy = "look at that storage and the decode nodes, whose logs name slow files"
+    remedy = storage_remedy if data_hangs else "look at that worker's log and node"
+    return f"the run stood still: {'; '.join(facts)}; {remedy}, or raise watchdog_timeout_s if this may take so long"
 
 
-def silence_message(silence_s: float, failed: str) -> str:
-    """One line, for a run whose workers are not there: most often, Ray waits for room to start them."""
-    after = f", since some failed ({failed})" if failed else ""
+def silence_message(silence_s: float, failures: str) -> str:
+    """Says in one line that no worker reports, and what to do: most often, Ray is waiting for resources to start them."""
+    after = f", since some failed ({failures})" if failures else ""
     remedy = "ray status says what is asked for, and what there is; with min_workers, or a lower one, a run goes on with fewer"
     return f"no worker has been heard of for {silence_s:.0f} s{after}; {remedy}"
 
 
-def _say(line: str) -> None:
-    with suppress(OSError):  # a log whose disk is full must not end what watches the run
+def _print_error(line: str) -> None:
+    with suppress(OSError):  # a log on a full disk must not end the thread that watches the run
         print(line, file=sys.stderr, flush=True)
 
 
 class HangFollower:
-    """The driver's side: judges once a second, from a thread, says what it finds, and ends the workers. Used as a context."""
+    """Asks the actor once a second, from the driver, whether workers hang; if so, prints which ones and ends all of them."""
 
     def __init__(self, watch, files_of_step: Callable[[int], str]):
         self.watch, self.files_of_step = watch, files_of_step
-        self.told_next_s = SILENCE_TOLD_S  # how long a silence must be, to be told next
+        self.next_warning_s = SILENCE_WARNING_S  # length of silence at which the driver warns next
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="hangs")
 
@@ -278,29 +282,29 @@ class HangFollower:
 
     def _follow(self) -> None:
         while not self.closed.wait(BEAT_S):
-            with suppress(ray.exceptions.RayError):  # of the network: asked again in a second
+            with suppress(ray.exceptions.RayError):  # a network error: the next look is due in a second
                 stuck = ray.get(self.watch.stuck.remote())
                 if stuck:
-                    self._end(stuck)
-                self._tell_of_silence(*ray.get(self.watch.silence.remote()))
+                    self._end_workers(stuck)
+                self._warn_of_silence(*ray.get(self.watch.silence.remote()))
 
-    def _tell_of_silence(self, silence_s: float, failed: str) -> None:
-        if silence_s >= self.told_next_s:
-            _say(silence_message(silence_s, failed))
-            self.told_next_s *= 2
-        elif silence_s < SILENCE_TOLD_S:
-            self.told_next_s = SILENCE_TOLD_S
+    def _warn_of_silence(self, silence_s: float, failures: str) -> None:
+        if silence_s >= self.next_warning_s:
+            _print_error(silence_message(silence_s, failures))
+            self.next_warning_s *= 2
+        elif silence_s < SILENCE_WARNING_S:
+            self.next_warning_s = SILENCE_WARNING_S
 
-    def _end(self, stuck: list[Stuck]) -> None:
+    def _end_workers(self, stuck: list[StuckWorker]) -> None:
         message = hang_message(stuck, self.files_of_step)
-        _say(message)
+        _print_error(message)
         ray.get(self.watch.expel.remote(message))
-        self._end_those_that_stay(stuck)
+        self._kill_stuck(stuck)
 
-    def _end_those_that_stay(self, stuck: list[Stuck]) -> None:
-        """A process that stands still cannot leave by itself, and Ray's own request to end would not reach it."""
-        if not all(one.frozen for one in stuck):
-            self.closed.wait(2 * LEAVE_S)
-        for one in stuck:
-            there = NodeAffinitySchedulingStrategy(one.node_id, soft=False)
-            ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there).remote(one.pid)
+    def _kill_stuck(self, stuck: list[StuckWorker]) -> None:
+        """Kills the stuck processes: a frozen one cannot exit by itself, and Ray's own request to exit would not reach it."""
+        if not all(worker.frozen for worker in stuck):
+            self.closed.wait(2 * EXIT_S)
+        for worker in stuck:
+            its_node = NodeAffinitySchedulingStrategy(worker.node_id, soft=False)
+            ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=its_node).remote(worker.pid)
