@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.config import TrainConfig, require
+from tiny_audio.config import TrainConfig, one_line, require
 from tiny_audio.storage import is_local, put, put_folder
 
 PROJECT = "tiny_audio"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say otherwise
@@ -188,5 +188,5 @@ class Tracking:
             yield
         except Exception as error:
             self.trackers.pop(name, None)
-            why = without_secrets((str(error) or type(error).__name__).splitlines()[0])
+            why = without_secrets(one_line(error))
             print(f"warning: tracker {name} failed ({why}); the run goes on without it, see metrics.jsonl", file=sys.stderr)

@@ -11,7 +11,8 @@ import ray
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tiny_audio.config import BenchmarkConfig, output_path, require
+from tiny_audio.config import require
+from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.benchmarks.plan import PlanSize, plan_figures
 from tiny_audio.lab.benchmarks.restart import restart
 from tiny_audio.lab.benchmarks.runs import Inputs, fp8_learning, make_inputs, scale, seed_job
@@ -23,6 +24,7 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8
 from tiny_audio.model.layers import compiled_layers
+from tiny_audio.storage import output_path
 from tiny_audio.training.budget import find_micro_batch_s
 
 SEED_ROWS, OUR_ROWS = 32, 128  # of a step: the seed's own; enough to fill the GPU

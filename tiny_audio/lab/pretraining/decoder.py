@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-from tiny_audio.lab.pretraining.recipe import PretrainConfig, one_cycle, save_backbone, update
+from tiny_audio.lab.pretraining.config import PretrainConfig
+from tiny_audio.lab.pretraining.recipe import one_cycle, save_backbone, update
 from tiny_audio.lab.pretraining.tokenizer import build_tokenizer
 from tiny_audio.lab.synthetic.sentences import CHARACTERS, Grammar, unique_sentences
 from tiny_audio.model.prompt import build_prompt

@@ -21,7 +21,8 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_TOKEN
 from tiny_audio.audio.features import log_mel
-from tiny_audio.lab.pretraining.recipe import WINDOW_S, PretrainConfig, one_cycle, save_backbone, update
+from tiny_audio.lab.pretraining.config import PretrainConfig
+from tiny_audio.lab.pretraining.recipe import WINDOW_S, one_cycle, save_backbone, update
 from tiny_audio.lab.synthetic.sentences import CHARACTERS, Grammar
 from tiny_audio.lab.synthetic.speech import synthesize, training_voices
 from tiny_audio.model.layers import encode

@@ -1,30 +1,13 @@
-"""What both pre-trainings of the embedded backbones share: their config, learning-rate schedule and file format."""
+"""What both pre-trainings of the embedded backbones share: their learning-rate schedule, step and file format."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 WINDOW_S = 8  # the embedded encoder's; Whisper's is 30
-
-
-@dataclass
-class PretrainConfig:
-    """Sizes and lengths of the pre-training; the defaults made the folder in the repository."""
-
-    output_dir: str = "tiny_audio/backbones"
-    seed: int = 0
-    device: str = "cuda"
-    num_processes: int = 12  # that synthesise and write text
-    num_utterances: int = 130_000
-    encoder_steps: int = 8_500
-    encoder_batch: int = 192
-    decoder_steps: int = 10_000
-    decoder_batch: int = 384
-    learning_rate: float = 1.5e-3
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, num_steps: int) -> torch.optim.lr_scheduler.OneCycleLR:

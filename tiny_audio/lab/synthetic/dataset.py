@@ -21,10 +21,11 @@ import soundfile
 import soxr
 
 from tiny_audio.audio.clip import SAMPLE_RATE
-from tiny_audio.config import output_path, require, require_at_least
 from tiny_audio.data.stream import map_each
+from tiny_audio.lab.synthetic.config import PrepareConfig
 from tiny_audio.lab.synthetic.sentences import novel_sentences, unique_sentences
 from tiny_audio.lab.synthetic.speech import Voice, held_out_voices, synthesize, training_voices
+from tiny_audio.storage import output_path
 
 SCHEMA = pa.schema(
     [
@@ -39,24 +40,6 @@ SCHEMA = pa.schema(
 MANIFEST = "manifest.json"
 # How a clip is stored, by share: mostly as LoquaciousSet does, and in every other form that users have.
 ENCODINGS = {"wav": 0.76, "flac": 0.08, "mp3": 0.08, "stereo": 0.03, "8-bit": 0.03, "44.1 kHz": 0.02}
-
-
-@dataclass
-class PrepareConfig:
-    """The made data set."""
-
-    output_dir: str = "data/synthetic"
-    seed: int = 1
-    num_train: int = 2000
-    num_dev: int = 64
-    num_test: int = 300  # of each of the three test sets
-    num_broken: int = 12  # of the train rows
-    rows_per_row_group: int = 50
-    rows_per_file: int = 250
-
-    def __post_init__(self):
-        require_at_least(self, 1, "num_train", "num_dev", "num_test", "rows_per_row_group", "rows_per_file")
-        require(0 <= self.num_broken <= self.num_train, f"num_broken must be 0 to num_train, not {self.num_broken}")
 
 
 @dataclass
