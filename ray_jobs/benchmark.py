@@ -1,29 +1,30 @@
-"""Measures this machine's GPUs at true model shapes: random weights, noise for speech. Prints a table and writes JSON.
+"""Measures this machine's GPUs on models of the real size, with random weights and noise for speech.
 
-The parts `plan` and `soak` need no GPU.
+Prints a table and writes it as JSON. The parts `plan` and `soak` need no GPU.
 
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=step      one GPU: the seed's step, ours in its variants
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=memory    one GPU: budgets found for 24, 80 GB and all
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=profile   one GPU: where a step's time goes, and a trace
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=memory    one GPU: audio budgets for 24 GB, 80 GB and all memory
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=profile   one GPU: where the time of a step goes, and a trace
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=seed_job  one GPU: the seed's job through ray job submit
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=scale     all GPUs: speed by their number and ZeRO stage
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=restart   all GPUs: a worker killed, and what that costs
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=restart   all GPUs: what a killed worker costs
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=fp8       one GPU: learning in FP8 beside bfloat16
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=plan      no GPU: planning, resuming at 10 million rows
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=plan      no GPU: planning and resuming at 10 million rows
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=soak      no GPU: memory over a long training
 """
 
 import json
 
 from ray_jobs.command import run_command
-from tiny_audio.config import BenchmarkConfig, output_path
+from tiny_audio.lab.benchmarks.config import BenchmarkConfig
+from tiny_audio.storage import output_path
 
 
 def run(config: BenchmarkConfig) -> None:
+    output = output_path(config.output_dir) / f"{config.part}.json"
     from tiny_audio.lab.benchmarks.measure import measure
 
     rows = measure(config)
-    output = output_path(config.output_dir) / f"{config.part}.json"
     output.write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
         print("  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))

@@ -1,8 +1,8 @@
-"""Strikes a training in every way it can die or hang, and shows that nothing was lost.
+"""Makes a training fail in every way that it can, and shows that nothing is lost.
 
-It trains twice on a Ray of several nodes that it starts on this machine: in peace, then with workers killed and frozen, nodes,
-the driver, the head and the whole cluster lost, a checkpoint damaged. Every row must be trained once or rejected, every loss
-be the same to the last bit; exit code 1 if not. Without GPUs:
+It trains twice, on a Ray cluster of several nodes that it starts on this machine: undisturbed, and then with workers killed
+and frozen, with nodes, the driver, the head and the whole cluster lost, and with a damaged checkpoint. Every row must be
+trained once or be rejected, and every loss must be the same to the last bit, or else the exit code is 1. It needs no GPU:
 
 python -m ray_jobs.chaos ray_jobs/configs/quickstart.yaml num_steps=96
 """

@@ -1,4 +1,4 @@
-"""Makes LoquaciousSet-shaped Parquet shards of synthesised speech: train, dev and three test sets. Needs the extra [data].
+"""Makes Parquet shards of synthetic speech in LoquaciousSet's columns: train, dev and three test sets. Needs the extra [data].
 
 python -m ray_jobs.prepare ray_jobs/configs/synthetic.yaml num_train=500
 """
@@ -6,13 +6,15 @@ python -m ray_jobs.prepare ray_jobs/configs/synthetic.yaml num_train=500
 from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
-from tiny_audio.lab.synthetic.dataset import PrepareConfig, prepare
+from tiny_audio.lab.synthetic.config import PrepareConfig
 
 
 def run(config: PrepareConfig) -> None:
+    from tiny_audio.lab.synthetic.dataset import prepare
+
     start_ray()
-    made = prepare(config, lambda files: tqdm(files, desc="shards", unit="file"))
-    print(f"{config.output_dir}: {made['num_rows']} rows, {made['hours']:.2f} h in {made['num_files']} Parquet files")
+    manifest = prepare(config, lambda files: tqdm(files, desc="shards", unit="file"))
+    print(f"{config.output_dir}: {manifest['num_rows']} rows, {manifest['hours']:.2f} h in {manifest['num_files']} Parquet files")
 
 
 if __name__ == "__main__":

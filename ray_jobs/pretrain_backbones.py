@@ -1,7 +1,7 @@
 """Makes the embedded backbones in `tiny_audio/backbones`: a Whisper encoder and a SmolLM3 decoder of 2 M parameters each.
 
-From nothing but the synthesiser and the sentences that this repository makes: minutes on one GPU; on a CPU (device=cpu)
-it runs too, for most of a day. The two parts know nothing of each other. Needs the extra [data].
+They learn from synthetic speech and generated sentences alone, and know nothing of each other. This takes minutes on one
+GPU, and most of a day on a CPU (device=cpu). Needs the extra [data].
 
   python -m ray_jobs.pretrain_backbones ray_jobs/configs/backbones.yaml output_dir=/tmp/backbones
 """
@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ray_jobs.command import run_command
-from tiny_audio.lab.pretraining.recipe import PretrainConfig
+from tiny_audio.lab.pretraining.config import PretrainConfig
 
 
 def _pretrain_part(config: PretrainConfig, part: str) -> None:
@@ -28,7 +28,7 @@ def _pretrain_part(config: PretrainConfig, part: str) -> None:
 
 
 def run(config: PretrainConfig) -> None:
-    """Both parts side by side, in processes of their own."""
+    """Trains both parts side by side, each in its own process."""
     context = get_context("spawn")
     processes = [context.Process(target=_pretrain_part, args=(config, part)) for part in ("encoder", "decoder")]
     for process in processes:

@@ -1,4 +1,4 @@
-"""The whole pipeline on this machine, from no data to a served transcript: what `make quickstart` runs.
+"""Runs the whole pipeline on this machine, from making data to a served transcript. `make quickstart` runs this.
 
 python -m ray_jobs.quickstart ray_jobs/configs/quickstart.yaml
 """
