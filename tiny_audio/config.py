@@ -283,7 +283,7 @@ class TrainConfig:
     min_workers: AtLeastOne | None = None  # the fewest to go on with where nodes are lost; null: num_workers exactly
     use_gpu: bool = True  # false trains on CPUs
     threads_per_worker: AtLeastOne = 1  # CPU threads of a worker, where there is no GPU
-    zero_stage: Literal[0, 1, 2, 3] = 2  # what DeepSpeed ZeRO shares out: 1 optimizer, 2 and gradients, 3 and the backbones
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # ZeRO shares out: 1 the optimizer, 2 gradients too, 3 backbones too
     compile: bool = True  # compiles the layers of the backbones, where there is a GPU and zero_stage is below 3
     fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     # host memory of each worker for encoder frames, which saves time where epochs repeat: 1 GiB holds 2.3 hours
@@ -307,28 +307,24 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
+        cached, sharded = bool(self.cache_features_gib), self.zero_stage == 3
+        require(not (cached and sharded), "cache_features_gib skips the encoder, which zero_stage=3 shares out: choose one")
+        changing = cached and self.augment.is_on
+        require(not changing, "cache_features_gib keeps a clip's frames, but augment changes clips every epoch: choose one")
+        require(not (self.fp8 and sharded), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
+        in_bfloat16 = self.use_gpu and self.model.dtype == "bfloat16"
+        require(in_bfloat16 or not self.fp8, "fp8=true runs beside bfloat16 on a GPU: it wants model.dtype=bfloat16")
+        has_secret = "://" in self.runs_dir and "@" in self.runs_dir
         require(
-            not (self.cache_features_gib and self.zero_stage == 3),
-            "cache_features_gib lets workers skip the encoder, which zero_stage=3 shares out: it wants stage 0, 1 or 2",
+            not has_secret, "runs_dir holds a user or key, which the run would keep: leave it to the environment (AWS_PROFILE)"
         )
-        require(
-            not (self.cache_features_gib and self.augment.is_on),
-            "cache_features_gib keeps what the encoder made of a clip, and augment changes clips every epoch: choose one",
-        )
-        require(not (self.fp8 and self.zero_stage == 3), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
-        able = self.use_gpu and self.model.dtype == "bfloat16"
-        require(able or not self.fp8, "fp8=true stands between layers in bfloat16 on a GPU: it wants model.dtype=bfloat16")
-        secret = "://" in self.runs_dir and "@" in self.runs_dir
-        require(not secret, "runs_dir holds a user or key, and runs keep their config: leave it to the environment (AWS_PROFILE)")
         storage_path(self.runs_dir)
         require(
             self.data.batch_rows >= self.num_workers,
             f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}",
         )
-        require(
-            (self.min_workers or 1) <= self.num_workers,
-            f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}, the most there will be",
-        )
+        fewest = self.min_workers or 1
+        require(fewest <= self.num_workers, f"min_workers={fewest} must not be above num_workers={self.num_workers}")
 
     def with_absolute_paths(self) -> TrainConfig:
         """A copy for workers, which run elsewhere: local paths are absolute, URLs and hub ids stay as they are."""

@@ -156,7 +156,8 @@ def _override(cls: type, values: dict, override: str) -> None:
     try:
         values[last] = _parse(text)
     except ConfigError:
-        raise ConfigError(f"{key}: cannot read the value {text!r}; put it in quotes, twice: {key}='\"{text}\"'") from None
+        remedy = f"text with special characters wants quotes within quotes: {key}='\"...\"'"
+        raise ConfigError(f"{key}: cannot read the value {text!r}; {remedy}") from None
 
 
 def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
