@@ -3,8 +3,17 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import ROOT
-from tiny_audio.config import ConfigError, DataConfig, TrainConfig, dataset_reference, is_hub_id, one_line
+from tests.conftest import ENCODER, ROOT
+from tiny_audio.config import (
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    dataset_reference,
+    embedded_backbone,
+    is_hub_id,
+    one_line,
+)
 from tiny_audio.config_files import load_config, save_config
 from tiny_audio.evaluation.config import EvaluateConfig
 from tiny_audio.inference.config import TranscribeConfig
@@ -147,6 +156,15 @@ def test_a_file_and_the_command_line_read_values_alike(tmp_path):
 
 def test_of_a_key_given_twice_on_the_command_line_the_last_one_counts():
     assert load_config(TrainConfig, QUICKSTART, ["num_steps=7", "seed=1", "num_steps=9"]).num_steps == 9
+
+
+def test_an_embedded_backbone_has_one_name_everywhere_and_a_local_one_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/decoder").mkdir(parents=True)
+    config = TrainConfig(model=ModelConfig(audio_model_id=ENCODER, text_model_id="mine/decoder")).with_absolute_paths()
+    assert (config.model.audio_model_id, config.model.text_model_id) == (ENCODER, f"{tmp_path}/mine/decoder")
+    assert embedded_backbone(ENCODER) == ROOT / ENCODER
+    assert embedded_backbone("mine/decoder") is None
 
 
 def test_a_hub_id_is_owner_and_name():
