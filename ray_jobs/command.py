@@ -1,7 +1,8 @@
-"""The command line that every job shares: `python -m ray_jobs.VERB CONFIG key=value ...`.
+"""The command line that all jobs share: `python -m ray_jobs.VERB CONFIG key=value ...`.
 
-Exit codes: 0 done; 1 the job failed; 2 one line says what must be mended first: the command, the config, data or storage,
-found before Ray starts or later in a run.
+A job imports what takes long only when its settings are good, so that `--help` and a mistyped key answer at once. The exit
+code is 0 when the job is done, 1 when it failed, and 2 when one line says what must be mended first: the command, its
+settings, the data or the storage.
 """
 
 from __future__ import annotations
@@ -11,62 +12,87 @@ import dataclasses
 import inspect
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tiny_audio.config import ConfigError, require
-from tiny_audio.config_files import load_config
+from tiny_audio.config_files import load_config, sections
 
 T = TypeVar("T")
 SPARE_CPUS = 2
+KEY_WIDTH = 30  # columns of `--help` before the meaning of a key
 
 
-def _keys(cls: type, prefix: str = "") -> list[str]:
-    """One line a key: its dotted name and default."""
-    lines = []
-    for item in dataclasses.fields(cls):
-        default = item.default_factory() if item.default is dataclasses.MISSING else item.default
-        if dataclasses.is_dataclass(default):
-            lines += _keys(type(default), f"{prefix}{item.name}.")
-        else:
-            lines.append(f"  {prefix}{item.name}={default if isinstance(default, str) else json.dumps(default)}")
-    return lines
+def field_comments(cls: type) -> dict[str, str]:
+    """The comment at each field of a dataclass, above it or behind it, which says what the field means."""
+    comments, above = {}, []
+    for line in inspect.getsource(cls).splitlines():
+        own_line = re.fullmatch(r"    # (.+)", line)
+        field = re.match(r"    (\w+): ", line)
+        if field:
+            behind = line.partition("  # ")[2]
+            comments[field[1]] = " ".join([*above, behind]).strip()
+        above = [*above, own_line[1]] if own_line else []
+    return comments
+
+
+def _key_help(key: str, default: Any, meaning: str, width: int) -> str:
+    """A key with its default, and its meaning in a column beside it."""
+    setting = f"  {key}={default if isinstance(default, str) else json.dumps(default)}"
+    text = textwrap.wrap(meaning, width - KEY_WIDTH, break_long_words=False, break_on_hyphens=False)
+    indent = "\n" + " " * KEY_WIDTH
+    if len(setting) < KEY_WIDTH - 1 and text:
+        return indent.join([setting.ljust(KEY_WIDTH) + text[0], *text[1:]])
+    return indent.join([setting, *text])
+
+
+def settings_help(cls: type, width: int, prefix: str = "") -> str:
+    """Every key with its default and meaning, in lines of `width` columns; a paragraph for each section."""
+    nested, comments, defaults = sections(cls), field_comments(cls), cls()
+    keys = [field.name for field in dataclasses.fields(cls) if field.name not in nested]
+    lines = [_key_help(prefix + key, getattr(defaults, key), comments.get(key, ""), width) for key in keys]
+    for name, section in nested.items():
+        about = " ".join(inspect.getdoc(section).split())
+        lines += ["", textwrap.fill(f"{name}: {about}", width, subsequent_indent="  ")]
+        lines.append(settings_help(section, width, f"{name}."))
+    return "\n".join(lines)
 
 
 def run_command(description: str, config_class: type[T], job: Callable[[T], None]) -> None:
-    """Parses the command line into a config and runs `job` with it. Does not return: exits with the job's code."""
+    """Reads the command line into settings and runs `job` with them; exits with 2 after one line if a ConfigError is raised."""
     verb = job.__module__ if job.__module__ != "__main__" else sys.modules["__main__"].__spec__.name
-    source = Path(inspect.getfile(config_class)).relative_to(Path(__file__).resolve().parent.parent)
+    width = min(shutil.get_terminal_size().columns, 120)
     parser = argparse.ArgumentParser(
         prog=f"python -m {verb}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"keys and their defaults (comments in {source} say what they mean):\n" + "\n".join(_keys(config_class)),
+        epilog=f"keys, with their defaults:\n{settings_help(config_class, width)}" if {"-h", "--help"} & set(sys.argv) else None,
     )
     parser.add_argument(
-        "config", metavar="CONFIG", help="YAML of differences from the defaults, such as ray_jobs/configs/quickstart.yaml"
+        "config", metavar="CONFIG", help="a YAML file of differences from the defaults, such as those in ray_jobs/configs"
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override a key, such as num_workers=2 or data.batch_rows=64"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key; if it is there twice, the last one counts")
     arguments = parser.parse_args()
     try:
         job(load_config(config_class, arguments.config, arguments.overrides))
     except ConfigError as error:
-        sys.exit(_say(parser.prog, error))
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def start_ray(num_workers: int = 1, num_gpus: int = 0) -> None:
-    """Joins the cluster that RAY_ADDRESS names, as it does for a submitted job, or starts one on this machine.
+    """Joins the cluster that RAY_ADDRESS names, as in a submitted job, or starts one on this machine.
 
-    There, CPUs are counted generously: training workers hold theirs while they wait for the decode tasks to come.
+    The latter counts more CPUs than there are: training workers hold theirs while they wait for decode tasks, which need some.
 
     Raises:
         ConfigError: this machine lacks the GPUs asked for. (A cluster may still grow: there Ray waits.)
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core has to say reaches us as exceptions
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the errors of Ray's core reach us as exceptions
     import ray
 
     from tiny_audio.data.stream import quiet_ray_data
@@ -83,11 +109,6 @@ def start_ray(num_workers: int = 1, num_gpus: int = 0) -> None:
 def _require_gpus(num_gpus: int) -> None:
     import torch
 
-    here = torch.cuda.device_count()
+    num_here = torch.cuda.device_count()
     remedy = "set use_gpu=false, or submit the job to a cluster"
-    require(here >= num_gpus, f"use_gpu=true asks for {num_gpus} GPUs and this machine has {here}; {remedy}")
-
-
-def _say(program: str, error: Exception) -> int:
-    print(f"{program}: {error}", file=sys.stderr)
-    return 2
+    require(num_here >= num_gpus, f"use_gpu=true asks for {num_gpus} GPUs and this machine has {num_here}; {remedy}")

@@ -1,4 +1,4 @@
-"""Scores a trained model on test shards: word error rate with a 95 % interval for each set, and controls that must fail.
+"""Scores a trained model on test shards: the word error rate of each set with its 95 % interval, and controls that must fail.
 
 python -m ray_jobs.evaluate ray_jobs/configs/evaluate.yaml model=runs/quickstart/model
 """
@@ -7,7 +7,8 @@ from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
 from tiny_audio.counts import rejects_line
-from tiny_audio.evaluation.evaluate import EvaluateConfig, evaluate
+from tiny_audio.evaluation.config import EvaluateConfig
+from tiny_audio.storage import require_model
 
 
 def _table(result: dict) -> str:
@@ -19,6 +20,9 @@ def _table(result: dict) -> str:
 
 
 def run(config: EvaluateConfig) -> None:
+    require_model(config.model)  # at once: the next line takes seconds
+    from tiny_audio.evaluation.evaluate import evaluate
+
     bar = lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="row", mininterval=1)  # noqa: E731
     result = evaluate(config, bar, lambda: start_ray(num_gpus=config.num_actors * config.use_gpu))
     print(_table(result))

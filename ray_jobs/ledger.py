@@ -1,17 +1,22 @@
-"""Audits a run: was every row of every finished epoch trained once, or rejected with a reason? Exit code 1 if not.
+"""Audits a run: was every row of every finished epoch trained once, or rejected with a reason? If not, the exit code is 1.
 
 python -m ray_jobs.ledger runs/quickstart/config.yaml
 """
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
 from ray_jobs.command import run_command
 from tiny_audio.config import TrainConfig
-from tiny_audio.run.audit import EpochAudit, audit
+
+if TYPE_CHECKING:
+    from tiny_audio.run.audit import EpochAudit
 
 
 def audit_line(row: EpochAudit) -> str:
-    """An epoch's audit for people."""
+    """Writes the audit of an epoch for people."""
     return (
         f"epoch {row.epoch}: {row.num_rows} rows, {row.num_trained} trained, {row.num_rejected} rejected, "
         f"{row.num_missing} missing, {row.num_twice} twice"
@@ -19,12 +24,14 @@ def audit_line(row: EpochAudit) -> str:
 
 
 def run(config: TrainConfig) -> None:
-    found = audit(config)
-    for row in found:
-        print(audit_line(row))
-    if not found:
+    from tiny_audio.run.audit import audit
+
+    epochs = audit(config)
+    for epoch in epochs:
+        print(audit_line(epoch))
+    if not epochs:
         print("no epoch is finished yet")
-    sys.exit(not all(row.is_whole for row in found))
+    sys.exit(not all(epoch.is_whole for epoch in epochs))
 
 
 if __name__ == "__main__":

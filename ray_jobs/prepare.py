@@ -1,4 +1,4 @@
-"""Makes Parquet shards of synthetic speech, shaped as LoquaciousSet: train, dev and three test sets. Needs the extra [data].
+"""Makes Parquet shards of synthetic speech in LoquaciousSet's columns: train, dev and three test sets. Needs the extra [data].
 
 python -m ray_jobs.prepare ray_jobs/configs/synthetic.yaml num_train=500
 """

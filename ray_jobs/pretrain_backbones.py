@@ -1,7 +1,7 @@
 """Pre-trains the embedded backbones in `tiny_audio/backbones`: a Whisper encoder and a SmolLM3 decoder of 2 M parameters each.
 
-They learn from nothing but a speech synthesiser and this repository's own sentences, and know nothing of each other. It
-takes minutes on a GPU, and most of a day on a CPU (device=cpu). Needs the extra [data].
+They learn from synthetic speech and generated sentences alone, and know nothing of each other. This takes minutes on one
+GPU, and most of a day on a CPU (device=cpu). Needs the extra [data].
 
   python -m ray_jobs.pretrain_backbones ray_jobs/configs/backbones.yaml output_dir=/tmp/backbones
 """

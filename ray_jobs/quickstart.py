@@ -1,4 +1,4 @@
-"""Runs the whole pipeline on this machine, from no data to a served transcript, as `make quickstart` does.
+"""Runs the whole pipeline on this machine, from making data to a served transcript. `make quickstart` runs this.
 
 python -m ray_jobs.quickstart ray_jobs/configs/quickstart.yaml
 """

@@ -1,4 +1,4 @@
-"""Trains and evaluates the quickstart with the seeds 0 to 4, and prints a table: how far results differ by chance.
+"""Trains and evaluates the quickstart with the seeds 0 to 4, and prints a table that shows how much luck is in one run.
 
 python -m ray_jobs.seeds ray_jobs/configs/quickstart.yaml
 """

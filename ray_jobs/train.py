@@ -1,4 +1,4 @@
-"""Trains a projector between two frozen backbones. The same command with the same name goes on from the last checkpoint.
+"""Trains a projector between two frozen backbones. The same command with the same name resumes from the last checkpoint.
 
 python -m ray_jobs.train ray_jobs/configs/quickstart.yaml num_workers=1
 ray job submit --working-dir . -- python -m ray_jobs.train CONFIG runs_dir=/shared/runs data.train=/shared/train/*.parquet

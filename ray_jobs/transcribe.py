@@ -6,13 +6,18 @@ python -m ray_jobs.transcribe ray_jobs/configs/transcribe.yaml "inputs=[clip.wav
 from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
-from tiny_audio.inference.files import TranscribeConfig, transcribe_files
+from tiny_audio.inference.config import TranscribeConfig, find_audio
+from tiny_audio.storage import require_model
 
 
 def run(config: TranscribeConfig) -> None:
+    paths = find_audio(config.inputs)
+    require_model(config.model)  # at once: the next line takes seconds
+    from tiny_audio.inference.files import transcribe_files
+
     bar = lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="file")  # noqa: E731
-    done, rejected = transcribe_files(config, bar, lambda: start_ray(num_gpus=config.num_actors * config.use_gpu))
-    print(f"{config.output}: {done} transcribed, {rejected} rejected (their lines say why)")
+    num_done, num_rejected = transcribe_files(config, paths, bar, lambda: start_ray(num_gpus=config.num_actors * config.use_gpu))
+    print(f"{config.output}: {num_done} transcribed, {num_rejected} rejected (their lines say why)")
 
 
 if __name__ == "__main__":

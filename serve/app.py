@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from serve.transcriber import Transcriber
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.decode import AudioError, decode
-from tiny_audio.config import require_model
+from tiny_audio.storage import require_model
 
 RETRY_AFTER = {"Retry-After": "2"}  # seconds: the time of a batch or two
 UNAVAILABLE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)

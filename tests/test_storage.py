@@ -8,14 +8,14 @@ from upath import UPath
 
 from tests.run.test_checkpoint import WEIGHTS, kept, write_run
 from tests.training.test_train import config_of, losses
-from tiny_audio.config import ConfigError, TrainConfig, require_model, storage_path
+from tiny_audio.config import ConfigError, TrainConfig, storage_path
 from tiny_audio.config_files import load_config
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.saved import read_model_window_s
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.checkpoint import best_checkpoint, checkpoint_folder, damage, latest_checkpoint, load_checkpoint, load_weights
 from tiny_audio.run.metrics import append_metrics, append_warning, follow_folder, read_metrics
-from tiny_audio.storage import put
+from tiny_audio.storage import put, require_model
 from tiny_audio.training.driver import train
 
 

@@ -1,30 +1,46 @@
-"""Settings: the dataclasses of training, and what all configs check with.
+"""The settings of a training, and the rules that the settings of every job follow.
 
-Each job's config is a dataclass; config_files.py reads it. Knows nothing of torch or Ray.
+Settings are dataclasses that pydantic checks; config_files.py reads them from YAML and the command line. The comment at a
+field is its help: `--help` prints it. This module imports neither torch nor Ray.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 from upath import UPath
 
-DTYPES = ("float32", "bfloat16")
-ZERO_STAGES = (0, 1, 2, 3)
-EXPORTS = ("best", "last")
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-SCHEDULES = ("cosine", "constant")
-WEIGHTS = (0.01, 100.0)  # of a dataset: beyond these a slip is likelier than a wish
+T = TypeVar("T")
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+BACKBONES = "tiny_audio/backbones"  # the embedded ones, below PACKAGE_ROOT
 _DATASET_REFERENCE = re.compile(r"([^:*?\[]+):([\w.-]+):([\w-]+)")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_UNION_MEMBER = re.compile(r"(dict|function-before)\[")  # how pydantic names the members of `Text | dict[...]`
+_WANTED = {  # in place of pydantic's "Input should be ..."
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+}
 
 
 class ConfigError(ValueError):
-    """A config that cannot be used; the message names the key and the remedy in one line."""
+    """Settings or inputs that cannot be used. The message is one line that names the key or file, and the remedy."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -33,34 +49,43 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def one_line(error: object) -> str:
+    """An error's message without line breaks, cut at 300 characters; its type's name where it has no message."""
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form OWNER/NAME of a repository on the Hugging Face hub. "runs/NAME" is a folder of ours."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith("runs/")
+
+
+def embedded_backbone(model_id: str) -> Path | None:
+    """The folder of a backbone that lies in this package; it has the same name, tiny_audio/backbones/NAME, on every machine."""
+    folder = PACKAGE_ROOT / model_id
+    return folder if model_id.startswith(f"{BACKBONES}/") and folder.is_dir() else None
+
+
 def absolute(path: str) -> str:
-    """A local path from the root of the file system; a URL as it is.
+    """Makes a local path absolute; a URL stays as it is.
 
     Raises:
-        ConfigError: a relative path in a submitted job, which runs in a copy of its folder that is thrown away.
+        ConfigError: the path is relative, in a submitted job: that runs in a copy of its folder, which is thrown away.
     """
-    if "://" in path or Path(path).expanduser().is_absolute():
-        return str(Path(path).expanduser()) if "://" not in path else path
+    if "://" in path:
+        return path
+    local = Path(path).expanduser()
+    if local.is_absolute():
+        return str(local)
     in_a_copy = "/runtime_resources/working_dir_files/" in str(Path.cwd())
     require(not in_a_copy, f"{path}: a submitted job runs in a copy of its folder; give an absolute path, or a URL")
-    return str(Path(path).resolve())
-
-
-def output_path(name: str) -> Path:
-    """Where a job writes its results: on a disk, made absolute.
-
-    Raises:
-        ConfigError: a URL; or as `absolute`.
-    """
-    require("://" not in name, f"{name}: results are written to folders; only runs_dir, model and data may be URLs")
-    return Path(absolute(name))
+    return str(local.resolve())
 
 
 def storage_path(name: str) -> Path | UPath:
-    """A path of this machine's, or one on object storage, which has the same methods; its lists are never kept.
+    """A local path, or one on object storage, which has the same methods. Listings of the latter are not cached.
 
     Raises:
-        ConfigError: nothing that is installed knows such URLs.
+        ConfigError: no installed package can read such URLs.
     """
     if "://" not in name:
         return Path(name)
@@ -68,28 +93,23 @@ def storage_path(name: str) -> Path | UPath:
     require(scheme not in ("file", "local", "memory"), f"{name}: give a folder's path, or the URL of object storage")
     try:
         path = UPath(name, use_listings_cache=False)
-        path.fs  # noqa: B018 (made here: imports the package that it takes)
+        path.fs  # noqa: B018 (made here, so that a missing package is told here)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{name}: {' '.join(str(error).split())} (pip install s3fs for s3://, gcsfs for gs://)") from None
+        raise ConfigError(f"{name}: {one_line(error)} (pip install s3fs for s3://, gcsfs for gs://)") from None
     return path
 
 
 def dataset_reference(name: str) -> tuple[str, str, str] | None:
-    """(dataset, config, split) of DATASET:CONFIG:SPLIT; None for a glob or URL."""
-    found = _DATASET_REFERENCE.fullmatch(name)
-    return found and found.groups()
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form OWNER/NAME."""
-    return bool(_HUB_ID.fullmatch(name))
+    """Splits DATASET:CONFIG:SPLIT into its three parts; None for a glob or URL."""
+    match = _DATASET_REFERENCE.fullmatch(name)
+    return match and match.groups()
 
 
 def absolute_data(name: str) -> str:
-    """`absolute` for what names data: the folder of a dataset reference is made absolute, a hub id stays.
+    """Makes a glob, or the folder in a dataset reference, absolute; URLs and hub ids stay as they are.
 
     Raises:
-        ConfigError: as `absolute`.
+        ConfigError: a path that `absolute` refuses.
     """
     reference = dataset_reference(name)
     if reference is None:
@@ -99,102 +119,113 @@ def absolute_data(name: str) -> str:
     return f"{dataset if on_hub else absolute(dataset)}:{config}:{split}"
 
 
-def require_at_least(config: Any, least: float, *names: str, section: str = "") -> None:
-    """Raises ConfigError unless these fields, where they are set, are at least `least`."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value >= least, f"{section}{name} must be at least {least:g}, not {value}")
-
-
 def _absolute_backbone(model_id: str) -> str:
-    """A local folder made absolute; a hub id and an embedded backbone, which is found by its name anywhere, as they are."""
-    embedded = (Path(__file__).resolve().parent.parent / model_id).is_dir() and not Path(model_id).is_absolute()
-    return str(Path(model_id).resolve()) if Path(model_id).is_dir() and not embedded else model_id
+    """Makes a local folder absolute; hub ids and the names of embedded backbones stay as they are."""
+    is_folder = Path(model_id).is_dir() and not embedded_backbone(model_id)
+    return str(Path(model_id).resolve()) if is_folder else model_id
 
 
-def require_model(model: str) -> str:
-    """Where a saved model is: the absolute path of its folder; a URL, or a hub id (OWNER/NAME), as it is.
+@dataclass_transform(field_specifiers=(field,))
+def settings(section: str = "") -> Callable[[type[T]], type[T]]:
+    """Makes a class a dataclass whose values pydantic checks: only the declared keys, types and ranges pass.
 
-    Raises:
-        ConfigError: there is no such folder, and it cannot be a hub id.
+    A bad value raises a ConfigError of one line, which names the key below `section`. Fields can be set later, unchecked.
     """
-    if "://" in model:
-        require((storage_path(model) / "config.json").is_file(), f"{model}: no saved model there")
-        return model
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return str(folder.resolve())
-    hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~", "runs/"))
-    require(hub_id, f"{model}: no saved model there; train one first (make quickstart), or name its folder or hub id")
-    return model
+
+    def decorate(cls: type[T]) -> type[T]:
+        cls = pydantic.dataclasses.dataclass(cls, config=ConfigDict(extra="forbid", strict=True))
+        validate = cls.__init__
+
+        @functools.wraps(validate)
+        def __init__(self, *args, **kwargs):
+            try:
+                validate(self, *args, **kwargs)
+            except pydantic.ValidationError as error:
+                raise ConfigError(_refusal(error.errors(), section and f"{section}.")) from None
+
+        cls.__init__ = __init__
+        return cls
+
+    return decorate
 
 
-@dataclass
+def _refusal(errors: list[dict], prefix: str) -> str:
+    """The first of pydantic's errors, in one line. Of a union's errors, those of the member that comes closest to the value."""
+    first = max(errors, key=lambda error: len(error["loc"]))
+    if first["type"] == "value_error":  # a __post_init__ raised it
+        return str(first["ctx"]["error"])
+    key = prefix + ".".join(part for part in first["loc"] if isinstance(part, str) and not _UNION_MEMBER.match(part))
+    if first["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key}"
+    alike = [error for error in errors if error["loc"][0] == first["loc"][0] and len(error["loc"]) == len(first["loc"])]
+    wanted = " or ".join(_WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {})) for error in alike)
+    remedy = f"; write {key}=[{first['input']}]" if first["type"] == "list_type" else ""
+    return f"{key} must be {wanted.replace(chr(39), '')}, not {first['input']!r}{remedy}"
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]  # a run may be named 2026
+AtLeastOne = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0.01, le=100)]  # beyond these a slip is likelier than a wish
+
+
+@settings("model")
 class ModelConfig:
     """The two frozen backbones and the projector between them."""
 
-    audio_model_id: str = "openai/whisper-large-v3-turbo"
-    text_model_id: str = "HuggingFaceTB/SmolLM3-3B"
-    projector_type: str = "mlp"
-    encoder_window: str = "full"  # full: padded to 30 s, as Whisper was trained | trimmed: clips at their own length
-    dtype: str = "bfloat16"  # of the backbones; the projector is float32 always
-    attn_implementation: str = "sdpa"  # of the decoder while it transcribes; in training layers.py has its own
-    max_new_tokens: int = 256
-
-    def __post_init__(self):
-        require(self.dtype in DTYPES, f"model.dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        windows = ("full", "trimmed")
-        require(self.encoder_window in windows, f"model.encoder_window must be full or trimmed, not {self.encoder_window!r}")
-        require(self.projector_type == "mlp", f"model.projector_type must be mlp, not {self.projector_type!r}")
+    audio_model_id: Text = "openai/whisper-large-v3-turbo"  # the encoder: a Whisper checkpoint's hub id or local folder
+    text_model_id: Text = "HuggingFaceTB/SmolLM3-3B"  # the decoder: a SmolLM3 checkpoint's hub id or local folder
+    projector_type: Literal["mlp"] = "mlp"  # the trained part: a strided convolution and two linear layers
+    encoder_window: Literal["full", "trimmed"] = "full"  # full: clips padded to 30 s, as Whisper was trained | trimmed: unpadded
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the backbones; the projector is always float32
+    attn_implementation: Text = "sdpa"  # the decoder's attention when it transcribes; training uses its own, see layers.py
+    max_new_tokens: AtLeastOne = 256  # the longest transcript, in tokens
 
 
-@dataclass
+@settings("data")
 class DataConfig:
-    """Parquet shards in LoquaciousSet's columns, and how an epoch is laid out.
+    """The Parquet shards, in LoquaciousSet's columns, and how an epoch is laid out.
 
-    Data are named by DATASET:CONFIG:SPLIT, where DATASET is a hub id or a local folder of the same layout, or by a
-    glob: local, hf://, s3://, gs://. `train` may name several with their weights: a row group of weight 2 is read twice
-    an epoch, of weight 0.5 every second epoch (half of them in each).
+    Data are named by DATASET:CONFIG:SPLIT, where DATASET is a hub id or a local folder of the same layout, or by a glob: a
+    local one, hf://, s3:// or gs://.
     """
 
-    train: str | dict[str, float] = "speechbrain/LoquaciousSet:small:train"
-    dev: str = "speechbrain/LoquaciousSet:small:dev"
-    source_weights: dict[str, float] = field(default_factory=dict)  # by `source_of` a row: how often it is taken an epoch
+    # one dataset, or several with weights, {A: 2, B: 0.5}: an epoch reads A twice, and a different half of B each time
+    train: Text | dict[Text, Weight] = "speechbrain/LoquaciousSet:small:train"
+    dev: Text = "speechbrain/LoquaciousSet:small:dev"  # the dataset that validations read
+    # how often an epoch takes each row of a source, {yodas: 0.5}; a row's source is told from its ID
+    source_weights: dict[Text, Annotated[float, Field(ge=0, le=100)]] = field(default_factory=dict)
     truecase: bool = False  # gives labels without case the case of written English, see labels.py
-    truecase_text: str | None = None  # a file of ordinary English, local or a URL, that shows which words are names
-    max_train_rows: int | None = None  # the first rows of each train dataset only
-    max_dev_rows: int = 256  # of the dev shards, the first: for the validation loss
-    max_wer_rows: int = 64  # of these, the first: for the validation WER, which is far slower; 0 leaves it out
-    max_duration_s: float = 30.0  # longer clips, and those over the encoder's window, are rejected and counted, never cut
-    batch_rows: int = 32  # the global batch, whatever the number of workers; rejects and source_weights change it
-    steps_per_window: int = 16  # steps whose rows are read and shuffled together
-    micro_batch_s: float | None = None  # audio that a worker computes at a time, and 2 s a clip; null: as its memory allows
-    silence_share: float = 0.0  # made clips of silence or noise, with an empty label, for each row planned
-    max_reject_share: float = 0.5  # of the rows read of late (500 or more): beyond it the run stops; 1 lets it go on always
-    decode_label: str | None = None  # value of the node label `ray-subcluster` that decode is confined to
+    truecase_text: Text | None = None  # a file of ordinary English, local or a URL, that shows which words are names
+    max_train_rows: AtLeastOne | None = None  # takes only the first rows of each training dataset
+    max_dev_rows: AtLeastOne = 256  # the first rows of the dev shards, for the validation loss
+    max_wer_rows: NonNegativeInt = 64  # the first of those, for the validation WER, which is far slower; 0 leaves it out
+    # longer clips, and clips over the encoder's window, are rejected and counted, never cut
+    max_duration_s: Annotated[float, Field(ge=0.01)] = 30.0
+    batch_rows: AtLeastOne = 32  # the global batch, whatever the number of workers; rejects and source_weights change it
+    steps_per_window: AtLeastOne = 16  # steps whose rows are read and shuffled together
+    # audio that a worker computes at a time, counting 2 s more for each clip; null: as much as its memory allows
+    micro_batch_s: Annotated[float, Field(ge=1)] | None = None
+    silence_share: ShareBelowOne = 0.0  # synthetic clips of silence or noise with an empty label, per planned row
+    max_reject_share: Share = 0.5  # the run stops if more of the last rows (500 or more) are rejected; 1: it never stops
+    decode_label: Text | None = None  # audio is decoded only on nodes whose label `ray-subcluster` has this value
 
     def __post_init__(self):
-        require_at_least(
-            self, 1, "batch_rows", "steps_per_window", "max_train_rows", "max_dev_rows", "micro_batch_s", section="data."
-        )
-        require_at_least(self, 0, "max_wer_rows", section="data.")
-        require_at_least(self, 0.01, "max_duration_s", section="data.")
-        require(0 <= self.silence_share < 1, f"data.silence_share must be in [0, 1), not {self.silence_share}")
-        require(0 <= self.max_reject_share <= 1, f"data.max_reject_share must be in [0, 1], not {self.max_reject_share}")
         require(bool(self.train), "data.train names no dataset")
         require(self.truecase or self.truecase_text is None, "data.truecase_text is of no use without data.truecase=true")
-        low, high = WEIGHTS
-        for name, weight in self.train_weights.items():
-            require(low <= weight <= high, f"data.train: the weight of {name} must be {low:g} to {high:g}, not {weight:g}")
-        for name, weight in self.source_weights.items():
-            require(0 <= weight <= high, f"data.source_weights.{name} must be 0 to {high:g}, not {weight:g}")
 
     @property
     def train_weights(self) -> dict[str, float]:
-        """Every train dataset and its weight."""
+        """Every training dataset and its weight."""
         return self.train if isinstance(self.train, dict) else {self.train: 1.0}
 
     def with_absolute_paths(self) -> DataConfig:
+        """A copy in which every local path is absolute."""
         train = {absolute_data(name): weight for name, weight in self.train_weights.items()}
         return dataclasses.replace(
             self,
@@ -204,114 +235,99 @@ class DataConfig:
         )
 
 
-@dataclass
+@settings("augment")
 class AugmentConfig:
-    """Training clips made harder, see augment.py; all off. Validation and evaluation hear clips as they are."""
+    """Random changes that make training clips harder, see augment.py. Validation and evaluation hear clips as they are."""
 
-    speed_factors: list[float] = field(default_factory=list)  # one is drawn for each clip, such as [0.9, 1.0, 1.1]
-    noise_share: float = 0.0  # of the clips, that get white or brown noise
-    noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])  # loudest and softest of that noise
-    time_masks: int = 0  # spans of time hidden in each clip; sizes as SpecAugment's policy LD (Park et al. 2019, table 1)
-    time_mask_frames: int = 100  # widest of them, in mel frames of 10 ms; a fifth of the clip at most
-    frequency_masks: int = 0  # bands of mel bins hidden in each clip
-    frequency_mask_mels: int = 27  # widest of them, in mel bins (LD has 80 bins in all, Whisper 80 or 128)
+    # one is drawn for each clip, such as [0.9, 1.0, 1.1]
+    speed_factors: list[Annotated[float, Field(ge=0.5, le=2)]] = field(default_factory=list)
+    noise_share: Share = 0.0  # share of the clips that get white or brown noise
+    noise_snr_db: list[float] = field(default_factory=lambda: [5.0, 20.0])  # lowest and highest ratio of speech to that noise
+    time_masks: NonNegativeInt = 0  # spans of time hidden in each clip; the widths below are SpecAugment's LD (Park et al. 2019)
+    time_mask_frames: NonNegativeInt = 100  # the widest span, in mel frames of 10 ms; never over a fifth of the clip
+    frequency_masks: NonNegativeInt = 0  # bands of mel bins hidden in each clip
+    frequency_mask_mels: NonNegativeInt = 27  # the widest band, in mel bins (LD has 80 in all, Whisper 80 or 128)
 
     def __post_init__(self):
-        fair = all(0.5 <= factor <= 2 for factor in self.speed_factors)
-        require(fair, f"augment.speed_factors must lie in [0.5, 2], not {self.speed_factors}")
-        require(0 <= self.noise_share <= 1, f"augment.noise_share must be in [0, 1], not {self.noise_share}")
         ordered = len(self.noise_snr_db) == 2 and self.noise_snr_db[0] <= self.noise_snr_db[1]
         require(ordered, f"augment.noise_snr_db must be [lowest, highest], not {self.noise_snr_db}")
-        require_at_least(self, 0, "time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_mels", section="augment.")
 
     @property
     def is_on(self) -> bool:
+        """Whether any clip is changed."""
         return bool(self.speed_factors or self.noise_share or self.time_masks or self.frequency_masks)
 
 
-@dataclass
+@settings("optimizer")
 class OptimizerConfig:
     """AdamW with a linear warm-up."""
 
-    learning_rate: float = 3e-4
-    schedule: str = "cosine"  # after the warm-up: cosine, down to zero at the last step | constant
-    warmup_steps: int = 50
-    weight_decay: float = 0.1
-    beta_1: float = 0.9
-    beta_2: float = 0.95
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self):
-        require(self.schedule in SCHEDULES, f"optimizer.schedule must be cosine or constant, not {self.schedule!r}")
-        require_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", section="optimizer.")
-        for name in ("beta_1", "beta_2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name} must be in [0, 1), not {getattr(self, name)}")
+    learning_rate: NonNegativeFloat = 3e-4  # the highest, at the end of the warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up: cosine falls to zero at the last step
+    warmup_steps: NonNegativeInt = 50  # steps over which the learning rate rises to its highest
+    weight_decay: NonNegativeFloat = 0.1  # of AdamW
+    beta_1: ShareBelowOne = 0.9  # decay of AdamW's mean of the gradients
+    beta_2: ShareBelowOne = 0.95  # decay of AdamW's mean of their squares
+    max_grad_norm: NonNegativeFloat = 1.0  # gradients are clipped to this norm
 
 
-@dataclass
+@settings()
 class TrainConfig:
     """One training run. The worker count is the only dial: the result does not depend on it."""
 
-    name: str = "train"  # the run's folder under runs_dir; the same name resumes the run
-    runs_dir: str = "runs"  # a folder that all nodes share, or a URL: s3://bucket/prefix, gs://
-    seed: int = 42
-    num_steps: int = 500
-    num_workers: int = 1
-    min_workers: int | None = None  # as few may go on where nodes are lost, until others come; null: exactly num_workers
-    use_gpu: bool = True
-    threads_per_worker: int = 1  # CPU threads of a worker, where there is no GPU
-    zero_stage: int = 2
-    compile: bool = True  # the layers of the backbones, where there is a GPU and zero_stage is below 3
-    fp8: bool = False  # the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
-    cache_features_gib: float = 0.0  # host memory per worker for encoder frames, where epochs repeat: 1 GiB for 2.3 hours
-    eval_every: int = 100
-    checkpoint_every: int = 100  # and after every validation that is the best so far
-    keep_checkpoints: int = 2  # the best ones; the last one is kept beside them, to resume from
-    export: str = "best"  # which checkpoint model/ is made from: best, by WER on the dev clips (loss, if none) | last
-    early_stopping_patience: int | None = None  # validations in a row without a better one that end the run
-    log_every: int = 10
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # any of tensorboard, wandb, mlflow; see tracking.py
-    max_loss_rise: float = 3.0  # nats per token: a logged loss so far above the lowest of this start ends the run
-    watchdog_timeout_s: float = 900.0  # that a worker may be at one thing before it counts as hung, and all start again
-    max_failures: int = 3  # restarts from the last checkpoint before the run gives up
+    name: Text = "train"  # the run's folder below runs_dir; the same name resumes the run
+    runs_dir: Text = "runs"  # a folder that all nodes share, or a URL: s3://bucket/prefix, gs://
+    seed: NonNegativeInt = 42  # of the projector's first weights, the order of the rows, and augmentation
+    num_steps: AtLeastOne = 500  # optimizer steps of the whole run
+    num_workers: AtLeastOne = 1  # training processes, one for each GPU
+    min_workers: AtLeastOne | None = None  # the fewest to go on with where nodes are lost; null: num_workers exactly
+    use_gpu: bool = True  # false trains on CPUs
+    threads_per_worker: AtLeastOne = 1  # CPU threads of a worker, where there is no GPU
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # ZeRO shares out: 1 the optimizer, 2 gradients too, 3 backbones too
+    compile: bool = True  # compiles the layers of the backbones, where there is a GPU and zero_stage is below 3
+    fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
+    # host memory of each worker for encoder frames, which saves time where epochs repeat: 1 GiB holds 2.3 hours
+    cache_features_gib: NonNegativeFloat = 0.0
+    eval_every: AtLeastOne = 100  # steps between validations
+    checkpoint_every: AtLeastOne = 100  # steps between checkpoints; a validation that is the best so far makes one too
+    keep_checkpoints: AtLeastOne = 2  # how many of the best are kept, beside the last one
+    export: Literal["best", "last"] = "best"  # the checkpoint for model/; best: by WER on the dev clips, or loss without WER
+    # the run ends after so many validations in a row without a better one; null: it never ends early
+    early_stopping_patience: AtLeastOne | None = None
+    log_every: AtLeastOne = 10  # steps between logged lines
+    # where metrics go besides metrics.jsonl: any of tensorboard, wandb, mlflow; see tracking.py
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
+    max_loss_rise: NonNegativeFloat = 3.0  # nats per token: a loss this far above the lowest since the start ends the run
+    # how long a worker may take over one thing before it counts as hung, and all workers start again
+    watchdog_timeout_s: Annotated[float, Field(ge=1)] = 900.0
+    max_failures: NonNegativeInt = 3  # restarts from the last checkpoint before the run gives up
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
-        require(self.zero_stage in ZERO_STAGES, f"zero_stage must be one of 0, 1, 2, 3, not {self.zero_stage}")
-        require_at_least(self, 1, "num_workers", "num_steps", "eval_every", "checkpoint_every", "log_every", "keep_checkpoints")
-        require_at_least(self, 1, "threads_per_worker", "watchdog_timeout_s", "early_stopping_patience", "min_workers")
-        unknown = [name for name in self.trackers if name not in TRACKERS]
-        require(not unknown, f"trackers: {unknown and unknown[0]!r} is none of {', '.join(TRACKERS)}")
-        require(self.export in EXPORTS, f"export must be best or last, not {self.export!r}")
-        require_at_least(self, 0, "seed", "max_failures", "max_loss_rise", "cache_features_gib")
+        cached, sharded = bool(self.cache_features_gib), self.zero_stage == 3
+        require(not (cached and sharded), "cache_features_gib skips the encoder, which zero_stage=3 shares out: choose one")
+        changing = cached and self.augment.is_on
+        require(not changing, "cache_features_gib keeps a clip's frames, but augment changes clips every epoch: choose one")
+        require(not (self.fp8 and sharded), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
+        in_bfloat16 = self.use_gpu and self.model.dtype == "bfloat16"
+        require(in_bfloat16 or not self.fp8, "fp8=true runs beside bfloat16 on a GPU: it wants model.dtype=bfloat16")
+        has_secret = "://" in self.runs_dir and "@" in self.runs_dir
         require(
-            not (self.cache_features_gib and self.zero_stage == 3),
-            "cache_features_gib lets workers skip the encoder, which zero_stage=3 shares out: it wants stage 0, 1 or 2",
+            not has_secret, "runs_dir holds a user or key, which the run would keep: leave it to the environment (AWS_PROFILE)"
         )
-        require(
-            not (self.cache_features_gib and self.augment.is_on),
-            "cache_features_gib keeps what the encoder made of a clip, and augment changes clips every epoch: choose one",
-        )
-        require(not (self.fp8 and self.zero_stage == 3), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
-        able = self.use_gpu and self.model.dtype == "bfloat16"
-        require(able or not self.fp8, "fp8=true stands between layers in bfloat16 on a GPU: it wants model.dtype=bfloat16")
-        secret = "://" in self.runs_dir and "@" in self.runs_dir
-        require(not secret, "runs_dir holds a user or key, and runs keep their config: leave it to the environment (AWS_PROFILE)")
         storage_path(self.runs_dir)
         require(
             self.data.batch_rows >= self.num_workers,
             f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}",
         )
-        require(
-            (self.min_workers or 1) <= self.num_workers,
-            f"min_workers={self.min_workers} must not be above num_workers={self.num_workers}, the most there will be",
-        )
+        fewest = self.min_workers or 1
+        require(fewest <= self.num_workers, f"min_workers={fewest} must not be above num_workers={self.num_workers}")
 
     def with_absolute_paths(self) -> TrainConfig:
-        """For workers, which run elsewhere: local paths made absolute; URLs and hub ids as they are."""
+        """A copy for workers, which run elsewhere: local paths are absolute, URLs and hub ids stay as they are."""
         model = dataclasses.replace(
             self.model,
             audio_model_id=_absolute_backbone(self.model.audio_model_id),
@@ -321,9 +337,10 @@ class TrainConfig:
 
     @property
     def score_metric(self) -> str:
-        """What validations are compared by: lower is better."""
+        """The metric that validations are compared by; lower is better."""
         return "val_wer" if self.data.max_wer_rows else "val_loss"
 
     @property
     def run_dir(self) -> Path | UPath:
+        """The run's folder, local or on object storage."""
         return storage_path(self.runs_dir) / self.name

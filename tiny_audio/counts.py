@@ -1,4 +1,4 @@
-"""Counts by source and reason, and how long lists and times are said to people."""
+"""Counts of rejected rows by source and reason, and their wording for people."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ NAMED_ROWS = 5
 
 
 def name_rows(ids: list[str]) -> str:
-    """The first few, and how many more: "a, b, c and 7 more"."""
+    """Names the first few rows and counts the rest: "a, b, c, d, e and 7 more"."""
     rest = len(ids) - NAMED_ROWS
     return ", ".join(ids[:NAMED_ROWS]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def count_reject(rejects: dict[str, dict[str, int]], source: str, reason: str) -> None:
-    """Adds one to the rejects that are counted by source and reason."""
+    """Adds one reject to the counts by source and reason."""
     reasons = rejects.setdefault(source, {})
     reasons[reason] = reasons.get(reason, 0) + 1
 
 
 def num_rejects(rejects: dict[str, dict[str, int]]) -> int:
-    """Of all sources and reasons."""
+    """The number of rejects of all sources and reasons together."""
     return sum(sum(reasons.values()) for reasons in rejects.values())
 
 
 def rejects_line(rejects: dict[str, dict[str, int]]) -> str:
-    """The counts for people: "voxpopuli: 2 empty, 3 truncated; yodas: 1 too_long"."""
-    sources = {
-        name: ", ".join(f"{count} {reason}" for reason, count in sorted(rejects[name].items())) for name in sorted(rejects)
-    }
-    return "; ".join(f"{name}: {counts}" for name, counts in sources.items())
+    """Writes the counts for people: "voxpopuli: 2 empty, 3 truncated; yodas: 1 too_long"."""
+    lines = []
+    for source, reasons in sorted(rejects.items()):
+        lines.append(f"{source}: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())))
+    return "; ".join(lines)

@@ -1,6 +1,7 @@
-"""Where a run is kept: a folder, or a prefix on object storage (s3://, gs://), by the same paths. Files are written whole.
+"""Where runs and models are kept: in a folder, or below a URL of object storage (s3://, gs://). The same calls serve both.
 
-Object storage has no folders to make, no renaming and no appending. Lists are asked for anew each time, for others write too.
+Files are written whole, since object storage can neither append nor rename, and it has no folders to make. Its listings are
+asked for anew each time, because other processes write too.
 """
 
 from __future__ import annotations
@@ -14,16 +15,43 @@ from pathlib import Path
 
 from upath import UPath
 
-from tiny_audio.config import ConfigError, storage_path
+from tiny_audio.config import ConfigError, absolute, is_hub_id, one_line, require, storage_path
 
 
 def is_local(path: Path | UPath) -> bool:
-    """Whether it is a folder or file of this machine's, shared ones too."""
+    """Whether a path is in this machine's file system, which may be a shared one."""
     return isinstance(path, Path)
 
 
+def output_path(name: str) -> Path:
+    """The absolute path of a folder or file that a job writes its results to.
+
+    Raises:
+        ConfigError: `name` is a URL, or a path that `absolute` refuses.
+    """
+    require("://" not in name, f"{name}: results are written to folders; only runs_dir, model and data may be URLs")
+    return Path(absolute(name))
+
+
+def require_model(model: str) -> str:
+    """The absolute path of a saved model's folder; a URL or a hub id (OWNER/NAME) is returned as it is.
+
+    Raises:
+        ConfigError: there is no such folder, and the name cannot be a hub id.
+    """
+    if "://" in model:
+        require((storage_path(model) / "config.json").is_file(), f"{model}: no saved model there")
+        return model
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder.resolve())
+    remedy = "train one first (make quickstart), or name its folder or hub id"
+    require(is_hub_id(model), f"{model}: no saved model there; {remedy}")
+    return model
+
+
 def put(path: Path | UPath, data: bytes) -> None:
-    """Writes a file whole or not at all, and safe from a power cut; makes its folder."""
+    """Writes a file whole or not at all, so that it survives a power cut, and makes its folder."""
     if not is_local(path):
         path.fs.pipe_file(path.path, data)
         return
@@ -42,13 +70,13 @@ def put(path: Path | UPath, data: bytes) -> None:
 
 
 def put_folder(source: str, target: Path | UPath) -> None:
-    """Copies the files of a local folder that has no folders in it."""
+    """Copies the files of a local folder, which has no folders in it."""
     for file in sorted(Path(source).iterdir()):
         put(target / file.name, file.read_bytes())
 
 
 def remove_folder(folder: Path | UPath) -> None:
-    """Deletes a folder and what is in it."""
+    """Deletes a folder and everything in it."""
     if is_local(folder):
         shutil.rmtree(folder)
     else:
@@ -56,7 +84,7 @@ def remove_folder(folder: Path | UPath) -> None:
 
 
 def list_folder(folder: Path | UPath) -> list[Path | UPath]:
-    """What is in a folder, sorted; nothing where there is none."""
+    """The files and folders in a folder, sorted; an empty list if there is no such folder."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):  # the second is how UPath says the first
@@ -64,15 +92,15 @@ def list_folder(folder: Path | UPath) -> list[Path | UPath]:
 
 
 def read_folder(folder: Path | UPath, known: set[str]) -> dict[str, bytes]:
-    """The files of a folder on object storage but those `known`, by name, sorted; fetched side by side."""
+    """Fetches the files of a folder on object storage in parallel, except the `known` ones; contents by name, sorted."""
     paths = {path.name: path.path for path in list_folder(folder) if path.name not in known}
-    found = folder.fs.cat(list(paths.values())) if paths else {}
-    return {name: found[path] for name, path in paths.items()}
+    contents = folder.fs.cat(list(paths.values())) if paths else {}
+    return {name: contents[path] for name, path in paths.items()}
 
 
 @contextmanager
 def local_folder(name: str) -> Iterator[str]:
-    """A folder of files, by URL, as a copy that lasts as long as the context; any other name as it is."""
+    """Copies the folder at a URL to this machine for as long as the context lasts; any other name is yielded as it is."""
     if "://" not in name:
         yield name
         return
@@ -84,21 +112,21 @@ def local_folder(name: str) -> Iterator[str]:
 
 @contextmanager
 def written_folder(folder: Path | UPath) -> Iterator[str]:
-    """A local folder to write files to, which will be in `folder` when the context ends."""
+    """Yields a local folder to write files to; they are in `folder` when the context ends."""
     if is_local(folder):
         yield str(folder)
         return
-    with tempfile.TemporaryDirectory() as made:
-        yield made
-        put_folder(made, folder)
+    with tempfile.TemporaryDirectory() as draft:
+        yield draft
+        put_folder(draft, folder)
 
 
 @contextmanager
 def said_in_one_line(path: Path | UPath) -> Iterator[None]:
-    """What storage refuses (no such bucket, no credentials, no network) becomes a ConfigError."""
+    """Turns an error of storage (no such bucket, no credentials, no network) into a ConfigError of one line."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{path}: cannot be read or written: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: cannot be read or written: {one_line(error)}") from error

@@ -151,8 +151,8 @@ def test_masking_hides_the_spans_with_the_mean_and_nothing_else():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"speed_factors": [0.1]}, "speed_factors must lie in"),
-        ({"noise_share": 2.0}, "noise_share must be in"),
+        ({"speed_factors": [0.1]}, "augment.speed_factors must be at least 0.5, not 0.1"),
+        ({"noise_share": 2.0}, "augment.noise_share must be at most 1, not 2.0"),
         ({"noise_snr_db": [20.0, 5.0]}, "noise_snr_db must be"),
         ({"time_masks": -1}, "augment.time_masks must be at least 0"),
     ],

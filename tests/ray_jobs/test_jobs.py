@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,14 +14,22 @@ from tiny_audio.lab.synthetic.config import PrepareConfig
 from tiny_audio.lab.synthetic.dataset import encode_audio, prepare
 
 VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in ("__init__", "command"))
-QUICKSTART = "ray_jobs/configs/quickstart.yaml"
+CONFIGS = ROOT / "ray_jobs/configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+SLOW_PACKAGES = {"torch", "ray", "transformers", "datasets", "pyarrow", "pandas"}
 SHARDS = ("data.train=SHARDS/train/*", "data.dev=SHARDS/dev/*")  # the fixture's folder in place of SHARDS
 
 
-def run_job(verb, *arguments, timeout_s=120):
-    environment = {**os.environ, "RAY_ADDRESS": ""}
-    command = [sys.executable, "-m", f"ray_jobs.{verb}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s)
+@pytest.fixture
+def run_job(tmp_path):
+    """Runs a job in an empty folder, so that it meets no run and no data of this clone."""
+
+    def run(verb, *arguments, options=(), timeout_s=120):
+        environment = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *options, "-m", f"ray_jobs.{verb}", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout_s)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +39,41 @@ def saved(model, tmp_path_factory):
     return folder
 
 
+def split_imports(stderr):
+    """The packages that a process imported under -X importtime, and what else it wrote to stderr."""
+    lines = stderr.splitlines()
+    imports = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines if line.startswith("import time:")}
+    return imports, [line for line in lines if not line.startswith("import time:")]
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_teaches(verb):
-    done = run_job(verb, "--help")
+def test_help_teaches_every_key_and_answers_at_once(verb, run_job):
+    done = run_job(verb, "--help", options=("-X", "importtime"))
     assert done.returncode == 0
     assert f"usage: python -m ray_jobs.{verb}" in done.stdout
-    assert "keys and their defaults (comments in tiny_audio/" in done.stdout
+    text, keys = done.stdout.partition("keys, with their defaults:\n")[::2]
+    assert text
+    entries = re.findall(r"^  (\S+?)=(.*(?:\n {30}.*)*)", keys, re.MULTILINE)
+    assert len(entries) > 2
+    for key, entry in entries:
+        assert re.search(r"\s{2,}\S.*\w", entry), f"{key} has no meaning"
+    assert not split_imports(done.stderr)[0] & SLOW_PACKAGES
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_mistyped_key_is_told_at_once(verb, run_job):
+    done = run_job(verb, QUICKSTART.parent / "synthetic.yaml", "nowhere=1", options=("-X", "importtime"))
+    imports, lines = split_imports(done.stderr)
+    assert done.returncode == 2
+    assert [line.partition("; ")[0] for line in lines] == [f"python -m ray_jobs.{verb}: unknown key nowhere"]
+    assert not imports & SLOW_PACKAGES
 
 
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
         ("train", [QUICKSTART, "nmu_workers=2"], "unknown key nmu_workers; did you mean num_workers?"),
-        ("train", [QUICKSTART, "num_steps=soon"], "num_steps wants int, not 'soon'"),
+        ("train", [QUICKSTART, "num_steps=soon"], "num_steps must be a whole number, not 'soon'"),
         ("train", ["nowhere.yaml"], "nowhere.yaml: no such config file"),
         ("train", [QUICKSTART, "data.train=nowhere/*.parquet"], "nowhere/*.parquet: no such Parquet shards"),
         ("train", [QUICKSTART, "eval_every=0"], "eval_every must be at least 1, not 0"),
@@ -51,21 +82,21 @@ def test_help_teaches(verb):
         ("quickstart", [QUICKSTART, "runs_dir=s3://bucket/runs"], "the quickstart wants a folder"),
         ("train", [QUICKSTART, *SHARDS, "model.text_model_id=./no"], "./no: "),
         ("train", [QUICKSTART, *SHARDS, "use_gpu=true"], "use_gpu=true asks for 2 GPUs"),
-        ("evaluate", ["ray_jobs/configs/evaluate.yaml", "model=./nowhere"], "./nowhere: no saved model there"),
-        ("transcribe", ["ray_jobs/configs/transcribe.yaml", "inputs=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
-        ("transcribe", ["ray_jobs/configs/transcribe.yaml"], "inputs is empty"),
-        ("benchmark", ["ray_jobs/configs/benchmark.yaml", "output_dir=s3://bucket/x"], "results are written to folders"),
-        ("train", [QUICKSTART, "trackers=wandb"], "trackers wants list[str], not 'wandb'; write trackers=[wandb]"),
+        ("evaluate", [CONFIGS / "evaluate.yaml", "model=./nowhere"], "./nowhere: no saved model there"),
+        ("transcribe", [CONFIGS / "transcribe.yaml", "inputs=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
+        ("transcribe", [CONFIGS / "transcribe.yaml"], "inputs is empty"),
+        ("benchmark", [CONFIGS / "benchmark.yaml", "output_dir=s3://bucket/x"], "results are written to folders"),
+        ("train", [QUICKSTART, "trackers=wandb"], "trackers must be a list, not 'wandb'; write trackers=[wandb]"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_exit_2(verb, arguments, message, shards):
-    done = run_job(verb, *(argument.replace("SHARDS", str(shards)) for argument in arguments))
+def test_a_wrong_command_is_one_line_and_exit_2(verb, arguments, message, shards, run_job):
+    done = run_job(verb, *(str(argument).replace("SHARDS", str(shards)) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1
 
 
-def test_transcribe_writes_a_line_for_every_file(saved, tmp_path):
+def test_transcribe_writes_a_line_for_every_file(saved, tmp_path, run_job):
     recordings = tmp_path / "recordings"
     recordings.mkdir()
     for i in range(3):
@@ -74,7 +105,7 @@ def test_transcribe_writes_a_line_for_every_file(saved, tmp_path):
     (recordings / "notes.txt").write_text("not looked at")
     output = tmp_path / "out" / "transcripts.jsonl"
     arguments = [f"model={saved}", f"inputs=[{recordings}]", f"output={output}", "num_threads=1"]
-    done = run_job("transcribe", "ray_jobs/configs/transcribe.yaml", *arguments)
+    done = run_job("transcribe", CONFIGS / "transcribe.yaml", *arguments)
     assert done.returncode == 0, done.stderr
     assert "3 transcribed, 1 rejected" in done.stdout
     lines = {line["path"]: line for line in map(json.loads, output.read_text().splitlines())}
@@ -83,7 +114,7 @@ def test_transcribe_writes_a_line_for_every_file(saved, tmp_path):
     assert all(line["duration_s"] == 1.0 and isinstance(line["text"], str) for line in lines.values())
 
 
-def test_prepare_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path):
+def test_prepare_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path, run_job):
     pytest.importorskip("espeakng_loader", reason="the extra [data] is not installed")
     config = PrepareConfig(
         output_dir=str(tmp_path / "data"), num_train=40, num_dev=4, num_test=10, num_broken=6, rows_per_row_group=8
@@ -99,7 +130,7 @@ def test_prepare_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path):
     assert not train_texts & set(rows["text"])
     assert rows["wav"][0]["bytes"][:4] in (b"RIFF", b"fLaC") or rows["wav"][0]["bytes"]
     arguments = [f"model={saved}", f"data={tmp_path}/data/test/*.parquet", f"output_dir={tmp_path}/scores", "control_rows=5"]
-    done = run_job("evaluate", "ray_jobs/configs/evaluate.yaml", *arguments)
+    done = run_job("evaluate", CONFIGS / "evaluate.yaml", *arguments)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "scores/evaluation.json").read_text())
     assert {name: score["num_utterances"] for name, score in result["sets"].items()} == {
@@ -114,7 +145,16 @@ def test_prepare_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path):
 
 
 def test_a_submitted_jobs_exit_code_is_the_jobs(local_ray, shards, tmp_path, capfd):
-    train = ["python", "-m", "ray_jobs.train", QUICKSTART, "name=job", "num_steps=2", "num_workers=1", f"runs_dir={tmp_path}"]
+    train = [
+        "python",
+        "-m",
+        "ray_jobs.train",
+        "ray_jobs/configs/quickstart.yaml",
+        "name=job",
+        "num_steps=2",
+        "num_workers=1",
+        f"runs_dir={tmp_path}",
+    ]
     train += [f"data.train={shards}/train/*.parquet", f"data.dev={shards}/dev/*.parquet"]
     submit_job(local_ray, *train)
     assert (tmp_path / "job/model/model.safetensors").is_file()

@@ -187,7 +187,7 @@ def test_arguments_say_what_is_wrong():
     with pytest.raises(ValidationError, match="modell"):
         Arguments(model="m", modell="m")
     with pytest.raises(ValueError, match="no saved model there; train one first"):
-        build(Arguments(model="runs/nothing/here"))
+        build(Arguments(model="no/such/folder"))
 
 
 def test_config_listens_on_this_machine_only():

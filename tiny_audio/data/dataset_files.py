@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_audio.config import ConfigError, is_hub_id, require
+from tiny_audio.config import ConfigError, is_hub_id, one_line, require
 
 README = "README.md"
 
@@ -58,8 +58,8 @@ def dataset_files(dataset: str, config: str, split: str) -> list[str]:
     except ConfigError:
         raise
     except Exception as error:  # the hub's client has many, and none of them is a defect of ours
-        said = " ".join(str(error).split()).partition(". ")[0]
+        reason = one_line(error).partition(". ")[0]
         if Path(dataset).is_dir():
-            raise ConfigError(f"{dataset}/{README}: not readable as a dataset's: {said}") from None
+            raise ConfigError(f"{dataset}/{README}: not readable as a dataset's: {reason}") from None
         remedy = "without a network, give a local folder of the dataset in place of its hub id"
-        raise ConfigError(f"{dataset}: not found on the hub, or no way to it; {remedy} ({said})") from None
+        raise ConfigError(f"{dataset}: not found on the hub, or no way to it; {remedy} ({reason})") from None

@@ -10,7 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tiny_audio.config import ConfigError, dataset_reference, require
+from tiny_audio.config import ConfigError, dataset_reference, one_line, require
 from tiny_audio.data.dataset_files import dataset_files
 from tiny_audio.data.plan import RowGroup
 
@@ -69,7 +69,7 @@ def _read_footer(path: str) -> list[RowGroup] | BrokenFile:
     except Exception as error:
         if not is_damage(error, path):
             raise
-        return BrokenFile(f"{path}: not a Parquet file, or a truncated one ({error})")
+        return BrokenFile(f"{path}: not a Parquet file, or a truncated one ({one_line(error)})")
 
 
 def whole_footers(

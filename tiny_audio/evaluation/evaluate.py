@@ -7,25 +7,26 @@ data/sources.py).
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tiny_audio.audio.clip import SAMPLE_RATE, Clip
-from tiny_audio.config import absolute_data, output_path, require, require_at_least, require_model
+from tiny_audio.config import absolute_data, require
 from tiny_audio.counts import count_reject, rejects_line
 from tiny_audio.data.batch import SILENCE, silent_clip
 from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.plan import plan_pass
 from tiny_audio.data.sources import source_of
 from tiny_audio.data.stream import clip_dataset, memory_dataset
+from tiny_audio.evaluation.config import EvaluateConfig
 from tiny_audio.evaluation.wer import ErrorCount, count_errors, normalize, word_error_rate
 from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
 from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.storage import output_path, require_model
 
 NUM_SILENT_CLIPS = 12
 SETS = {  # set -> its label and note on the report page
@@ -35,34 +36,16 @@ SETS = {  # set -> its label and note on the report page
 }
 
 
-@dataclass
-class EvaluateConfig:
-    """What to score, and on what."""
-
-    model: str = "runs/quickstart/model"  # a folder that training exported, or a hub id
-    data: str = "data/synthetic/test/*.parquet"  # a glob, or DATASET:CONFIG:SPLIT, see DataConfig
-    output_dir: str = "runs/evaluation"
-    max_rows: int | None = None
-    num_actors: int = 1
-    use_gpu: bool = False
-    num_threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # CPU threads of an actor, without a GPU
-    batch_rows: int = 64
-    control_rows: int = 100  # that a fresh projector is scored on; 0 leaves the controls out
-    seed: int = 0
-
-    def __post_init__(self):
-        require_at_least(self, 1, "max_rows", "num_actors", "num_threads", "batch_rows")
-        require_at_least(self, 0, "control_rows", "seed")
-
-    def settings(self, untrained: bool = False) -> TranscribeSettings:
-        return TranscribeSettings(
-            model=require_model(self.model),
-            num_actors=self.num_actors,
-            use_gpu=self.use_gpu,
-            num_threads=self.num_threads,
-            batch_rows=self.batch_rows,
-            untrained_seed=self.seed if untrained else None,
-        )
+def transcribe_settings(config: EvaluateConfig, untrained: bool = False) -> TranscribeSettings:
+    """The actor pool's settings for the model, or for the model with a fresh projector."""
+    return TranscribeSettings(
+        model=require_model(config.model),
+        num_actors=config.num_actors,
+        use_gpu=config.use_gpu,
+        num_threads=config.num_threads,
+        batch_rows=config.batch_rows,
+        untrained_seed=config.seed if untrained else None,
+    )
 
 
 def score_row(row: dict) -> dict:
@@ -123,7 +106,7 @@ def _count_rejects(rows: list[dict]) -> dict[str, dict[str, int]]:
 def _untrained_score(config: EvaluateConfig, max_duration_s: float) -> dict:
     groups = read_footers(list_shards(absolute_data(config.data)), config.control_rows)
     clips = clip_dataset(plan_pass(groups), max_duration_s)
-    rows = transcribe_dataset(clips, config.settings(untrained=True)).iter_rows()
+    rows = transcribe_dataset(clips, transcribe_settings(config, untrained=True)).iter_rows()
     lines = [score_row(row) for row in rows if not row["reason"]]
     note = f"the same model with a fresh projector; the first {len(lines)} utterances"
     return _score(lines, "untrained projector", note)
@@ -150,7 +133,7 @@ def evaluate(
         clips = clips.union(memory_dataset(silent_clips(config.seed, max_duration_s)))
     start_s = time.perf_counter()
     num_rows = sum(group.num_rows for group in groups)
-    rows = list(show_progress(transcribe_dataset(clips, config.settings()).iter_rows(), num_rows))
+    rows = list(show_progress(transcribe_dataset(clips, transcribe_settings(config)).iter_rows(), num_rows))
     duration_s = time.perf_counter() - start_s
     rejected = _count_rejects(rows)
     lines = sorted((score_row(row) for row in rows if not row["reason"]), key=lambda line: line["id"])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -14,47 +11,14 @@ import ray.data
 
 from tiny_audio.audio.clip import SAMPLE_RATE, Clip
 from tiny_audio.audio.decode import AudioError, decode, max_bytes
-from tiny_audio.config import absolute, output_path, require, require_at_least, require_model
 from tiny_audio.data.clip_table import clip_table
 from tiny_audio.data.rows import UNREADABLE, Reject
+from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
 from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.storage import output_path, require_model
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")  # of files that a folder is searched for
 FILES_PER_TASK = 64
-
-
-@dataclass
-class TranscribeConfig:
-    """What to transcribe, with what."""
-
-    model: str = "runs/quickstart/model"  # a folder that training exported, or a hub id
-    inputs: list[str] = field(default_factory=list)  # audio files, and folders that are searched for them
-    output: str = "transcripts.jsonl"
-    num_actors: int = 1
-    use_gpu: bool = False
-    num_threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # CPU threads of an actor, without a GPU
-    batch_rows: int = 64
-
-    def __post_init__(self):
-        require_at_least(self, 1, "num_actors", "num_threads", "batch_rows")
-
-
-def find_audio(inputs: list[str]) -> list[str]:
-    """Lists each input file, and for each input folder the audio files below it, sorted; each file once.
-
-    Raises:
-        ConfigError: there are no inputs, a path does not exist, or a folder holds no audio.
-    """
-    require(bool(inputs), "inputs is empty; name audio files or folders: inputs=[clip.wav,recordings/]")
-    paths: list[str] = []
-    for name in inputs:
-        path = Path(absolute(name))
-        require(path.exists(), f"{name}: no such file or folder")
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        require(bool(files), f"{name}: no audio in this folder (looked for {' '.join(SUFFIXES)})")
-        paths += [str(file) for file in files]
-    return list(dict.fromkeys(paths))
 
 
 def _output_line(row: dict) -> dict:
@@ -69,18 +33,22 @@ def _output_line(row: dict) -> dict:
 
 
 def transcribe_files(
-    config: TranscribeConfig, show_progress: Callable[[Iterable, int], Iterable], start_ray: Callable[[], None] = lambda: None
+    config: TranscribeConfig,
+    paths: list[str],
+    show_progress: Callable[[Iterable, int], Iterable],
+    start_ray: Callable[[], None] = lambda: None,
 ) -> tuple[int, int]:
     """Transcribes all inputs into the output file; returns how many files were transcribed and how many were rejected.
 
     Args:
+        paths: the files, as `find_audio` lists those that `config.inputs` names.
         show_progress: wraps the iterable of transcribed rows; its second argument is their number.
         start_ray: starts Ray, once all inputs are checked; not needed if Ray is up already.
 
     Raises:
-        ConfigError: the model or an input does not exist.
+        ConfigError: there is no such model.
     """
-    paths, model = find_audio(config.inputs), require_model(config.model)
+    model = require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
     max_duration_s, output = read_model_window_s(model), output_path(config.output)
     start_ray()

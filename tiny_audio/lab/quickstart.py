@@ -20,7 +20,7 @@ import requests
 import yaml
 
 from tiny_audio.audio.decode import decode
-from tiny_audio.config import TrainConfig, absolute, require
+from tiny_audio.config import BACKBONES, PACKAGE_ROOT, TrainConfig, absolute, require
 from tiny_audio.config_files import save_config
 from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.plan import plan_pass
@@ -30,7 +30,6 @@ from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.lab.ray_cli import BIN, WITH_TOKEN, Cluster, free_port, submit_job
 from tiny_audio.lab.synthetic.config import PrepareConfig
 from tiny_audio.lab.synthetic.dataset import MANIFEST, encode_audio, prepare
-from tiny_audio.model.backbone import PACKAGE_ROOT
 from tiny_audio.storage import is_local
 
 SERVE_START_TIMEOUT_S = 180
@@ -48,7 +47,7 @@ def train_job(cluster: Cluster, config: TrainConfig) -> None:
     before = submitted.read_text() if submitted.is_file() else None
     save_config(config, submitted)  # the job runs in a copy of this folder, without runs/
     if before is not None and result.is_file():
-        inputs = [Path(PrepareConfig().output_dir) / MANIFEST, *(PACKAGE_ROOT / "tiny_audio/backbones").rglob("*.safetensors")]
+        inputs = [Path(PrepareConfig().output_dir) / MANIFEST, *(PACKAGE_ROOT / BACKBONES).rglob("*.safetensors")]
         fresh = all(path.stat().st_mtime < result.stat().st_mtime for path in inputs)
         remedy = f"{config.run_dir} was trained with other settings, data or backbones; delete it, or choose another name"
         require(fresh and before == submitted.read_text(), remedy)

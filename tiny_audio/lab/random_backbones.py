@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tiny_audio.audio.clip import SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
-from tiny_audio.model.backbone import PACKAGE_ROOT
+from tiny_audio.config import BACKBONES, PACKAGE_ROOT
 from tiny_audio.model.backbone_weights import quiet_transformers
 
 PROMPT_PIECES = ["system", "user", "assistant", "Trans", "cribe", "<think>", "</think>", "\n\n"]
@@ -97,7 +97,7 @@ def write_decoder(folder: str | Path, config: dict, device: str = "cpu", max_sha
         config: keys of `SmolLM3Config`, such as `SMOLLM3_3B`.
     """
     _write_model(SmolLM3ForCausalLM, SmolLM3Config(**config), Path(folder), device, max_shard_size)
-    tokenizer = AutoTokenizer.from_pretrained(PACKAGE_ROOT / "tiny_audio/backbones/decoder")
+    tokenizer = AutoTokenizer.from_pretrained(PACKAGE_ROOT / BACKBONES / "decoder")
     if len(tokenizer) + len(PROMPT_PIECES) < config["vocab_size"]:
         tokenizer.add_tokens(PROMPT_PIECES)
     tokenizer.save_pretrained(folder)

@@ -7,7 +7,6 @@ What a folder lacks is said before training starts, as far as its small files an
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -17,18 +16,15 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, WhisperFea
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tiny_audio.audio.clip import HOP_SAMPLES, N_FFT, SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
-from tiny_audio.config import ConfigError, require
+from tiny_audio.config import ConfigError, embedded_backbone, is_hub_id, one_line, require
 from tiny_audio.model.prompt import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = {"whisper": "Whisper", "smollm3": "SmolLM3"}
 
 
 def backbone_path(model_id: str) -> str:
-    """Where a backbone is: a local folder, a folder of this repository (the embedded ones), or a hub id as it is."""
-    if not Path(model_id).is_dir() and (PACKAGE_ROOT / model_id).is_dir():
-        return str(PACKAGE_ROOT / model_id)
-    return model_id
+    """Where a backbone is: the folder of an embedded one; a local folder or a hub id as it is."""
+    return str(embedded_backbone(model_id) or model_id)
 
 
 def load_feature_extractor(model_id: str) -> WhisperFeatureExtractor:
@@ -66,11 +62,6 @@ def load_tokenizer(model_id: str):
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
     tokenizer.pad_token = PAD_TOKEN
     return tokenizer
-
-
-def one_line(error: Exception) -> str:
-    """Its message, cut short."""
-    return textwrap.shorten(str(error), 200, placeholder=" ...")
 
 
 def read_window_s(model_id: str) -> float:
@@ -111,8 +102,7 @@ def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
     if Path(path).is_dir():
         require((Path(path) / "config.json").is_file(), f"{model_id}: the folder has no config.json; is the download complete?")
     else:
-        hub_id = model_id.count("/") == 1 and not model_id.startswith((".", "/", "~"))
-        require(hub_id, f"{model_id}: no such folder, and no hub id (OWNER/NAME)")
+        require(is_hub_id(model_id), f"{model_id}: no such folder, and no hub id (OWNER/NAME)")
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -143,4 +133,4 @@ def require_weights(model_id: str) -> None:
             with safe_open(path, "pt"):
                 pass
         except SafetensorError as error:
-            raise ConfigError(f"{path}: not a safetensors file, or a truncated one ({error}); fetch it again") from None
+            raise ConfigError(f"{path}: not a safetensors file, or a truncated one ({one_line(error)}); fetch it again") from None

@@ -15,8 +15,8 @@ from transformers import SmolLM3ForCausalLM
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
-from tiny_audio.config import ConfigError, require
-from tiny_audio.model.backbone import backbone_path, one_line, read_config, require_weights
+from tiny_audio.config import ConfigError, one_line, require
+from tiny_audio.model.backbone import backbone_path, read_config, require_weights
 
 SHOWN_KEYS = 5
 

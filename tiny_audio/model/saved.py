@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import cached_file
 
-from tiny_audio.config import ConfigError
+from tiny_audio.config import ConfigError, one_line
 from tiny_audio.model.backbone import read_window_s
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.storage import local_folder
@@ -42,5 +42,5 @@ def read_model_window_s(model: str) -> float:
         with local_folder(model) as folder:
             config = ASRConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{model}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{model}: {one_line(error)}") from None
     return read_window_s(config.audio_model_id)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.config import TrainConfig, require
+from tiny_audio.config import TrainConfig, one_line, require
 from tiny_audio.storage import is_local, put, put_folder
 
 PROJECT = "tiny_audio"  # default for WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME
@@ -189,5 +189,5 @@ class Tracking:
             yield
         except Exception as error:
             self.trackers.pop(name, None)
-            cause = without_secrets((str(error) or type(error).__name__).splitlines()[0])
-            print(f"warning: tracker {name} failed ({cause}); the run goes on without it, see metrics.jsonl", file=sys.stderr)
+            why = without_secrets(one_line(error))
+            print(f"warning: tracker {name} failed ({why}); the run goes on without it, see metrics.jsonl", file=sys.stderr)

@@ -1,26 +1,31 @@
-"""Settings of the benchmark. Its parts are the modules of the folder `parts`, each with a function `measure`."""
+"""The settings of the benchmarks; it imports nothing that takes long.
+
+A part is a module of the folder `parts`, with a function `measure`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Annotated
 
-from tiny_audio.config import output_path, require, require_at_least
+from pydantic import Field
+
+from tiny_audio.config import Text, require, settings
+from tiny_audio.storage import output_path
 
 PARTS = tuple(sorted(module.name for module in iter_modules([str(Path(__file__).with_name("parts"))])))
 
 
-@dataclass
+@settings()
 class BenchmarkConfig:
     """What to measure, and where its inputs (9 GB) and results go."""
 
-    part: str = "step"
-    soak_minutes: float = 45.0  # of part=soak
-    output_dir: str = "runs/benchmark"
+    part: Text = "step"  # see above
+    soak_minutes: Annotated[float, Field(ge=5)] = 45.0  # how long part=soak trains
+    output_dir: Text = "runs/benchmark"  # the folder for inputs and results
 
     def __post_init__(self):
-        require_at_least(self, 5, "soak_minutes")
         require(self.part in PARTS, f"part must be one of {', '.join(PARTS)}, not {self.part!r}")
 
     @property

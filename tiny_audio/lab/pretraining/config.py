@@ -1,21 +1,23 @@
-"""Settings of the pre-training of the embedded backbones."""
+"""The settings of pre-training; it imports nothing that takes long."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import NonNegativeFloat, NonNegativeInt
+
+from tiny_audio.config import AtLeastOne, Text, settings
 
 
-@dataclass
+@settings()
 class PretrainConfig:
-    """Sizes and lengths of the pre-training; the defaults made the backbones in this repository."""
+    """The sizes and lengths of the pre-training. The defaults made the backbones in this repository."""
 
-    output_dir: str = "tiny_audio/backbones"
-    seed: int = 0
-    device: str = "cuda"
-    num_processes: int = 12  # that synthesise and write text
-    num_utterances: int = 130_000
-    encoder_steps: int = 8_500
-    encoder_batch: int = 192
-    decoder_steps: int = 10_000
-    decoder_batch: int = 384
-    learning_rate: float = 1.5e-3
+    output_dir: Text = "tiny_audio/backbones"  # the folder for encoder/ and decoder/
+    seed: NonNegativeInt = 0  # of the weights, the sentences and the voices
+    device: Text = "cuda"  # where torch computes; a CPU (cpu) needs most of a day
+    num_processes: AtLeastOne = 12  # processes that synthesise speech and write text
+    num_utterances: AtLeastOne = 130_000  # clips that the encoder learns from
+    encoder_steps: AtLeastOne = 8_500  # steps of the encoder's training
+    encoder_batch: AtLeastOne = 192  # clips in each of its steps
+    decoder_steps: AtLeastOne = 10_000  # steps of the decoder's training
+    decoder_batch: AtLeastOne = 384  # texts in each of its steps
+    learning_rate: NonNegativeFloat = 1.5e-3  # the highest, of both trainings

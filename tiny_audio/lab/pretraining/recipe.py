@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-WINDOW_S = 8  # of the embedded encoder; Whisper's is 30
+WINDOW_S = 8  # the embedded encoder's; Whisper's is 30
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, num_steps: int) -> torch.optim.lr_scheduler.OneCycleLR:

@@ -1,25 +1,24 @@
-"""Settings of the synthetic data set."""
+"""The settings of the synthetic data set; it imports nothing that takes long."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import NonNegativeInt
 
-from tiny_audio.config import require, require_at_least
+from tiny_audio.config import AtLeastOne, Text, require, settings
 
 
-@dataclass
+@settings()
 class PrepareConfig:
-    """How many rows the data set has, how they are laid out in files, and where they go."""
+    """The size and the place of the synthetic data set."""
 
-    output_dir: str = "data/synthetic"
-    seed: int = 1
-    num_train: int = 2000
-    num_dev: int = 64
-    num_test: int = 300  # of each of the three test sets
-    num_broken: int = 12  # of the train rows
-    rows_per_row_group: int = 50
-    rows_per_file: int = 250
+    output_dir: Text = "data/synthetic"  # the folder for train/, dev/ and test/
+    seed: NonNegativeInt = 1  # of the sentences and their voices
+    num_train: AtLeastOne = 2000  # rows of the training set
+    num_dev: AtLeastOne = 64  # rows of the validation set
+    num_test: AtLeastOne = 300  # rows of each of the three test sets
+    num_broken: NonNegativeInt = 12  # training rows that are broken on purpose
+    rows_per_row_group: AtLeastOne = 50  # of the Parquet files
+    rows_per_file: AtLeastOne = 250  # a Ray Data task makes each file
 
     def __post_init__(self):
-        require_at_least(self, 1, "num_train", "num_dev", "num_test", "rows_per_row_group", "rows_per_file")
-        require(0 <= self.num_broken <= self.num_train, f"num_broken must be 0 to num_train, not {self.num_broken}")
+        require(self.num_broken <= self.num_train, f"num_broken must be at most num_train, not {self.num_broken}")

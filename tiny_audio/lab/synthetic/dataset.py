@@ -21,11 +21,11 @@ import soundfile
 import soxr
 
 from tiny_audio.audio.clip import SAMPLE_RATE
-from tiny_audio.config import output_path
 from tiny_audio.data.stream import map_each
 from tiny_audio.lab.synthetic.config import PrepareConfig
 from tiny_audio.lab.synthetic.sentences import novel_sentences, unique_sentences
 from tiny_audio.lab.synthetic.speech import Voice, held_out_voices, synthesize, training_voices
+from tiny_audio.storage import output_path
 
 SCHEMA = pa.schema(
     [
