@@ -1,6 +1,5 @@
 """LoquaciousSet's layout, written by the `datasets` library itself, through the path that training reads by."""
 
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,20 +9,19 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import tone
+from tests.conftest import plan_of, tone
 from tiny_audio.audio.clip import Clip
-from tiny_audio.config import ConfigError, DataConfig, TrainConfig
+from tiny_audio.config import ConfigError
 from tiny_audio.counts import count_reject, num_rejects, rejects_line
 from tiny_audio.data.batch import window_batches
 from tiny_audio.data.footers import list_shards, read_footers, read_mix
 from tiny_audio.data.labels import Truecaser
-from tiny_audio.data.plan import RowGroup, plan_pass, plan_windows
+from tiny_audio.data.plan import plan_pass, plan_windows
 from tiny_audio.data.rows import Reject
 from tiny_audio.data.shards import decode_slices, row_copies
 from tiny_audio.data.sources import source_of
-from tiny_audio.data.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
+from tiny_audio.data.stream import WorkerStream, ingest_config, train_dataset
 from tiny_audio.lab.synthetic.dataset import encode_audio
-from tiny_audio.run.checkpoint import plan_identity, require_same_plan
 
 IDS = {
     "voxpopuli": "20120914-0900-PLENARY-3-en_{:05d}",
@@ -198,24 +196,12 @@ def test_left_out_rows_are_counted_and_the_others_come_as_often_as_told(folder):
     assert len(taken) == window.num_rows - 8
 
 
-@pytest.mark.parametrize("change", [{"train": {"a": 1.0, "b": 2.0}}, {"source_weights": {"yodas": 0.5}}])
-def test_a_run_under_other_weights_is_refused(change, tmp_path, monkeypatch):
-    groups = [RowGroup("a.parquet", 0, 5)]
-    started = TrainConfig(data=DataConfig(train={"a": 1.0, "b": 0.5}))
-    monkeypatch.setattr("tiny_audio.run.checkpoint.latest_checkpoint", lambda run_dir: tmp_path)
-    (tmp_path / "state.json").write_text(json.dumps({"plan": plan_identity(started, groups)}))
-    require_same_plan(tmp_path, plan_identity(started, groups))
-    changed = TrainConfig(data=DataConfig(**{"train": started.data.train, **change}))
-    with pytest.raises(ConfigError, match=r"was started with (source_)?weights="):
-        require_same_plan(tmp_path, plan_identity(changed, groups))
-
-
 def read_stream(folder, num_workers, start_step=0, num_steps=6):
     """step -> sorted ids of all workers; rejects and left-out rows by source, through Ray Data as Ray Train splits it."""
     weights = {"librispeech": 0.5, "commonvoice": 2.0}
     mix = read_mix({f"{folder}:small:train": 1.0, f"{folder}/dev/*.parquet": 2.0})
-    settings = StreamSettings(3, start_step, num_steps, 30.0, 0.0, Truecaser(), weights)
-    datasets_ = {"train": partial(train_dataset, partial(plan_windows, mix, 3, 10, 2), settings)}
+    plan = plan_of(mix, seed=3, batch_rows=10, steps_per_window=2, truecaser=Truecaser(), source_weights=weights)
+    datasets_ = {"train": partial(train_dataset, plan, range(start_step, num_steps))}
     shares = ingest_config(None).configure(datasets_, num_workers, None, None)
     streams = [WorkerStream(share["train"], rank).begin_at(start_step) for rank, share in enumerate(shares)]
     ids, rejects, left_out = {}, Counter(), Counter()

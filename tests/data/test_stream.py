@@ -6,24 +6,20 @@ from threading import Event
 import pytest
 from ray.data import ExecutionResources
 
-from tests.conftest import encode_audio, tone, write_shard
+from tests.conftest import encode_audio, plan_of, tone, write_shard
 from tiny_audio.data.footers import list_shards, read_footers
-from tiny_audio.data.plan import plan_pass, plan_windows
-from tiny_audio.data.stream import StreamSettings, WorkerStream, clip_dataset, ingest_config, train_dataset
+from tiny_audio.data.plan import plan_pass
+from tiny_audio.data.stream import WorkerStream, clip_dataset, ingest_config, train_dataset
 from tiny_audio.lab.benchmarks.soak import memory_sample
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def settings(start_step=0, num_steps=7):
-    return StreamSettings(0, start_step, num_steps, 8.0, 0.0)
-
-
 def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
     """The workers' shares, as Ray Train makes them, of which so much may lie in the object store."""
     groups = read_footers(list_shards(f"{shards}/train/*.parquet"))
-    plan = partial(plan_windows, groups, 0, 4, 2)
-    datasets = {"train": partial(train_dataset, plan, settings(start_step, num_steps))}
+    plan = plan_of(groups, seed=0, batch_rows=4, steps_per_window=2, max_duration_s=8.0)
+    datasets = {"train": partial(train_dataset, plan, range(start_step, num_steps))}
     ingest = ingest_config(None)
     limits = ExecutionResources.for_limits(object_store_memory=allowance_bytes)
     ingest._get_user_execution_options("train").resource_limits = limits
@@ -48,7 +44,7 @@ def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(sha
     assert read(split(shards, 3), 7) == one
     resumed = read(split(shards, 2, start_step=3), 4)
     assert resumed == {step: one[step] for step in range(3, 7)}
-    monkeypatch.setattr("tiny_audio.data.stream.STEPS_A_PLAN", 2)  # windows of two steps: some lie across two planning tasks
+    monkeypatch.setattr("tiny_audio.data.stream.STEPS_PER_PLAN", 2)  # windows of two steps: some lie across two planning tasks
     assert read(split(shards, 2, start_step=1), 6) == {step: one[step] for step in range(1, 7)}
 
 
