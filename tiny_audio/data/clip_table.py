@@ -8,6 +8,7 @@ hold up Python's other threads.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -35,14 +36,21 @@ def clip_structs(decoded: Iterable[Clip | Reject]) -> pa.StructArray:
     return pa.StructArray.from_arrays(arrays, fields=list(SCHEMA))
 
 
+def _samples(column: pa.LargeBinaryArray) -> list[np.ndarray]:
+    """Views the bytes of each value as (S,) int16 samples; the `as_buffer` of a value of an array would copy them."""
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1] if len(column) else []
+    pcm = np.frombuffer(data or b"", np.uint8)
+    return [pcm[start:end].view(np.int16) for start, end in pairwise(ends)]
+
+
 def read_structs(structs: pa.StructArray) -> list[Clip | Reject]:
     """Returns what `clip_structs` was given."""
-    texts = zip(*(structs.field(name).to_pylist() for name in ("id", "text", "speaker", "path", "reason")), strict=True)
-    rows: list[Clip | Reject] = []
-    for (row_id, text, speaker, path, reason), pcm in zip(texts, structs.field("pcm"), strict=True):
-        samples = np.frombuffer(pcm.as_buffer(), np.int16)
-        rows.append(Reject(row_id, reason, path) if reason else Clip(row_id, samples, text, speaker))
-    return rows
+    texts = [structs.field(name).to_pylist() for name in ("id", "text", "speaker", "path", "reason")]
+    return [
+        Reject(row_id, reason, path) if reason else Clip(row_id, pcm, text, speaker)
+        for row_id, text, speaker, path, reason, pcm in zip(*texts, _samples(structs.field("pcm")), strict=True)
+    ]
 
 
 def clip_table(decoded: Iterable[Clip | Reject]) -> pa.Table:

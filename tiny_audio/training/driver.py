@@ -57,11 +57,11 @@ RESIZE_CHECK_S = 300.0
 
 
 def _dataset_factory(run: ResolvedRun, watch) -> Callable[[], Callable[[int], ray.data.Dataset]]:
-    """Returns a function that Ray Train calls at every start of the workers: it makes the stream from the last checkpoint on.
+    """Returns what Ray Train calls at every start of the workers, once their nodes are there.
 
-    What it returns is a function too, which `ingest_config` calls with the number of workers. It is called once the nodes
-    are there, and takes the run over first. Only then is it settled where the run resumes: until that moment another start,
-    perhaps under another plan, may have written to the folder.
+    It takes the run over, and only then settles the step that the run resumes from: until that moment another start, perhaps
+    under another plan, may have written to the folder. It returns a function in turn, which `ingest_config` calls with the
+    number of workers for the stream from that step on.
     """
     is_claimed = False
 

@@ -174,7 +174,7 @@ class Worker:
     def log(self, grad_norm: float | torch.Tensor, epoch: int) -> str:
         """Adds the interval since the last log to metrics.jsonl, and starts the next.
 
-        Returns why the run must stop, or an empty string. All workers agree on whether it must; only rank 0 has the full words.
+        Returns why the run must stop, or an empty string. All workers agree that it must; rank 0 may be the only one to say why.
         """
         config = self.run.config
         stop = self.checkpoints.error or self.rejects.judge()
@@ -245,9 +245,7 @@ class Worker:
                 self.rejects.write(self.progress.step)
         self.progress.scores = {name: score for name, score in scores.items() if math.isfinite(score)}
         weights, moments = self.engine.weights(), self.engine.moments()
-        all_min(
-            0.0, self.device
-        )  # waits for all: a checkpoint must not be whole before its rows are in every worker's part of the ledger
+        all_min(0.0, self.device)  # waits for all: no checkpoint may be whole before its rows are in every worker's ledger
         if self.rank == 0:
             self.checkpoints.begin(weights, moments, self.progress)
             self.save_stall_s = time.perf_counter() - started
@@ -256,9 +254,9 @@ class Worker:
 def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     """Builds the model with a fresh projector, the same on every worker for a seed, computed as the config asks."""
     compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
-    compilers = [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)]
+    has_compiler = any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc"))
     require(
-        not compiles or bool(compilers), "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false"
+        not compiles or has_compiler, "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false"
     )
     if config.fp8:
         require_fp8()
