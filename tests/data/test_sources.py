@@ -49,7 +49,7 @@ configs:
 
 
 def dataset_of(rows: list[dict]) -> datasets.Dataset:
-    """With LoquaciousSet's features. (Audio is cast to: encoding it would want torchcodec.)"""
+    """Has LoquaciousSet's features. (Audio is cast to its feature, because encoding it would need torchcodec.)"""
     text, audio = datasets.Value("string"), {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     columns = {"ID": text, "duration": datasets.Value("float32"), "wav": audio, "spk_id": text, "sex": text, "text": text}
     made = datasets.Dataset.from_list(rows, features=datasets.Features(columns))
@@ -57,7 +57,7 @@ def dataset_of(rows: list[dict]) -> datasets.Dataset:
 
 
 def rows_of(first: int, count: int) -> list[dict]:
-    """`count` rows of each source, in turns."""
+    """Makes `count` rows of each source, in turns."""
     return [
         {
             "ID": form.format(first + i),
@@ -73,7 +73,7 @@ def rows_of(first: int, count: int) -> list[dict]:
 
 
 def break_rows(rows: list[dict]) -> None:
-    """Every row of one source, each in a way of its own."""
+    """Breaks every row of one source, each in a way of its own."""
     bad = [
         {"ID": None},
         {"wav": None},
@@ -90,7 +90,7 @@ def break_rows(rows: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Configs large, which is not copied here, and small: two train shards of 40 rows in row groups of 5, and dev."""
+    """Has a config large, whose files are absent, and small: two train shards of 40 rows in row groups of 5, and dev."""
     folder = tmp_path_factory.mktemp("hub") / "LoquaciousSet"
     train = rows_of(0, NUM_ROWS)
     break_rows(train)
@@ -148,7 +148,7 @@ def test_a_wrong_reference_is_one_clear_line(folder, reference, message, monkeyp
 
 
 def test_a_hub_dataset_is_read_at_its_commit(folder, tmp_path, monkeypatch):
-    """The hub's two answers, its README and its listing, are stood in for."""
+    """The test stands in for the hub's two answers: its README and its listing."""
     (tmp_path / "c0ffee").mkdir()
     (tmp_path / "c0ffee/README.md").write_text((folder / "README.md").read_text())
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: str(tmp_path / "c0ffee/README.md"))
@@ -197,7 +197,7 @@ def test_left_out_rows_are_counted_and_the_others_come_as_often_as_told(folder):
 
 
 def read_stream(folder, num_workers, start_step=0, num_steps=6):
-    """step -> sorted ids of all workers; rejects and left-out rows by source, through Ray Data as Ray Train splits it."""
+    """Reads all workers' streams as Ray Train splits them: sorted ids by step, and counts of rejects and of left-out rows."""
     weights = {"librispeech": 0.5, "commonvoice": 2.0}
     mix = read_mix({f"{folder}:small:train": 1.0, f"{folder}/dev/*.parquet": 2.0})
     plan = plan_of(mix, seed=3, batch_rows=10, steps_per_window=2, truecaser=Truecaser(), source_weights=weights)
@@ -211,7 +211,7 @@ def read_stream(folder, num_workers, start_step=0, num_steps=6):
                 ids.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
                 rejects.update((reject.source, reject.reason) for reject in batch.rejects)
                 left_out.update(batch.left_out)
-    return {step: sorted(found) for step, found in sorted(ids.items())}, rejects, left_out
+    return {step: sorted(names) for step, names in sorted(ids.items())}, rejects, left_out
 
 
 def test_a_weighted_mix_streams_alike_to_any_workers_and_from_any_step(folder, local_ray):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
-    """The workers' shares, as Ray Train makes them, of which so much may lie in the object store."""
+    """Makes the workers' shares as Ray Train does; at most `allowance_bytes` of them may lie in the object store."""
     groups = read_footers(list_shards(f"{shards}/train/*.parquet"))
     plan = plan_of(groups, seed=0, batch_rows=4, steps_per_window=2, max_duration_s=8.0)
     datasets = {"train": partial(train_dataset, plan, range(start_step, num_steps))}
@@ -28,13 +28,13 @@ def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
 
 
 def read(streams, num_steps):
-    """step -> ids, over all workers, each read by a thread of its own: Ray starts an epoch when all have asked"""
-    found = {}
+    """Reads sorted ids by step over all workers, each in a thread of its own: Ray starts an epoch once all have asked."""
+    steps = {}
     with ThreadPoolExecutor(len(streams)) as pool:
         for batches in pool.map(lambda stream: [next(stream) for _ in range(num_steps)], streams):
             for batch in batches:
-                found.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
-    return {step: sorted(ids) for step, ids in sorted(found.items())}
+                steps.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
+    return {step: sorted(ids) for step, ids in sorted(steps.items())}
 
 
 def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(shards, monkeypatch):
@@ -58,7 +58,7 @@ def test_every_good_row_of_an_epoch_comes_once_and_every_bad_one_is_counted(shar
 
 
 def test_decoding_waits_for_a_slow_reader(local_ray, tmp_path):
-    """400 MB of samples, of which a reader takes a hundredth, and then waits: no more than the allowance lies ready."""
+    """A reader takes a hundredth of 400 MB of samples, and then waits: no more than the allowance lies ready."""
     clip = encode_audio(tone(8.0), "wav")
     write_shard(tmp_path / "train/long.parquet", [(f"row-{i}", clip, "word") for i in range(1600)], 8)
     in_store_before = memory_sample(local_ray)["store"]
@@ -78,7 +78,7 @@ def test_a_stream_out_of_step_is_never_trained_through(shards):
 
 
 class Shard:
-    """What Ray hands a worker, whose first batch says that it was asked for, and fails."""
+    """Stands in for what Ray hands a worker; its first batch notes that it was asked for, and fails."""
 
     def __init__(self):
         self.asked = Event()

@@ -32,7 +32,7 @@ SCORES = {10: {"val_wer": 0.3}, 20: {"val_wer": 0.1}, 30: {"val_wer": 0.2}}
 
 
 def validate(progress, scores, metric="val_wer"):
-    """Steps that were the best so far, of a validation a step"""
+    """Validates once a step; returns the steps that were the best so far."""
     best = []
     for score in scores:
         progress.step += 1
@@ -113,13 +113,13 @@ def test_the_best_checkpoint_is_the_lowest_of_equals_the_last(tmp_path, metric, 
 @pytest.mark.parametrize("hurt", [flip_a_byte, cut_off, Path.unlink, lambda path: path.write_text("{")])
 @pytest.mark.parametrize("name", ["projector.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, name, hurt):
-    run_dir, said = write_run(tmp_path), []
-    assert latest_checkpoint(run_dir, said.append).name == "step-00000030"
+    run_dir, warnings = write_run(tmp_path), []
+    assert latest_checkpoint(run_dir, warnings.append).name == "step-00000030"
     newest = checkpoint_folder(run_dir, 30)
     hurt(newest / name)
     assert str(newest) in damage(newest)
-    assert latest_checkpoint(run_dir, said.append).name == "step-00000020"
-    (line,) = said
+    assert latest_checkpoint(run_dir, warnings.append).name == "step-00000020"
+    (line,) = warnings
     assert str(newest) in line
     cut_off_save = name == "SHA256SUMS" and hurt is Path.unlink  # looks like one
     assert ("cut off, and step-00000020 is taken" if cut_off_save else "passed over, and step-00000020 taken") in line
@@ -136,7 +136,7 @@ def test_a_missing_folder_and_a_damaged_best_one_leave_the_next_best(tmp_path):
     ("number", "is_damage"), [(errno.EIO, True), (errno.EBADMSG, True), (errno.ESTALE, False), (errno.EACCES, False)]
 )
 def test_a_disk_that_does_not_answer_costs_no_checkpoint(tmp_path, monkeypatch, number, is_damage):
-    """Of a shared disk that is asked again at the next start; what it has lost for good is damage."""
+    """A shared disk is asked again at the next start; only what it has lost for good is damage."""
     run_dir, real = write_run(tmp_path), Path.open
 
     def failing(path, *arguments, **options):
@@ -163,10 +163,10 @@ def test_a_run_without_a_whole_checkpoint_stops(tmp_path):
 
 
 def test_a_save_that_was_cut_off_is_no_checkpoint_and_goes_with_the_next(tmp_path):
-    run_dir, said = write_run(tmp_path, {10: {}}), []
+    run_dir, warnings = write_run(tmp_path, {10: {}}), []
     (checkpoint_folder(run_dir, 10) / "SHA256SUMS").unlink()
-    assert latest_checkpoint(run_dir, said.append) is None
-    assert said == [f"{checkpoint_folder(run_dir, 10)}: this save was cut off, and the run begins with its first step"]
+    assert latest_checkpoint(run_dir, warnings.append) is None
+    assert warnings == [f"{checkpoint_folder(run_dir, 10)}: this save was cut off, and the run begins with its first step"]
     write_run(tmp_path, {12: {}})
     assert kept(run_dir) == [12]
 
@@ -195,7 +195,7 @@ def test_a_step_is_saved_again_over_a_damaged_one_and_later_damaged_ones_go(tmp_
 
 
 def test_a_checkpoint_is_written_while_the_run_goes_on_as_it_was_at_its_step(tmp_path, monkeypatch):
-    """One at a time; the old ones go only when the new one is whole."""
+    """Checkpoints are written one at a time, and the old ones go only when the new one is whole."""
     run_dir, may_write = write_run(tmp_path, keep=1), threading.Event()
     writer = CheckpointWriter(run_dir, 1, "val_wer")
     assert kept(run_dir) == [20, 30]
@@ -241,8 +241,8 @@ def test_a_full_disk_says_how_much_it_takes_and_leaves_the_earlier_checkpoints(t
     writer.begin({"weight": torch.zeros(2_000_000)}, {}, Progress(step=40))
     writer.begin(WEIGHTS, {}, Progress(step=50))  # not begun: the run is about to stop
     writer.wait()
-    said = rf"no checkpoint written to {run_dir}/checkpoints/step-00000040 \(No space left on device\): "
-    assert re.fullmatch(said + r"it takes 8\.\d MB, and \d+\.\d MB are free there; make room .* as they were", writer.error)
+    message = rf"no checkpoint written to {run_dir}/checkpoints/step-00000040 \(No space left on device\): "
+    assert re.fullmatch(message + r"it takes 8\.\d MB, and \d+\.\d MB are free there; make room .* as they were", writer.error)
     assert kept(run_dir) == [10, 20, 30]
     assert not any(damage(folder) for folder in (run_dir / "checkpoints").iterdir())
 

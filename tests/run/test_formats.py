@@ -42,7 +42,7 @@ LOSSES = [  # of the steps, as commit c6a2a2f came to the end of the run
 SCORES = [7.009535471598308, 6.994111167060004, 6.990217844645183]  # after steps 0, 3 and 6
 
 
-def edit_plan(path: Path, change) -> None:
+def edit_parquet(path: Path, change) -> None:
     """Rewrites a Parquet file as `change` makes it of its rows and its metadata."""
     table = pq.read_table(path)
     rows, metadata = change(table.to_pylist(), table.schema.metadata or {})
@@ -65,7 +65,7 @@ def run_of_c6a2a2f(shards, tmp_path) -> TrainConfig:
     checkpoint = checkpoint_folder(run_dir, 4)
     for path in (run_dir / "config.yaml", run_dir / "model/config.json", checkpoint / STATE):
         path.write_text(moved(path.read_text()))
-    edit_plan(run_dir / PLAN, moved_plan)
+    edit_parquet(run_dir / PLAN, moved_plan)
     names = [line.split()[1] for line in (checkpoint / "SHA256SUMS").read_text().splitlines()]
     sums = [f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     (checkpoint / "SHA256SUMS").write_text("".join(sums))
@@ -101,7 +101,7 @@ def newer_json(path: Path) -> None:
 
 
 def newer_parquet(path: Path) -> None:
-    edit_plan(path, lambda rows, metadata: (rows, metadata | {b"format_version": b"2"}))
+    edit_parquet(path, lambda rows, metadata: (rows, metadata | {b"format_version": b"2"}))
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,13 @@ def names(groups) -> str:
 
 
 def test_a_file_that_is_gone_or_damaged_stays_in_the_plan_and_one_that_came_stays_out(config):
-    before, said = planned(config), []
+    before, warnings = planned(config), []
     assert names(before) == "aaabbbccc"
     assert {group.weight for group in before} == {2.0}
     file(config, "b").unlink()
     write(file(config, "d"), 4)
-    assert planned(config, said.append) == before
-    assert said == [
+    assert planned(config, warnings.append) == before
+    assert warnings == [
         f"{file(config, 'b')}: no such file; rows will be rejected",
         f"{file(config, 'd')}: not in the run's plan, left out; a run of another name takes them in",
     ]
@@ -54,12 +54,12 @@ def test_a_file_that_is_gone_or_damaged_stays_in_the_plan_and_one_that_came_stay
 
 @pytest.mark.parametrize("at", [-4, -30, -200], ids=["the end", "the length of the footer", "the footer"])
 def test_a_damaged_footer_is_damage(config, at):
-    path, said = file(config, "b"), []
+    path, warnings = file(config, "b"), []
     data = bytearray(path.read_bytes())
     data[at : at + 3] = b"\xff\xff\xff"
     path.write_bytes(data)
-    assert names(planned(config, said.append)) == "aaabbbccc"
-    assert str(path) in said[0]
+    assert names(planned(config, warnings.append)) == "aaabbbccc"
+    assert str(path) in warnings[0]
 
 
 def test_too_many_broken_files_are_refused(config):

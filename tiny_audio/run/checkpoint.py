@@ -62,7 +62,7 @@ class Progress:
         """Says in words why the run is over at this step; empty while it goes on.
 
         Args:
-            patience: validations in a row without a better `metric` that end the run; None never does.
+            patience: validations in a row without a better `metric` that end the run; with None no number does.
         """
         if self.step >= num_steps:
             return f"all {num_steps} steps are done"
