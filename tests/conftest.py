@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
+from tiny_audio.config import ModelConfig, TrainConfig
 from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.lab.synthetic.dataset import SCHEMA, encode_audio
 
@@ -106,6 +108,14 @@ def write_shard(path: Path, rows: list[tuple[str, bytes, str]], rows_per_row_gro
         schema=SCHEMA,
     )
     pq.write_table(table, path, row_group_size=rows_per_row_group)
+
+
+def plan_of(groups, **changes):
+    """A training plan over row groups, with everything off that can be."""
+    from tiny_audio.data.training_plan import TrainingPlan
+
+    plan = TrainingPlan.of(TrainConfig(model=ModelConfig(audio_model_id=ENCODER, text_model_id=DECODER)), groups, None)
+    return replace(plan, **changes)
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.conftest import ENCODER, tone
+from tests.conftest import plan_of, tone
 from tiny_audio.audio.augment import BROWN, FRAME_SAMPLES, WHITE, add_noise, augment_clip, batch_masks, draw_masks, make_noise
 from tiny_audio.audio.clip import HOP_SAMPLES, Clip
 from tiny_audio.audio.features import log_mel
 from tiny_audio.audio.masks import apply_masks
-from tiny_audio.config import AugmentConfig, ConfigError, ModelConfig, TrainConfig
+from tiny_audio.config import AugmentConfig, ConfigError
 from tiny_audio.data.footers import list_shards, read_footers
-from tiny_audio.data.plan import plan_windows
-from tiny_audio.data.stream import StreamSettings, _decode_window, _from_table
-from tiny_audio.run.checkpoint import Progress, checkpoint_folder, plan_identity, require_same_plan, save_checkpoint, state_bytes
+from tiny_audio.data.stream import _decode_window, _from_table
+from tiny_audio.run.checkpoint import Progress, checkpoint_folder, require_same_plan, save_checkpoint, state_bytes
 
 HARDER = AugmentConfig(speed_factors=[0.9, 1.0, 1.1], noise_share=0.5, noise_snr_db=[0.0, 10.0])
 MASKED = AugmentConfig(time_masks=2, frequency_masks=2)
@@ -81,9 +80,10 @@ def test_noise_takes_its_share_of_the_clips_never_clips_and_leaves_silence():
 
 def window_clips(shards, num_workers, augment):
     """id -> PCM that the decode tasks send, over all workers, and what every step holds"""
-    window = next(plan_windows(read_footers(list_shards(f"{shards}/train/*.parquet")), 0, 4, 4, 4))
-    settings = StreamSettings(0, 0, 4, 3.1, 0.1, augment=augment)
-    tables = _decode_window(pa.table({"window": [json.dumps(asdict(window))]}), settings, num_workers)
+    settings = {"batch_rows": 4, "steps_per_window": 4, "max_duration_s": 3.1, "silence_share": 0.1, "augment": augment}
+    plan = plan_of(read_footers(list_shards(f"{shards}/train/*.parquet")), seed=0, **settings)
+    window = next(plan.windows(num_steps=4))
+    tables = _decode_window(pa.table({"window": [json.dumps(asdict(window))]}), plan, range(4), num_workers)
     batches = [_from_table(table) for table in tables]
     pcm = {clip.id: clip.pcm.tobytes() for batch in batches for clip in batch.clips}
     steps = {(batch.step, len(clip.pcm), clip.id) for batch in batches for clip in batch.clips}
@@ -99,13 +99,12 @@ def test_the_decode_tasks_augment_alike_for_any_number_of_workers(shards):
 
 
 def test_another_augmentation_of_the_same_run_is_refused(tmp_path):
-    config = TrainConfig(runs_dir=str(tmp_path), model=ModelConfig(audio_model_id=ENCODER), augment=HARDER)
-    progress = Progress(step=2, plan=plan_identity(config, []))
-    save_checkpoint(checkpoint_folder(config.run_dir, 2), {}, {}, state_bytes(progress))
-    require_same_plan(config.run_dir, plan_identity(config, []))
-    config.augment = replace(HARDER, noise_snr_db=[5.0, 10.0])
+    plan = plan_of([], augment=HARDER)
+    save_checkpoint(checkpoint_folder(tmp_path, 2), {}, {}, state_bytes(Progress(step=2, plan=plan.identity())))
+    require_same_plan(tmp_path, plan.identity())
+    changed = replace(plan, augment=replace(HARDER, noise_snr_db=[5.0, 10.0]))
     with pytest.raises(ConfigError, match=r"augment\.noise_snr_db=\[0\.0, 10\.0\], now it is \[5\.0, 10\.0\]"):
-        require_same_plan(config.run_dir, plan_identity(config, []))
+        require_same_plan(tmp_path, changed.identity())
 
 
 def test_masks_stay_in_the_clip_and_under_their_sizes():

@@ -16,9 +16,9 @@ def batches(num_workers, rows=CLIPS):
     return window_batches(WINDOW, rows, seed=0, num_workers=num_workers, silence_share=0.1)
 
 
-def steps(found):
-    """step -> sorted ids, over all workers"""
-    return {step: sorted(c.id for b in found if b.step == step for c in b.clips) for step in (6, 7, 8)}
+def steps(all_batches):
+    """Maps each step to the sorted ids of its clips, over all workers."""
+    return {step: sorted(c.id for b in all_batches if b.step == step for c in b.clips) for step in (6, 7, 8)}
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 5])
@@ -50,13 +50,13 @@ def test_all_workers_compute_as_many_parts_as_the_heaviest_share_needs():
     assert [num_micro_batches(load, 16.0) for load in (0.0, 16.0, 17.0, 40.0)] == [1, 1, 2, 3]
 
 
-def other_than(row_id, found):
-    return {step: [name for name in names if name != row_id] for step, names in steps(found).items()}
+def other_than(row_id, all_batches):
+    return {step: [name for name in names if name != row_id] for step, names in steps(all_batches).items()}
 
 
 @pytest.mark.parametrize("became", [Reject("", "unreadable", "f"), LeftOut("yodas")])
 def test_what_becomes_of_a_row_never_moves_another_and_is_told_at_its_own_step(became):
-    """As where a file breaks, or is mended, between two readings of a window."""
+    """As when a file breaks, or is mended, between two readings of a window."""
     before = batches(2)
     for place in range(0, len(CLIPS), 5):
         after = batches(2, [*CLIPS[:place], became, *CLIPS[place + 1 :]])
@@ -78,7 +78,7 @@ def test_a_row_that_is_taken_more_than_once_moves_no_other_and_stays_whole():
 
 
 def test_a_window_of_rejects_still_has_its_steps():
-    found = window_batches(WINDOW, [Reject("bad", "empty", "f")] * 9, seed=0, num_workers=2)
-    assert [batch.step for batch in found] == [6, 6, 7, 7, 8, 8]
-    assert not any(batch.clips for batch in found)
-    assert [len(batch.rejects) for batch in found] == [3, 0, 3, 0, 3, 0]
+    of_rejects = window_batches(WINDOW, [Reject("bad", "empty", "f")] * 9, seed=0, num_workers=2)
+    assert [batch.step for batch in of_rejects] == [6, 6, 7, 7, 8, 8]
+    assert not any(batch.clips for batch in of_rejects)
+    assert [len(batch.rejects) for batch in of_rejects] == [3, 0, 3, 0, 3, 0]

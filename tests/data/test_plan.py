@@ -46,7 +46,7 @@ def test_a_plan_from_the_middle_is_the_end_of_the_whole_plan(start_step):
 
 
 def test_a_plan_without_weights_stays_as_it_is():
-    """Of the plans that runs were started with: another order would end their resuming."""
+    """Runs were started with these plans, and another order would end their resuming."""
     windows = [
         (w.epoch, w.index, w.first_step, w.num_steps, [(s.path, s.row_group, s.start, s.stop) for s in w.slices])
         for w in plan(num_steps=33)
@@ -55,7 +55,7 @@ def test_a_plan_without_weights_stays_as_it_is():
 
 
 def mix(**weights):
-    """A dataset of eight row groups of 5 rows for each weight."""
+    """Makes a dataset of eight row groups of 5 rows for each weight."""
     return [RowGroup(f"{name}.parquet", i, 5, name, weight) for name, weight in weights.items() for i in range(8)]
 
 

@@ -1,6 +1,5 @@
 """LoquaciousSet's layout, written by the `datasets` library itself, through the path that training reads by."""
 
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,20 +9,19 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import tone
+from tests.conftest import plan_of, tone
 from tiny_audio.audio.clip import Clip
-from tiny_audio.config import ConfigError, DataConfig, TrainConfig
+from tiny_audio.config import ConfigError
 from tiny_audio.counts import count_reject, num_rejects, rejects_line
 from tiny_audio.data.batch import window_batches
 from tiny_audio.data.footers import list_shards, read_footers, read_mix
 from tiny_audio.data.labels import Truecaser
-from tiny_audio.data.plan import RowGroup, plan_pass, plan_windows
+from tiny_audio.data.plan import plan_pass, plan_windows
 from tiny_audio.data.rows import Reject
 from tiny_audio.data.shards import decode_slices, row_copies
 from tiny_audio.data.sources import source_of
-from tiny_audio.data.stream import StreamSettings, WorkerStream, ingest_config, train_dataset
+from tiny_audio.data.stream import WorkerStream, ingest_config, train_dataset
 from tiny_audio.lab.synthetic.dataset import encode_audio
-from tiny_audio.run.checkpoint import plan_identity, require_same_plan
 
 IDS = {
     "voxpopuli": "20120914-0900-PLENARY-3-en_{:05d}",
@@ -51,7 +49,7 @@ configs:
 
 
 def dataset_of(rows: list[dict]) -> datasets.Dataset:
-    """With LoquaciousSet's features. (Audio is cast to: encoding it would want torchcodec.)"""
+    """Has LoquaciousSet's features. (Audio is cast to its feature, because encoding it would need torchcodec.)"""
     text, audio = datasets.Value("string"), {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     columns = {"ID": text, "duration": datasets.Value("float32"), "wav": audio, "spk_id": text, "sex": text, "text": text}
     made = datasets.Dataset.from_list(rows, features=datasets.Features(columns))
@@ -59,7 +57,7 @@ def dataset_of(rows: list[dict]) -> datasets.Dataset:
 
 
 def rows_of(first: int, count: int) -> list[dict]:
-    """`count` rows of each source, in turns."""
+    """Makes `count` rows of each source, in turns."""
     return [
         {
             "ID": form.format(first + i),
@@ -75,7 +73,7 @@ def rows_of(first: int, count: int) -> list[dict]:
 
 
 def break_rows(rows: list[dict]) -> None:
-    """Every row of one source, each in a way of its own."""
+    """Breaks every row of one source, each in a way of its own."""
     bad = [
         {"ID": None},
         {"wav": None},
@@ -92,7 +90,7 @@ def break_rows(rows: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Configs large, which is not copied here, and small: two train shards of 40 rows in row groups of 5, and dev."""
+    """Has a config large, whose files are absent, and small: two train shards of 40 rows in row groups of 5, and dev."""
     folder = tmp_path_factory.mktemp("hub") / "LoquaciousSet"
     train = rows_of(0, NUM_ROWS)
     break_rows(train)
@@ -150,7 +148,7 @@ def test_a_wrong_reference_is_one_clear_line(folder, reference, message, monkeyp
 
 
 def test_a_hub_dataset_is_read_at_its_commit(folder, tmp_path, monkeypatch):
-    """The hub's two answers, its README and its listing, are stood in for."""
+    """The test stands in for the hub's two answers: its README and its listing."""
     (tmp_path / "c0ffee").mkdir()
     (tmp_path / "c0ffee/README.md").write_text((folder / "README.md").read_text())
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: str(tmp_path / "c0ffee/README.md"))
@@ -198,24 +196,12 @@ def test_left_out_rows_are_counted_and_the_others_come_as_often_as_told(folder):
     assert len(taken) == window.num_rows - 8
 
 
-@pytest.mark.parametrize("change", [{"train": {"a": 1.0, "b": 2.0}}, {"source_weights": {"yodas": 0.5}}])
-def test_a_run_under_other_weights_is_refused(change, tmp_path, monkeypatch):
-    groups = [RowGroup("a.parquet", 0, 5)]
-    started = TrainConfig(data=DataConfig(train={"a": 1.0, "b": 0.5}))
-    monkeypatch.setattr("tiny_audio.run.checkpoint.latest_checkpoint", lambda run_dir: tmp_path)
-    (tmp_path / "state.json").write_text(json.dumps({"plan": plan_identity(started, groups)}))
-    require_same_plan(tmp_path, plan_identity(started, groups))
-    changed = TrainConfig(data=DataConfig(**{"train": started.data.train, **change}))
-    with pytest.raises(ConfigError, match=r"was started with (source_)?weights="):
-        require_same_plan(tmp_path, plan_identity(changed, groups))
-
-
 def read_stream(folder, num_workers, start_step=0, num_steps=6):
-    """step -> sorted ids of all workers; rejects and left-out rows by source, through Ray Data as Ray Train splits it."""
+    """Reads all workers' streams as Ray Train splits them: sorted ids by step, and counts of rejects and of left-out rows."""
     weights = {"librispeech": 0.5, "commonvoice": 2.0}
     mix = read_mix({f"{folder}:small:train": 1.0, f"{folder}/dev/*.parquet": 2.0})
-    settings = StreamSettings(3, start_step, num_steps, 30.0, 0.0, Truecaser(), weights)
-    datasets_ = {"train": partial(train_dataset, partial(plan_windows, mix, 3, 10, 2), settings)}
+    plan = plan_of(mix, seed=3, batch_rows=10, steps_per_window=2, truecaser=Truecaser(), source_weights=weights)
+    datasets_ = {"train": partial(train_dataset, plan, range(start_step, num_steps))}
     shares = ingest_config(None).configure(datasets_, num_workers, None, None)
     streams = [WorkerStream(share["train"], rank).begin_at(start_step) for rank, share in enumerate(shares)]
     ids, rejects, left_out = {}, Counter(), Counter()
@@ -225,7 +211,7 @@ def read_stream(folder, num_workers, start_step=0, num_steps=6):
                 ids.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
                 rejects.update((reject.source, reject.reason) for reject in batch.rejects)
                 left_out.update(batch.left_out)
-    return {step: sorted(found) for step, found in sorted(ids.items())}, rejects, left_out
+    return {step: sorted(names) for step, names in sorted(ids.items())}, rejects, left_out
 
 
 def test_a_weighted_mix_streams_alike_to_any_workers_and_from_any_step(folder, local_ray):

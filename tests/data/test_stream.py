@@ -6,24 +6,20 @@ from threading import Event
 import pytest
 from ray.data import ExecutionResources
 
-from tests.conftest import encode_audio, tone, write_shard
+from tests.conftest import encode_audio, plan_of, tone, write_shard
 from tiny_audio.data.footers import list_shards, read_footers
-from tiny_audio.data.plan import plan_pass, plan_windows
-from tiny_audio.data.stream import StreamSettings, WorkerStream, clip_dataset, ingest_config, train_dataset
+from tiny_audio.data.plan import plan_pass
+from tiny_audio.data.stream import WorkerStream, clip_dataset, ingest_config, train_dataset
 from tiny_audio.lab.process_memory import memory_sample
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def settings(start_step=0, num_steps=7):
-    return StreamSettings(0, start_step, num_steps, 8.0, 0.0)
-
-
 def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
-    """The workers' shares, as Ray Train makes them, of which so much may lie in the object store."""
+    """Makes the workers' shares as Ray Train does; at most `allowance_bytes` of them may lie in the object store."""
     groups = read_footers(list_shards(f"{shards}/train/*.parquet"))
-    plan = partial(plan_windows, groups, 0, 4, 2)
-    datasets = {"train": partial(train_dataset, plan, settings(start_step, num_steps))}
+    plan = plan_of(groups, seed=0, batch_rows=4, steps_per_window=2, max_duration_s=8.0)
+    datasets = {"train": partial(train_dataset, plan, range(start_step, num_steps))}
     ingest = ingest_config(None)
     limits = ExecutionResources.for_limits(object_store_memory=allowance_bytes)
     ingest._get_user_execution_options("train").resource_limits = limits
@@ -32,13 +28,13 @@ def split(shards, num_workers, start_step=0, num_steps=7, allowance_bytes=None):
 
 
 def read(streams, num_steps):
-    """step -> ids, over all workers, each read by a thread of its own: Ray starts an epoch when all have asked"""
-    found = {}
+    """Reads sorted ids by step over all workers, each in a thread of its own: Ray starts an epoch once all have asked."""
+    steps = {}
     with ThreadPoolExecutor(len(streams)) as pool:
         for batches in pool.map(lambda stream: [next(stream) for _ in range(num_steps)], streams):
             for batch in batches:
-                found.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
-    return {step: sorted(ids) for step, ids in sorted(found.items())}
+                steps.setdefault(batch.step, []).extend(clip.id for clip in batch.clips)
+    return {step: sorted(ids) for step, ids in sorted(steps.items())}
 
 
 def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(shards, monkeypatch):
@@ -48,7 +44,7 @@ def test_the_steps_are_the_same_for_any_number_of_workers_and_from_any_start(sha
     assert read(split(shards, 3), 7) == one
     resumed = read(split(shards, 2, start_step=3), 4)
     assert resumed == {step: one[step] for step in range(3, 7)}
-    monkeypatch.setattr("tiny_audio.data.stream.STEPS_A_PLAN", 2)  # windows of two steps: some lie across two planning tasks
+    monkeypatch.setattr("tiny_audio.data.stream.STEPS_PER_PLAN", 2)  # windows of two steps: some lie across two planning tasks
     assert read(split(shards, 2, start_step=1), 6) == {step: one[step] for step in range(1, 7)}
 
 
@@ -62,7 +58,7 @@ def test_every_good_row_of_an_epoch_comes_once_and_every_bad_one_is_counted(shar
 
 
 def test_decoding_waits_for_a_slow_reader(local_ray, tmp_path):
-    """400 MB of samples, of which a reader takes a hundredth, and then waits: no more than the allowance lies ready."""
+    """A reader takes a hundredth of 400 MB of samples, and then waits: no more than the allowance lies ready."""
     clip = encode_audio(tone(8.0), "wav")
     write_shard(tmp_path / "train/long.parquet", [(f"row-{i}", clip, "word") for i in range(1600)], 8)
     in_store_before = memory_sample(local_ray)["store"]
@@ -82,7 +78,7 @@ def test_a_stream_out_of_step_is_never_trained_through(shards):
 
 
 class Shard:
-    """What Ray hands a worker, whose first batch says that it was asked for, and fails."""
+    """Stands in for what Ray hands a worker; its first batch notes that it was asked for, and fails."""
 
     def __init__(self):
         self.asked = Event()

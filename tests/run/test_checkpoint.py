@@ -32,7 +32,7 @@ SCORES = {10: {"val_wer": 0.3}, 20: {"val_wer": 0.1}, 30: {"val_wer": 0.2}}
 
 
 def validate(progress, scores, metric="val_wer"):
-    """Steps that were the best so far, of a validation a step"""
+    """Validates once a step; returns the steps that were the best so far."""
     best = []
     for score in scores:
         progress.step += 1
@@ -42,20 +42,19 @@ def validate(progress, scores, metric="val_wer"):
 
 
 def test_patience_counts_validations_without_a_better_one_over_a_restart(tmp_path):
-    config = TrainConfig(num_steps=100, early_stopping_patience=3)
-    progress = Progress()
+    limits, progress = {"num_steps": 100, "patience": 3, "metric": "val_wer"}, Progress()
     assert validate(progress, [1.2, 0.9, 0.9, 1.0]) == [1, 2]  # equal is no better
-    assert not progress.end_reason(config)
+    assert not progress.end_reason(**limits)
     save_checkpoint(tmp_path, {}, {}, state_bytes(progress))
     resumed = load_progress(tmp_path)
     assert resumed == progress
     assert validate(resumed, [0.95]) == []
-    assert resumed.end_reason(config) == "no better val_wer in 3 validations since step 2"
-    assert not resumed.end_reason(TrainConfig(num_steps=100))
+    assert resumed.end_reason(**limits) == "no better val_wer in 3 validations since step 2"
+    assert not resumed.end_reason(100, None, "val_wer")
     assert validate(resumed, [0.5]) == [6]
-    assert not resumed.end_reason(config)
+    assert not resumed.end_reason(**limits)
     resumed.step = 100
-    assert resumed.end_reason(config) == "all 100 steps are done"
+    assert resumed.end_reason(**limits) == "all 100 steps are done"
 
 
 def test_a_score_that_is_no_number_is_never_the_best():
@@ -76,17 +75,12 @@ WEIGHTS = {"weight": torch.zeros(3)}
 
 def write_run(runs_dir, scores=None, keep=9, metric="val_wer"):
     """A run's checkpoints as its rank 0 writes them, by step and scores."""
-    writer = CheckpointWriter(run_config(runs_dir, keep, metric))
-    for step, found in (scores or SCORES).items():
-        writer.begin(WEIGHTS, {}, Progress(step=step, scores=found))
+    writer = CheckpointWriter(runs_dir / "train", keep, metric)
+    for step, step_scores in (scores or SCORES).items():
+        writer.begin(WEIGHTS, {}, Progress(step=step, scores=step_scores))
     writer.wait()
     assert not writer.error
-    return writer.config.run_dir
-
-
-def run_config(runs_dir, keep=9, metric="val_wer") -> TrainConfig:
-    wer_rows = 64 if metric == "val_wer" else 0
-    return TrainConfig(runs_dir=str(runs_dir), keep_checkpoints=keep, data=DataConfig(max_wer_rows=wer_rows))
+    return writer.run_dir
 
 
 def kept(run_dir) -> list[int]:
@@ -119,13 +113,13 @@ def test_the_best_checkpoint_is_the_lowest_of_equals_the_last(tmp_path, metric, 
 @pytest.mark.parametrize("hurt", [flip_a_byte, cut_off, Path.unlink, lambda path: path.write_text("{")])
 @pytest.mark.parametrize("name", ["projector.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, name, hurt):
-    run_dir, said = write_run(tmp_path), []
-    assert latest_checkpoint(run_dir, said.append).name == "step-00000030"
+    run_dir, warnings = write_run(tmp_path), []
+    assert latest_checkpoint(run_dir, warnings.append).name == "step-00000030"
     newest = checkpoint_folder(run_dir, 30)
     hurt(newest / name)
     assert str(newest) in damage(newest)
-    assert latest_checkpoint(run_dir, said.append).name == "step-00000020"
-    (line,) = said
+    assert latest_checkpoint(run_dir, warnings.append).name == "step-00000020"
+    (line,) = warnings
     assert str(newest) in line
     cut_off_save = name == "SHA256SUMS" and hurt is Path.unlink  # looks like one
     assert ("cut off, and step-00000020 is taken" if cut_off_save else "passed over, and step-00000020 taken") in line
@@ -142,7 +136,7 @@ def test_a_missing_folder_and_a_damaged_best_one_leave_the_next_best(tmp_path):
     ("number", "is_damage"), [(errno.EIO, True), (errno.EBADMSG, True), (errno.ESTALE, False), (errno.EACCES, False)]
 )
 def test_a_disk_that_does_not_answer_costs_no_checkpoint(tmp_path, monkeypatch, number, is_damage):
-    """Of a shared disk that is asked again at the next start; what it has lost for good is damage."""
+    """A shared disk is asked again at the next start; only what it has lost for good is damage."""
     run_dir, real = write_run(tmp_path), Path.open
 
     def failing(path, *arguments, **options):
@@ -169,10 +163,10 @@ def test_a_run_without_a_whole_checkpoint_stops(tmp_path):
 
 
 def test_a_save_that_was_cut_off_is_no_checkpoint_and_goes_with_the_next(tmp_path):
-    run_dir, said = write_run(tmp_path, {10: {}}), []
+    run_dir, warnings = write_run(tmp_path, {10: {}}), []
     (checkpoint_folder(run_dir, 10) / "SHA256SUMS").unlink()
-    assert latest_checkpoint(run_dir, said.append) is None
-    assert said == [f"{checkpoint_folder(run_dir, 10)}: this save was cut off, and the run begins with its first step"]
+    assert latest_checkpoint(run_dir, warnings.append) is None
+    assert warnings == [f"{checkpoint_folder(run_dir, 10)}: this save was cut off, and the run begins with its first step"]
     write_run(tmp_path, {12: {}})
     assert kept(run_dir) == [12]
 
@@ -201,8 +195,9 @@ def test_a_step_is_saved_again_over_a_damaged_one_and_later_damaged_ones_go(tmp_
 
 
 def test_a_checkpoint_is_written_while_the_run_goes_on_as_it_was_at_its_step(tmp_path, monkeypatch):
-    """One at a time; the old ones go only when the new one is whole."""
-    run_dir, writer, may_write = write_run(tmp_path, keep=1), CheckpointWriter(run_config(tmp_path, 1)), threading.Event()
+    """Checkpoints are written one at a time, and the old ones go only when the new one is whole."""
+    run_dir, may_write = write_run(tmp_path, keep=1), threading.Event()
+    writer = CheckpointWriter(run_dir, 1, "val_wer")
     assert kept(run_dir) == [20, 30]
     monkeypatch.setattr("tiny_audio.run.checkpoint.save", lambda tensors: may_write.wait(10) and b"bytes of them")
     progress = Progress(step=40, scores={"val_wer": 0.0}, rejects={"yodas": {"empty": 1}})
@@ -224,7 +219,7 @@ def test_a_checkpoint_is_written_while_the_run_goes_on_as_it_was_at_its_step(tmp
 
 def test_a_write_that_was_not_begun_when_the_run_was_taken_over_is_not_done(tmp_path):
     run_dir = write_run(tmp_path)
-    writer = CheckpointWriter(run_config(tmp_path, 1), partial(require_claim, tmp_path, "a start"))
+    writer = CheckpointWriter(run_dir, 1, "val_wer", partial(require_claim, tmp_path, "a start"))
     claim_run(tmp_path, "a start")
     claim_run(tmp_path, "a later one")
     writer.begin(WEIGHTS, {}, Progress(step=40))
@@ -234,7 +229,8 @@ def test_a_write_that_was_not_begun_when_the_run_was_taken_over_is_not_done(tmp_
 
 
 def test_a_full_disk_says_how_much_it_takes_and_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
-    run_dir, writer, written = write_run(tmp_path), CheckpointWriter(run_config(tmp_path, 1)), []
+    run_dir, written = write_run(tmp_path), []
+    writer = CheckpointWriter(run_dir, 1, "val_wer")
 
     def fsync(number):
         written.append(number)
@@ -245,8 +241,8 @@ def test_a_full_disk_says_how_much_it_takes_and_leaves_the_earlier_checkpoints(t
     writer.begin({"weight": torch.zeros(2_000_000)}, {}, Progress(step=40))
     writer.begin(WEIGHTS, {}, Progress(step=50))  # not begun: the run is about to stop
     writer.wait()
-    said = rf"no checkpoint written to {run_dir}/checkpoints/step-00000040 \(No space left on device\): "
-    assert re.fullmatch(said + r"it takes 8\.\d MB, and \d+\.\d MB are free there; make room .* as they were", writer.error)
+    message = rf"no checkpoint written to {run_dir}/checkpoints/step-00000040 \(No space left on device\): "
+    assert re.fullmatch(message + r"it takes 8\.\d MB, and \d+\.\d MB are free there; make room .* as they were", writer.error)
     assert kept(run_dir) == [10, 20, 30]
     assert not any(damage(folder) for folder in (run_dir / "checkpoints").iterdir())
 

@@ -1,4 +1,4 @@
-"""The ledger of a run held against its shards. Of runs that are killed: test_chaos.py."""
+"""The ledger of a run compared with its shards. For runs that are killed, see test_chaos.py."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def test_a_finished_epoch_has_every_row_once_or_a_reject(two_epochs):
 
 
 def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tmp_path, capsys):
-    """Killed after step 3, on the way from the checkpoint of step 2: that interval is trained again. More in test_chaos.py."""
+    """It is killed after step 3, and the interval since the checkpoint of step 2 is trained again. More in test_chaos.py."""
     config = config_of(shards, tmp_path, "killed", num_steps=8, max_failures=2)
     config.model.encoder_window = "trimmed"
 
@@ -43,8 +43,8 @@ def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tm
     killer.start()
     train(config)
     killer.join(1)
-    said = r"warning: rank 0: its process died, last heard of [a-z ]+ at step \d; the workers start again, from step (\d)\n"
-    assert int(re.search(said, capsys.readouterr().err)[1]) >= 2
+    warning = r"warning: rank 0: its process died, last heard of [a-z ]+ at step \d; the workers start again, from step (\d)\n"
+    assert int(re.search(warning, capsys.readouterr().err)[1]) >= 2
     steps = [line["step"] for line in read_lines(config.run_dir) if "warning" not in line]
     assert len(steps) > len(set(steps)) + 1  # beside the last step's validation: something ran twice
     assert audit(config) == [WHOLE]
@@ -56,8 +56,8 @@ def test_a_row_that_is_lost_or_comes_twice_is_found(two_epochs, tmp_path):
     table = pq.read_table(part)
     try:
         pq.write_table(pa.concat_tables([table.slice(1), table.slice(1, 2)]), part)
-        (found,) = audit(two_epochs)
-        assert (found.num_missing, found.num_twice) == (1, 2)
+        (epoch,) = audit(two_epochs)
+        assert (epoch.num_missing, epoch.num_twice) == (1, 2)
     finally:
         pq.write_table(table, part)
     its_dir, two_epochs.runs_dir = two_epochs.runs_dir, str(tmp_path)
@@ -87,7 +87,7 @@ def plain(row_id: str) -> int:
 
 
 def halves(row_id: str) -> int:
-    """As by source weights: some rows twice, some never."""
+    """Takes some rows twice and some never, as source weights do."""
     return 2 if row_id.startswith("twice") else 0 if row_id.startswith("never") else 1
 
 
@@ -124,14 +124,14 @@ def test_what_was_trained_and_rejected_is_held_against_each_file(files, trained,
         Counter({key: count for key, count in rejects.items() if isinstance(key, tuple)}),
         Counter({key: count for key, count in rejects.items() if isinstance(key, str)}),
     )
-    found = audit_epoch(0, files, Counter(trained.split()), rejected, plain)
-    assert (found.num_missing, found.num_twice) == expected
+    counts = audit_epoch(0, files, Counter(trained.split()), rejected, plain)
+    assert (counts.num_missing, counts.num_twice) == expected
 
 
 def test_a_row_that_is_taken_twice_is_rejected_once():
     files = {"a.parquet": planned("twice-1", "twice-2", "never-1", "once-1", copies=halves)}
     trained = Counter({"twice-1": 2, "once-1": 1})
     for rejected in (Rejected(rows=Counter({("a.parquet", "twice-2"): 1})), Rejected(unreadable=Counter({"a.parquet": 1}))):
-        found = audit_epoch(0, files, trained, rejected, halves)
-        assert (found.num_missing, found.num_twice) == (0, 0)
+        counts = audit_epoch(0, files, trained, rejected, halves)
+        assert (counts.num_missing, counts.num_twice) == (0, 0)
     assert audit_epoch(0, files, trained, Rejected(), halves).num_missing == 2

@@ -16,13 +16,17 @@ def write(path: Path, num_rows: int, rows_per_row_group: int = 4) -> None:
     write_shard(path, [(f"row-{i}", AUDIO, "river") for i in range(num_rows)], rows_per_row_group)
 
 
+def planned(config, *warn):
+    return planned_groups(config.run_dir, config.data, *warn)
+
+
 @pytest.fixture
 def config(tmp_path) -> TrainConfig:
     """A run with a plan of three files, and a checkpoint."""
     for name in "abc":
         write(tmp_path / f"train/{name}.parquet", 10)
     config = TrainConfig(runs_dir=str(tmp_path / "runs"), data=DataConfig({f"{tmp_path}/train/*.parquet": 2}))
-    keep_plan(config, planned_groups(config))
+    keep_plan(config.run_dir, config.data, planned(config))
     save_checkpoint(config.run_dir / "checkpoints/step-00000002", {}, {}, state_bytes(Progress(step=2)))
     return config
 
@@ -36,13 +40,13 @@ def names(groups) -> str:
 
 
 def test_a_file_that_is_gone_or_damaged_stays_in_the_plan_and_one_that_came_stays_out(config):
-    before, said = planned_groups(config), []
+    before, warnings = planned(config), []
     assert names(before) == "aaabbbccc"
     assert {group.weight for group in before} == {2.0}
     file(config, "b").unlink()
     write(file(config, "d"), 4)
-    assert planned_groups(config, said.append) == before
-    assert said == [
+    assert planned(config, warnings.append) == before
+    assert warnings == [
         f"{file(config, 'b')}: no such file; rows will be rejected",
         f"{file(config, 'd')}: not in the run's plan, left out; a run of another name takes them in",
     ]
@@ -50,12 +54,12 @@ def test_a_file_that_is_gone_or_damaged_stays_in_the_plan_and_one_that_came_stay
 
 @pytest.mark.parametrize("at", [-4, -30, -200], ids=["the end", "the length of the footer", "the footer"])
 def test_a_damaged_footer_is_damage(config, at):
-    path, said = file(config, "b"), []
+    path, warnings = file(config, "b"), []
     data = bytearray(path.read_bytes())
     data[at : at + 3] = b"\xff\xff\xff"
     path.write_bytes(data)
-    assert names(planned_groups(config, said.append)) == "aaabbbccc"
-    assert str(path) in said[0]
+    assert names(planned(config, warnings.append)) == "aaabbbccc"
+    assert str(path) in warnings[0]
 
 
 def test_too_many_broken_files_are_refused(config):
@@ -64,34 +68,34 @@ def test_too_many_broken_files_are_refused(config):
         file(config, name).write_bytes(b"PAR1")
     limit = r"more than data\.max_reject_share=0\.5 of 3 files"
     with pytest.raises(ConfigError, match=rf"a\.parquet: not a Parquet file.*b\.parquet: not a Parquet.*{limit}"):
-        planned_groups(config)
+        planned(config)
 
 
 @pytest.mark.parametrize(("num_rows", "rows_per_row_group"), [(12, 4), (10, 5), (3, 4), (0, 4)])
 def test_a_file_that_is_another_now_is_refused(config, num_rows, rows_per_row_group):
     write(file(config, "b"), num_rows, rows_per_row_group)
     with pytest.raises(ConfigError, match=r"b\.parquet: its row groups are not those that .* was planned with"):
-        planned_groups(config)
+        planned(config)
 
 
 def test_rows_beyond_max_train_rows_do_not_matter(config):
     config.data.max_train_rows = 15
     (config.run_dir / PLAN).unlink()
-    before = planned_groups(config)
+    before = planned(config)
     assert [group.num_rows for group in before] == [4, 4, 2, 4, 1]
-    keep_plan(config, before)
+    keep_plan(config.run_dir, config.data, before)
     write(file(config, "b"), 12)
-    assert planned_groups(config) == before
+    assert planned(config) == before
     write(file(config, "b"), 4)
     with pytest.raises(ConfigError, match=r"b\.parquet: its row groups"):
-        planned_groups(config)
+        planned(config)
 
 
 def test_other_settings_and_a_run_without_a_checkpoint_are_planned_anew(config, tmp_path):
     write(file(config, "d"), 4)
-    assert names(planned_groups(config)) == "aaabbbccc"
+    assert names(planned(config)) == "aaabbbccc"
     config.data.max_train_rows = 100
-    assert names(planned_groups(config)) == "aaabbbcccd"
+    assert names(planned(config)) == "aaabbbcccd"
     config.data.max_train_rows = None
     (config.run_dir / "checkpoints/step-00000002/SHA256SUMS").unlink()
-    assert names(planned_groups(config)) == "aaabbbcccd"
+    assert names(planned(config)) == "aaabbbcccd"

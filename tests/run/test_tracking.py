@@ -35,8 +35,8 @@ def events(run_dir):
 
 
 def scalars(run_dir):
-    found = [(event.step, value) for event in events(run_dir) for value in event.summary.value]
-    return [(step, value.tag, value.simple_value) for step, value in found if not value.tag.startswith("config")]
+    values = [(event.step, value) for event in events(run_dir) for value in event.summary.value]
+    return [(step, value.tag, value.simple_value) for step, value in values if not value.tag.startswith("config")]
 
 
 def test_tensorboard_files_hold_what_metrics_jsonl_holds(config):

@@ -24,7 +24,6 @@ from tiny_audio.run.checkpoint import (
     checkpoint_folder,
     latest_checkpoint,
     load_progress,
-    plan_identity,
     save_checkpoint,
     state_bytes,
 )
@@ -32,7 +31,7 @@ from tiny_audio.run.claim import claim_run, require_claim
 from tiny_audio.run.ledger import LEDGER
 from tiny_audio.run.metrics import progress_line, read_metrics
 from tiny_audio.run.rejects import REJECTS
-from tiny_audio.training.driver import HEALTH_TIMEOUT, START_TIMEOUT, _ray_train_timeouts, _warn_of_no_decode_node, train
+from tiny_audio.training.driver import HEALTH_TIMEOUT, START_TIMEOUT, _ray_train_timeouts, _warn_of_no_decode_node, resolve, train
 from tiny_audio.training.zero import Engine
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -222,7 +221,7 @@ def test_a_run_checks_its_plan_again_once_its_nodes_are_up(shards, tmp_path):
     config = config_of(shards, tmp_path, "two-plans")
 
     def other_start():
-        other = Progress(step=2, plan=plan_identity(replace(config, seed=5), []))
+        other = Progress(step=2, plan=resolve(replace(config, seed=5)).identity)
         save_checkpoint(checkpoint_folder(config.run_dir, 2), {}, {}, state_bytes(other))
         claim_run(config.run_dir, "the other start")
 

@@ -1,8 +1,8 @@
-"""Rows of a window to the ready-made batches of every worker and step. Pure numpy; knows nothing of Ray.
+"""Makes the batches of every worker and step from the rows of a window. Pure numpy; knows nothing of Ray.
 
-What a step trains is fixed before it is dealt out: the number of workers decides who computes a clip, never with which
-others it is averaged. And a row has its step by its place in the plan alone: a file may break, or be mended, between two
-readings of a window, as when a run goes on from the middle of one, and no other row changes its step by it.
+What a step trains is settled before its rows are dealt out: the number of workers decides which of them computes a clip,
+never with which other clips it is averaged. A row's step depends on its place in the plan alone: if a file breaks or is
+mended between two readings of a window, as when a run resumes in the middle of one, no other row changes its step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tiny_audio.audio.clip import SAMPLE_RATE, Clip
 from tiny_audio.data.plan import Window
 from tiny_audio.data.rows import LeftOut, Reject, Row
 
-SILENCE = "silence"  # a kind of made clip, and the source of them all
+SILENCE = "silence"  # a kind of made clip, and the source of all made clips
 SILENCE_S = (0.25, 4.0)  # shortest and longest of the silent clips
-NOISE_PEAK = (10, 4000)  # quietest and loudest of the noisy ones, of 32,767
+NOISE_PEAK = (10, 4000)  # peak of the quietest and the loudest noisy clip, of 32,767
 CLIP_S = 2.0  # what a clip's prompt and label cost, in seconds of audio: about 50 of the decoder's positions
 
 
@@ -32,15 +32,15 @@ class WorkerBatch:
     step: int
     epoch: int
     rank: int
-    num_step_rows: int  # of all workers together, without silent clips that were added
-    largest_share_s: float  # `load_s` of the heaviest share: all workers compute in as many parts as that one needs
+    num_step_rows: int  # over all workers, without the made clips
+    largest_share_s: float  # `load_s` of the heaviest share: all workers compute in as many parts as it needs
     clips: list[Clip]
-    rejects: list[Reject] = field(default_factory=list)  # of the step; only rank 0's batch carries them
-    left_out: dict[str, int] = field(default_factory=dict)  # so too: rows of a source whose turn it was not
+    rejects: list[Reject] = field(default_factory=list)  # of the whole step; only rank 0's batch carries them
+    left_out: dict[str, int] = field(default_factory=dict)  # likewise: rows that the epoch does not take, by source
 
 
 def silent_clip(rng: np.random.Generator, name: str) -> Clip:
-    """Digital silence, white noise or brown noise, with an empty label: what a recogniser must not hear words in."""
+    """Makes a clip of digital silence, white or brown noise with an empty label: a recogniser must hear no words in it."""
     num_samples = int(rng.uniform(*SILENCE_S) * SAMPLE_RATE)
     kind = (SILENCE, *NOISES)[rng.integers(1 + len(NOISES))]
     noise = make_noise(rng, num_samples, kind) * (kind != SILENCE)
@@ -55,19 +55,19 @@ def _with_silence(rows: list[Row], share: float, window: Window, rng: np.random.
 
 
 def arrange_steps(rows: list[Row], num_steps: int, rng: np.random.Generator) -> list[list[Row]]:
-    """Rows in random order, evenly over the steps, each with all its copies: it is trained, or rejected, as a whole."""
+    """Spreads rows evenly over the steps in random order; a row stays with its copies, to be trained or rejected as a whole."""
     places = np.array_split(rng.permutation(len(rows)), num_steps)
     times = [row.copies if isinstance(row, Clip) else 1 for row in rows]
     return [[rows[i] for i in part for _ in range(times[i])] for part in places]
 
 
 def load_s(clips: list[Clip]) -> float:
-    """What clips cost to train, in seconds of audio."""
+    """Estimates what clips cost to train, in seconds of audio."""
     return sum(clip.duration_s + CLIP_S for clip in clips)
 
 
 def deal(clips: list[Clip], num_shares: int) -> list[list[Clip]]:
-    """Shares of like load: the longest clip first, each to the share that has least so far. A share is shortest first."""
+    """Deals clips into shares of similar load: the longest first, each to the least loaded. Each share is shortest first."""
     shares: list[list[Clip]] = [[] for _ in range(num_shares)]
     loads = [(0.0, number) for number in range(num_shares)]
     heapify(loads)
@@ -79,17 +79,17 @@ def deal(clips: list[Clip], num_shares: int) -> list[list[Clip]]:
 
 
 def num_micro_batches(largest_share_s: float, micro_batch_s: float) -> int:
-    """Parts that a step's shares are computed in, to keep each near `micro_batch_s`."""
+    """Counts the parts that a step's shares are computed in, so that each is near `micro_batch_s`."""
     return max(1, math.ceil(largest_share_s / micro_batch_s))
 
 
 def window_batches(
     window: Window, rows: list[Row], *, seed: int, num_workers: int, silence_share: float = 0.0
 ) -> list[WorkerBatch]:
-    """All batches of a window: by step, within it by worker.
+    """Makes all batches of a window, by step and within a step by worker.
 
     Args:
-        rows: all of the window's, in the order of the plan.
+        rows: all rows of the window, in the order of the plan.
     """
     rng = np.random.default_rng((seed, window.epoch, window.index))
     steps = arrange_steps(_with_silence(rows, silence_share, window, rng), window.num_steps, rng)

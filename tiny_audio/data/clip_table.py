@@ -1,8 +1,14 @@
-"""Clips as rows of an Arrow table: the one form in which they travel between the tasks and actors of a job."""
+"""Clips in Arrow: the one form in which they travel between the tasks, actors and workers of a job.
+
+A clip or a reject is a struct with SCHEMA's fields. Evaluation and batch transcription put one into each row of a table; a
+row of the training stream holds a list of them (see stream.py). Samples are read as views of the object store: a copy would
+hold up Python's other threads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +22,42 @@ SCHEMA = pa.schema(
 )
 
 
-def _row(decoded: Clip | Reject) -> dict:
-    if isinstance(decoded, Reject):
-        row = {"id": decoded.id, "text": "", "speaker": "", "path": decoded.path, "reason": decoded.reason}
-        return {**row, "num_samples": 0, "pcm": b""}
-    row = {"id": decoded.id, "text": decoded.text, "speaker": decoded.speaker, "path": "", "reason": ""}
-    return {**row, "num_samples": len(decoded.pcm), "pcm": decoded.pcm.tobytes()}
+def _values(row: Clip | Reject) -> tuple:
+    """A value for each field of SCHEMA."""
+    if isinstance(row, Reject):
+        return row.id, "", "", row.path, row.reason, 0, b""
+    return row.id, row.text, row.speaker, "", "", len(row.pcm), memoryview(row.pcm.view(np.uint8))
+
+
+def clip_structs(decoded: Iterable[Clip | Reject]) -> pa.StructArray:
+    """A struct for each clip or reject, in order; a reject has a `reason` and no PCM."""
+    columns = list(zip(*map(_values, decoded), strict=True)) or [()] * len(SCHEMA)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    return pa.StructArray.from_arrays(arrays, fields=list(SCHEMA))
+
+
+def _samples(column: pa.LargeBinaryArray) -> list[np.ndarray]:
+    """Views the bytes of each value as (S,) int16 samples; the `as_buffer` of a value of an array would copy them."""
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1] if len(column) else []
+    pcm = np.frombuffer(data or b"", np.uint8)
+    return [pcm[start:end].view(np.int16) for start, end in pairwise(ends)]
+
+
+def read_structs(structs: pa.StructArray) -> list[Clip | Reject]:
+    """Returns what `clip_structs` was given."""
+    texts = [structs.field(name).to_pylist() for name in ("id", "text", "speaker", "path", "reason")]
+    return [
+        Reject(row_id, reason, path) if reason else Clip(row_id, pcm, text, speaker)
+        for row_id, text, speaker, path, reason, pcm in zip(*texts, _samples(structs.field("pcm")), strict=True)
+    ]
 
 
 def clip_table(decoded: Iterable[Clip | Reject]) -> pa.Table:
-    """A row for each clip or reject, in order; a reject is a row with a `reason` and no PCM."""
-    return pa.Table.from_pylist([_row(one) for one in decoded], schema=SCHEMA)
+    """A table with a row for each clip or reject, in order."""
+    return pa.Table.from_struct_array(clip_structs(decoded))
 
 
 def row_pcm(row: dict) -> np.ndarray:
-    """The (S,) int16 samples of a row, as a view of its bytes."""
+    """Views the bytes of a row as its (S,) int16 samples."""
     return np.frombuffer(row["pcm"], np.int16)

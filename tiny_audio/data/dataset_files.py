@@ -1,7 +1,7 @@
-"""The Parquet files of DATASET:CONFIG:SPLIT, as the `datasets` library reads them out of a dataset's README.md.
+"""The Parquet files of DATASET:CONFIG:SPLIT, as the `datasets` library finds them by a dataset's README.md.
 
-Nothing but that README is fetched, and files are listed: no data are downloaded or extracted, and nothing that comes with
-them is run. A folder need not hold all of the dataset: `load_dataset_builder` would want the first config's files too.
+Only that README is fetched, and files are listed: no data are downloaded or extracted, and no code that comes with them is
+run. A folder need not hold the whole dataset, whereas `load_dataset_builder` would want the first config's files too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ README = "README.md"
 
 
 def _find_readme(dataset: str) -> tuple[Path, str]:
-    """A dataset's README.md, and what its paths are relative to."""
+    """Finds a dataset's README.md; returns it and the root of the paths in it."""
     folder = Path(dataset)
     if folder.is_dir():
         require((folder / README).is_file(), f"{dataset}: has no {README} that says its configs; copy it too, or give a glob")
@@ -23,11 +23,11 @@ def _find_readme(dataset: str) -> tuple[Path, str]:
     from huggingface_hub import hf_hub_download
 
     readme = Path(hf_hub_download(dataset, README, repo_type="dataset"))
-    return readme, f"hf://datasets/{dataset}@{readme.parent.name}"  # the commit: files that stay as they are
+    return readme, f"hf://datasets/{dataset}@{readme.parent.name}"  # the commit, whose files never change
 
 
 def _list_files(dataset: str, config: str, split: str) -> list[str]:
-    from datasets.data_files import resolve_pattern, sanitize_patterns  # here: a glob does without these seconds
+    from datasets.data_files import resolve_pattern, sanitize_patterns  # imported here: a glob does not need to wait for it
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
 
@@ -38,14 +38,14 @@ def _list_files(dataset: str, config: str, split: str) -> list[str]:
     patterns = sanitize_patterns(configs[config].get("data_files", {}))
     require(split in patterns, f"{name}: no such split; known: {', '.join(patterns) or 'none'}")
     try:
-        found = [path for pattern in patterns[split] for path in resolve_pattern(pattern, root, [".parquet"])]
+        paths = [path for pattern in patterns[split] for path in resolve_pattern(pattern, root, [".parquet"])]
     except FileNotFoundError:
         raise ConfigError(f"{name}: {root} has no Parquet files {' '.join(patterns[split])}") from None
-    return sorted(found)
+    return sorted(paths)
 
 
 def dataset_files(dataset: str, config: str, split: str) -> list[str]:
-    """Paths, or hf:// URLs that name the commit, sorted.
+    """Lists the files of a split as paths, or as hf:// URLs that name the commit; sorted.
 
     Args:
         dataset: a local folder or a hub id, OWNER/NAME.
@@ -57,7 +57,7 @@ def dataset_files(dataset: str, config: str, split: str) -> list[str]:
         return _list_files(dataset, config, split)
     except ConfigError:
         raise
-    except Exception as error:  # the hub's client has many, and none of them is a defect of ours
+    except Exception as error:  # the hub's client raises many kinds, and none is a defect of ours
         reason = one_line(error).partition(". ")[0]
         if Path(dataset).is_dir():
             raise ConfigError(f"{dataset}/{README}: not readable as a dataset's: {reason}") from None

@@ -1,4 +1,4 @@
-"""The row groups of Parquet shards, from their footers alone, and the shards that are gone or broken."""
+"""The row groups of Parquet shards, read from their footers alone, and the shards that are missing or broken."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tiny_audio.data.plan import RowGroup
 
 COLUMNS = ("ID", "wav", "text")  # of LoquaciousSet; `duration`, `spk_id` and `sex` may be absent
 FOOTER_THREADS = 16
-NAMED_FILES = 3  # of those that are broken
+NAMED_FILES = 3  # broken files that a message names
 
 
 def list_shards(pattern: str) -> list[str]:
-    """Files of a glob, sorted; local or any fsspec URL (hf://, s3://, gs://). Or those of DATASET:CONFIG:SPLIT.
+    """Lists the files of a glob, local or of any fsspec URL (hf://, s3://, gs://), or of DATASET:CONFIG:SPLIT; sorted.
 
     Raises:
         ConfigError: nothing matches; see also `dataset_files`.
@@ -28,27 +28,27 @@ def list_shards(pattern: str) -> list[str]:
     reference = dataset_reference(pattern)
     if reference:
         return dataset_files(*reference)
-    found = glob_files(pattern)
+    paths = glob_files(pattern)
     remedy = "give a glob of files, or DATASET:CONFIG:SPLIT, as speechbrain/LoquaciousSet:small:train; make quickstart makes one"
-    require(bool(found), f"{pattern}: no such Parquet shards; {remedy}")
-    return found
+    require(bool(paths), f"{pattern}: no such Parquet shards; {remedy}")
+    return paths
 
 
 def glob_files(pattern: str) -> list[str]:
-    """Files of a glob, or one by its name, sorted; local or of any fsspec URL."""
+    """Lists the files of a glob, or the one of that name, local or of any fsspec URL; sorted."""
     filesystem, path = fsspec.core.url_to_fs(pattern)
-    found = sorted(filesystem.glob(path)) if any(c in path for c in "*?[") else [path] * filesystem.isfile(path)
-    return [filesystem.unstrip_protocol(name) if "://" in pattern else name for name in found]
+    names = sorted(filesystem.glob(path)) if any(c in path for c in "*?[") else [path] * filesystem.isfile(path)
+    return [filesystem.unstrip_protocol(name) if "://" in pattern else name for name in names]
 
 
 class BrokenFile(ConfigError):
-    """A shard is gone, or no whole Parquet file."""
+    """A shard that is missing, or is no whole Parquet file."""
 
 
 def is_damage(error: Exception, path: str) -> bool:
-    """Whether it says that a file is not as it was written; else its storage did not answer, and may do so later.
+    """Whether an error means that a file is not as it was written; else its storage did not answer, and may answer later.
 
-    Arrow says the first as ArrowInvalid, and of some damage as OSError, which storage raises too: local files are there or not.
+    Arrow raises ArrowInvalid for damage, but for some damage OSError, as storage does; local files always answer.
     """
     return isinstance(error, (FileNotFoundError, pa.ArrowInvalid)) or ("://" not in path and type(error) is OSError)
 
@@ -75,31 +75,32 @@ def _read_footer(path: str) -> list[RowGroup] | BrokenFile:
 def whole_footers(
     paths: list[str], max_broken_share: float = 0.0, warn: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[RowGroup]]:
-    """Row groups by file, in order; without the files that are broken.
+    """Reads the row groups of each file, in order, and leaves the broken files out.
 
     Args:
-        max_broken_share: of the files, may be gone or damaged.
-        warn: is told of these, in one line.
+        max_broken_share: the share of the files that may be missing or damaged.
+        warn: is called with one line that names them.
 
     Raises:
-        ConfigError: more files are, or one lacks a column.
+        ConfigError: more files are missing or damaged, or one lacks a column.
     """
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = dict(zip(paths, pool.map(_read_footer, paths), strict=True))
-    broken = [found for found in footers.values() if isinstance(found, BrokenFile)]
+    broken = [footer for footer in footers.values() if isinstance(footer, BrokenFile)]
     named = "; ".join(map(str, broken[:NAMED_FILES])) + f"; and {len(broken) - NAMED_FILES} more" * (len(broken) > NAMED_FILES)
     limit = f"; these are more than data.max_reject_share={max_broken_share:g} of {len(paths)} files" * (max_broken_share > 0)
     require(len(broken) <= max_broken_share * len(paths), named + limit)
     if broken:
         warn(named)
-    return {path: found for path, found in footers.items() if not isinstance(found, BrokenFile)}
+    return {path: footer for path, footer in footers.items() if not isinstance(footer, BrokenFile)}
 
 
 def read_footers(
     paths: list[str], max_rows: int | None = None, max_broken_share: float = 0.0, warn: Callable[[str], None] = lambda line: None
 ) -> list[RowGroup]:
-    """Row groups of the shards in order, as far as the first `max_rows` rows reach. Else as `whole_footers`."""
-    groups = [group for found in whole_footers(paths, max_broken_share, warn).values() for group in found if group.num_rows]
+    """Reads the row groups of the shards in order, as far as the first `max_rows` rows reach. Else as `whole_footers`."""
+    footers = whole_footers(paths, max_broken_share, warn)
+    groups = [group for footer in footers.values() for group in footer if group.num_rows]
     if max_rows is None:
         return groups
     kept, left = [], max_rows
@@ -116,7 +117,7 @@ def read_mix(
     max_broken_share: float = 0.0,
     warn: Callable[[str], None] = lambda line: None,
 ) -> list[RowGroup]:
-    """Row groups of several datasets, each with its weight; of each dataset the first `max_rows` rows. Else as `read_footers`.
+    """Reads the row groups of several datasets with their weights, from each the first `max_rows` rows. Else as `read_footers`.
 
     Raises:
         ConfigError: as `list_shards` and `read_footers`.

@@ -1,15 +1,14 @@
-"""Which rows train in which order: a function of (footers, seed, step) alone. Runs on the driver; reads no audio.
+"""Which rows train in which order: a function of (footers, seed, step) alone. Planning reads no audio.
 
 An epoch takes every row group as often as its dataset's weight says, shuffles them, joins their rows end to end and
 cuts the line into windows of whole steps. A window is the unit of reading: its rows are decoded and shuffled together.
-Since the plan depends neither on the number of workers nor on what ran before, a step number is all
-that a checkpoint must keep of the position in the data: `plan_windows` starts there, having read nothing of what came
-earlier.
+Since the plan depends neither on the number of workers nor on what ran before, a step number is all that a checkpoint
+must keep of the position in the data: `plan_windows` starts at that step without reading anything of the earlier ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +23,13 @@ class RowGroup:
     path: str
     index: int
     num_rows: int
-    dataset: str = ""  # as the config names it; groups of one share its weight
+    dataset: str = ""  # as the config names it; all groups of a dataset have its weight
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class RowSlice:
-    """Rows [start, stop) of a row group."""
+    """The rows [start, stop) of a row group."""
 
     path: str
     row_group: int
@@ -40,7 +39,7 @@ class RowSlice:
 
 @dataclass(frozen=True)
 class Window:
-    """`num_steps` steps from global step `first_step` on, all of one epoch, and the rows that they train."""
+    """The `num_steps` steps from global step `first_step` on, all of one epoch, and the rows that they train."""
 
     epoch: int
     index: int
@@ -53,47 +52,51 @@ class Window:
         return sum(part.stop - part.start for part in self.slices)
 
 
-def epoch_groups(groups: list[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
-    """The row groups of an epoch, each as often as its weight gives it, in the order of `groups`.
+def epoch_groups(groups: Sequence[RowGroup], seed: int, epoch: int) -> list[RowGroup]:
+    """Returns the row groups of an epoch in the order of `groups`, each as often as its weight says.
 
-    Of weight 0.25, a quarter of a dataset's row groups in each epoch, and each once in four; of 1.5, each once or twice.
+    A weight of 0.25 takes a quarter of a dataset's row groups in each epoch, and each of them once in four epochs; a weight
+    of 1.5 takes each once or twice.
     """
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group.dataset, []).append(i)
-    phases = np.zeros(len(groups))  # in [0, 1), evenly over a dataset: whose turn it is first
-    for number, found in enumerate(members.values()):
-        phases[found] = np.random.default_rng((seed, number, 1)).permutation(len(found)) / len(found)
+    phases = np.zeros(len(groups))  # in [0, 1), evenly over a dataset: they say whose turn it is first
+    for number, places in enumerate(members.values()):
+        phases[places] = np.random.default_rng((seed, number, 1)).permutation(len(places)) / len(places)
     taken = [np.floor(number * np.array([group.weight for group in groups]) + phases) for number in (epoch, epoch + 1)]
     copies = (taken[1] - taken[0]).astype(int)
     return [group for group, count in zip(groups, copies, strict=True) for _ in range(count)]
 
 
-def steps_per_epoch(groups: list[RowGroup], batch_rows: int) -> int:
-    """The last step of an epoch takes what rows are left."""
+def steps_per_epoch(groups: Sequence[RowGroup], batch_rows: int) -> int:
+    """Counts the steps over all rows of `groups`; the last one takes the rows that are left."""
     return -(-sum(group.num_rows for group in groups) // batch_rows)
 
 
 def _slices(groups: list[RowGroup], ends: np.ndarray, start: int, stop: int) -> tuple[RowSlice, ...]:
-    """Rows [start, stop) of the line that `groups` form; `ends` are the groups' ends on it."""
-    found = []
+    """Cuts rows [start, stop) out of the line that `groups` form; `ends` are the groups' ends on it."""
+    slices = []
     position = start
     for i in range(int(np.searchsorted(ends, start, side="right")), len(groups)):
         first = int(ends[i]) - groups[i].num_rows
         end = min(stop, int(ends[i]))
-        found.append(RowSlice(groups[i].path, groups[i].index, position - first, end - first))
+        slices.append(RowSlice(groups[i].path, groups[i].index, position - first, end - first))
         position = end
         if position == stop:
             break
-    return tuple(found)
+    return tuple(slices)
 
 
 def plan_windows(
-    groups: list[RowGroup], seed: int, batch_rows: int, steps_per_window: int, num_steps: int, start_step: int = 0
+    groups: Sequence[RowGroup], seed: int, batch_rows: int, steps_per_window: int, num_steps: int, start_step: int = 0
 ) -> Iterator[Window]:
-    """Windows that hold the steps from `start_step` to `num_steps`, over as many epochs as that takes.
+    """Yields the windows that hold the steps from `start_step` to `num_steps`, over as many epochs as that takes.
 
-    The first window may begin before `start_step`: its earlier steps are for the reader to leave out.
+    The first window may begin before `start_step`; its reader leaves the earlier steps out.
+
+    Raises:
+        ConfigError: there are no row groups.
     """
     require(bool(groups), "the training shards hold no rows")
     epoch = epoch_step = 0  # the epoch's first step
@@ -110,7 +113,7 @@ def plan_windows(
 def _epoch_windows(
     line: list[RowGroup], epoch: int, epoch_step: int, batch_rows: int, steps_per_window: int, num_steps: int, start_step: int
 ) -> Iterator[Window]:
-    """The windows of one epoch, whose first step is `epoch_step`, that hold steps from `start_step` to `num_steps`."""
+    """Yields those windows of one epoch, whose first step is `epoch_step`, that hold steps from `start_step` to `num_steps`."""
     ends = np.cumsum([group.num_rows for group in line])
     per_epoch = steps_per_epoch(line, batch_rows)
     for index in range(max(0, start_step - epoch_step) // steps_per_window, -(-per_epoch // steps_per_window)):
@@ -122,7 +125,7 @@ def _epoch_windows(
         yield Window(epoch, index, epoch_step + step, stop_step - step, rows)
 
 
-def plan_pass(groups: list[RowGroup]) -> Iterator[RowSlice]:
-    """Every row group once, in order: for evaluation."""
+def plan_pass(groups: Sequence[RowGroup]) -> Iterator[RowSlice]:
+    """Yields every row group once, in order, for validation and evaluation."""
     for group in groups:
         yield RowSlice(group.path, group.index, 0, group.num_rows)

@@ -1,4 +1,4 @@
-"""What becomes of a planned row: a clip to train, a reject with its reason, or a row whose turn it is not."""
+"""What becomes of a planned row: a clip to train, a reject with its reason, or a row that its epoch leaves out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ UNREADABLE = "unreadable"
 class Reject:
     """A row that cannot be used.
 
-    `reason` is one of `decode.REASONS`, "no_id", "no_label", "label_too_long", or UNREADABLE: then the row's file, or
-    its row group, could not be read, and the ID is not known.
+    Its `reason` is one of `decode.REASONS`, "no_id", "no_label", "label_too_long" or UNREADABLE. The last means that the
+    row's file, or its row group, could not be read; then the ID is unknown.
     """
 
     id: str
@@ -29,7 +29,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row whose turn it is not in this epoch, by the weight of its source."""
+    """A row that this epoch does not take, by the weight of its source."""
 
     source: str
 

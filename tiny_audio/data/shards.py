@@ -1,4 +1,4 @@
-"""Rows of Parquet shards to decoded clips, and the rejects among them with their reasons. Knows nothing of Ray."""
+"""Decodes rows of Parquet shards to clips, and gives the reason for those it rejects. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from tiny_audio.data.sources import source_of
 
 READ_COLUMNS = ("ID", "wav", "text", "spk_id", "duration")
 RETRY_PAUSES_S = (1.0, 5.0, 15.0)  # before remote storage is asked again
-SLOW_READ_S = 60.0  # of a row group, until its file is named
+SLOW_READ_S = 60.0  # how long a row group may take to read before its file is named
 log = logging.getLogger(__name__)
 
 
 def texts(column: pa.ChunkedArray) -> list[str | None]:
-    """None for a null, and for what is no UTF-8: one such row must not cost its neighbours."""
-    found: list[str | None] = []
+    """Returns the strings of a column, with None for a null and for what is no UTF-8: a bad row must not cost its neighbours."""
+    strings: list[str | None] = []
     for value in column.cast(pa.string()).cast(pa.binary()).to_pylist():
         try:
-            found.append(None if value is None else value.decode())
+            strings.append(None if value is None else value.decode())
         except UnicodeDecodeError:
-            found.append(None)
-    return found
+            strings.append(None)
+    return strings
 
 
 def read_rows(part: RowSlice) -> list[dict]:
-    """The rows of a slice as dicts; `wav` is the encoded audio as it lies in the table, not copied, or None."""
+    """Reads the rows of a slice as dicts; `wav` is a view of the encoded audio in the table, or None."""
     with fsspec.open(part.path, "rb") as file:
         parquet = pq.ParquetFile(file)
         columns = [name for name in READ_COLUMNS if name in parquet.schema_arrow.names]
         table = parquet.read_row_group(part.row_group, columns=columns).slice(part.start, part.stop - part.start)
     audio = pc.struct_field(table["wav"], "bytes").cast(pa.large_binary())
     values = {name: texts(table[name]) for name in columns if name not in ("wav", "duration")}
-    values["wav"] = [memoryview(one.as_buffer()) if one.is_valid else None for one in audio]
+    values["wav"] = [memoryview(value.as_buffer()) if value.is_valid else None for value in audio]
     if "duration" in columns:
         values["duration"] = table["duration"].cast(pa.float64()).to_pylist()
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
@@ -55,9 +55,9 @@ def read_rows(part: RowSlice) -> list[dict]:
 
 @contextmanager
 def _named_while_slow(part: RowSlice) -> Iterator[None]:
-    """A read that hangs raises nothing: only its own process knows which of the run's thousands of files it is."""
-    said = "%s: row group %d is not read after %g s, and is waited for"
-    timer = Timer(SLOW_READ_S, log.warning, (said, part.path, part.row_group, SLOW_READ_S))
+    """Logs the file of a read that hangs, for it raises nothing, and only its own process knows which of thousands it is."""
+    message = "%s: row group %d is not read after %g s, and is waited for"
+    timer = Timer(SLOW_READ_S, log.warning, (message, part.path, part.row_group, SLOW_READ_S))
     timer.daemon = True
     timer.start()
     try:
@@ -67,14 +67,14 @@ def _named_while_slow(part: RowSlice) -> Iterator[None]:
 
 
 def read_what_is_there(part: RowSlice) -> list[dict]:
-    """`read_rows`, or none of them if that fails. Remote storage is asked again, after pauses, before it counts as failed."""
+    """Calls `read_rows`; returns no rows if that fails. Remote storage is asked again, after pauses, before it gives up."""
     pauses_s = RETRY_PAUSES_S if "://" in part.path else ()
     for pause_s in (*pauses_s, None):
         with _named_while_slow(part):
             try:
                 return read_rows(part)
-            except Exception as error:  # storage clients have many kinds, and a damaged file raises nearly any
-                lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # asked again, it is the same
+            except Exception as error:  # storage clients raise many kinds, and a damaged file nearly any
+                lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # a second try would meet the same
                 if lasting or pause_s is None:
                     log.warning("%s: row group %d cannot be read (%s)", part.path, part.row_group, type(error).__name__)
                     break
@@ -83,7 +83,7 @@ def read_what_is_there(part: RowSlice) -> list[dict]:
 
 
 def decode_row(row: dict, path: str, max_duration_s: float, truecaser: Truecaser | None = None) -> Clip | Reject:
-    """One row decoded, or the reason why not. What its columns tell is not found out by decoding."""
+    """Decodes a row, or says why it cannot be used. What its columns tell already is not found out by decoding."""
     name, text = row["ID"] or "", clean_label(row["text"] or "")
     if not name:
         return Reject(name, "no_id", path)
@@ -103,9 +103,10 @@ def decode_row(row: dict, path: str, max_duration_s: float, truecaser: Truecaser
 
 
 def row_copies(row_id: str, weights: dict[str, float], seed: int, epoch: int) -> int:
-    """How often an epoch takes a row, by the weight of its source: of 0.25, a quarter of the rows, others in each epoch.
+    """Says how often an epoch takes a row, by the weight of its source. Depends on nothing but its arguments.
 
-    Of 1.5, every row once and half of them again; without a weight, once. Depends on nothing but its arguments.
+    A weight of 0.25 takes a quarter of the rows, others in each epoch; a weight of 1.5 takes every row once and half of them
+    again. Rows of a source without a weight are taken once.
     """
     weight = weights.get(source_of(row_id), 1.0) if weights else 1.0
     if weight.is_integer():
@@ -125,20 +126,20 @@ def decode_slices(
     truecaser: Truecaser | None = None,
     copies: Callable[[str], int] = _once,
 ) -> list[Row]:
-    """All rows of the slices in order, one for each that was planned.
+    """Decodes all rows of the slices in order, and returns one for each row that was planned.
 
-    What cannot be read is rejected, at the places planned for it, and never an error.
+    Rows that cannot be read become rejects at the places planned for them, and never an error.
 
     Args:
-        copies: how often to take the row of an ID; one that is not taken is not decoded either.
+        copies: says how often to take the row with an ID; a row that is not taken is not decoded either.
     """
-    found: list[Row] = []
+    decoded_rows: list[Row] = []
     for part in slices:
         rows = read_what_is_there(part)
         for row in rows:
             name = row["ID"] or ""
             count = copies(name)
             decoded = decode_row(row, part.path, max_duration_s, truecaser) if count else LeftOut(source_of(name))
-            found.append(replace(decoded, copies=count) if isinstance(decoded, Clip) else decoded)
-        found += [Reject("", UNREADABLE, part.path)] * (part.stop - part.start - len(rows))
-    return found
+            decoded_rows.append(replace(decoded, copies=count) if isinstance(decoded, Clip) else decoded)
+        decoded_rows += [Reject("", UNREADABLE, part.path)] * (part.stop - part.start - len(rows))
+    return decoded_rows

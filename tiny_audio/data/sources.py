@@ -1,7 +1,7 @@
-"""LoquaciousSet mixes five corpora in one table without saying in a column which: the form of a row's ID does.
+"""The source of a row. LoquaciousSet mixes five corpora in one table with no column for it; the form of a row's ID tells.
 
-The forms of the first four were reported for all dev and test rows. An ID of YODAS ends in .wav; so may one of
-People's Speech, which is told by the escapes that its own IDs have for slashes and dots.
+The forms of the first four were reported for all dev and test rows. IDs of YODAS end in .wav; those of People's Speech may
+too, but are recognized by their escapes for slashes and dots.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ _NUMBERS = re.compile(r"\d+(-\d+)+")  # speaker-chapter-utterance
 
 
 def source_of(row_id: str) -> str:
-    """The corpus that a row comes from, to count and to score by.
+    """Returns the corpus that a row comes from, by which rows are counted, weighted and scored.
 
-    One of LoquaciousSet's: "voxpopuli", "commonvoice", "librispeech" (of LibriHeavy too: the same recordings and
-    readers), "peoples_speech", "yodas". For other data, what the ID says before a last hyphen and a number
-    ("voices-00017" is of "voices"), else "all".
+    It is one of LoquaciousSet's: "voxpopuli", "commonvoice", "librispeech" (also for LibriHeavy, which has the same
+    recordings and readers), "peoples_speech", "yodas". For other data it is the part of the ID before a last hyphen and a
+    number ("voices-00017" comes from "voices"), else "all".
     """
     if "PLENARY" in row_id:
         return "voxpopuli"

@@ -24,7 +24,7 @@ from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, padded_rows
 from tiny_audio.model.projectors import Projector
 from tiny_audio.model.prompt import END_OF_TURN, build_prompt
-from tiny_audio.model.saved import load_projector, save_projector
+from tiny_audio.model.saved import load_projector, require_readable, save_projector
 from tiny_audio.model.segments import Segments, segments
 from tiny_audio.storage import local_folder
 
@@ -217,10 +217,12 @@ class ASRModel(PreTrainedModel):
         """Loads what `save_pretrained` wrote, from a folder, a URL or a hub id; `kwargs` override the config.
 
         Raises:
-            ValueError: the projector's file lacks weights, has others, or ones of other shapes.
+            ValueError: the projector's file lacks weights, has others, or ones of other shapes; or the model is of another
+                version than this code reads.
         """
         with local_folder(str(pretrained_model_name_or_path)) as folder:
             config = config or ASRConfig.from_pretrained(folder, **kwargs)
+            require_readable(str(pretrained_model_name_or_path), config)
             state = load_projector(folder)
         model = cls(config)
         expected = {key: value.shape for key, value in model.projector.state_dict().items()}

@@ -20,6 +20,7 @@ class ASRConfig(PretrainedConfig):
         encoder_window: "full" pads each clip to the encoder's window (30 s), as Whisper was trained; "trimmed" encodes
             each at its own length: less work, slightly different encodings.
         max_new_tokens: longest transcript, in tokens.
+        format_version: version of the saved model's format; a config.json without one is of version 1.
         **kwargs: `PretrainedConfig`'s; `dtype` (default float32) is the backbones', `attn_implementation` the decoder's
             while it generates. The projector is float32 whatever they are.
 
@@ -36,6 +37,7 @@ class ASRConfig(PretrainedConfig):
         projector_type: str = "mlp",
         encoder_window: str = "full",
         max_new_tokens: int = 256,
+        format_version: int = 1,
         **kwargs: Any,
     ):
         if projector_type not in PROJECTOR_TYPES:
@@ -47,4 +49,5 @@ class ASRConfig(PretrainedConfig):
         self.projector_type = projector_type
         self.encoder_window = encoder_window
         self.max_new_tokens = max_new_tokens
+        self.format_version = format_version
         super().__init__(**kwargs)

@@ -12,15 +12,17 @@ from tiny_audio.config import ConfigError, one_line
 from tiny_audio.model.backbone import read_window_s
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.storage import local_folder
+from tiny_audio.versions import require_version
 
 ARCHITECTURE = "ASRModel"
 PROJECTOR_FILE = "model.safetensors"
 PROJECTOR_PREFIX = "projector."
+MODEL_VERSION = 1  # of a saved model's format; config.json holds it
 
 
 def save_projector(config: ASRConfig, weights: dict[str, torch.Tensor], folder: str | Path) -> None:
     """Writes a saved model: config.json, and the projector's `weights` in float32."""
-    config.architectures = [ARCHITECTURE]
+    config.architectures, config.format_version = [ARCHITECTURE], MODEL_VERSION
     config.save_pretrained(folder)
     state = {PROJECTOR_PREFIX + name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
     save_file(state, Path(folder) / PROJECTOR_FILE, metadata={"format": "pt"})
@@ -32,15 +34,25 @@ def load_projector(model: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(PROJECTOR_PREFIX): weight for key, weight in state.items()}
 
 
+def require_readable(model: str, config: ASRConfig) -> None:
+    """Checks that this code reads the format of a saved model.
+
+    Raises:
+        ConfigError: it is of another version.
+    """
+    require_version(f"{model}/config.json", config.format_version, MODEL_VERSION)
+
+
 def read_model_window_s(model: str) -> float:
     """Longest audio that a saved model takes, in seconds, from the configs alone.
 
     Raises:
-        ConfigError: there is no such model, or its encoder is gone.
+        ConfigError: there is no such model, it is of another version than this code reads, or its encoder is gone.
     """
     try:
         with local_folder(model) as folder:
             config = ASRConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{model}: {one_line(error)}") from None
+    require_readable(model, config)
     return read_window_s(config.audio_model_id)

@@ -1,4 +1,4 @@
-"""The audit of a run's ledger: every planned row trained once or rejected, none missing, none twice."""
+"""The audit of a run's ledger: every planned row was trained once or rejected, none is missing and none came twice."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tiny_audio.run.rejects import NON_FINITE, REJECTS
 
 @dataclass
 class EpochAudit:
-    """One epoch's rows, counted. `num_missing` and `num_twice` are 0 where nothing was lost and nothing came twice."""
+    """The rows of one epoch, counted. If nothing was lost and nothing came twice, `num_missing` and `num_twice` are 0."""
 
     epoch: int
-    num_rows: int  # that the plan takes
+    num_rows: int  # rows that the plan takes
     num_trained: int
     num_rejected: int
     num_missing: int
@@ -40,55 +40,57 @@ class EpochAudit:
 
 @dataclass
 class PlannedFile:
-    """The rows that an epoch takes from a file. IDs are not known where the file cannot be read now."""
+    """The rows that an epoch takes from a file. Their IDs are unknown if the file cannot be read now."""
 
     num_rows: int = 0
-    ids: Counter[str] = field(default_factory=Counter)  # each as often as the row is taken: see row_copies
+    ids: Counter[str] = field(default_factory=Counter)  # each as often as its row is taken; see row_copies
     is_readable: bool = True
 
 
 @dataclass
 class Rejected:
-    """An epoch's rejects, by the name of their file: a run's data may have moved."""
+    """The rejects of an epoch, by the name of their file: a run's data may have moved."""
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)  # by file and ID
     unreadable: Counter[str] = field(default_factory=Counter)  # without an ID, by file
-    clips: Counter[str] = field(default_factory=Counter)  # by ID: left out of a step, and of no file
+    clips: Counter[str] = field(default_factory=Counter)  # by ID: skipped in a step, where no clip knows its file
 
     def in_file(self, name: str) -> int:
+        """Counts the rejects of a file."""
         return self.unreadable[name] + sum(count for (file, _), count in self.rows.items() if file == name)
 
     def total(self) -> int:
+        """Counts all rejects."""
         return self.rows.total() + self.unreadable.total() + self.clips.total()
 
 
 def _trained_ids(folder: Path) -> dict[int, Counter[str]]:
-    """By epoch."""
-    found: dict[int, Counter[str]] = {}
+    """Counts the IDs in a ledger, by epoch."""
+    trained: dict[int, Counter[str]] = {}
     for part in part_paths(folder):
         table = read_part(part, ["epoch", "id"])
         for epoch, row_id in zip(table["epoch"].to_pylist(), table["id"].to_pylist(), strict=True):
-            found.setdefault(epoch, Counter())[row_id] += 1
-    return found
+            trained.setdefault(epoch, Counter())[row_id] += 1
+    return trained
 
 
 def _rejected(folder: Path) -> dict[int, Rejected]:
-    """By epoch."""
-    found: dict[int, Rejected] = {}
+    """Reads a run's rejects, by epoch."""
+    epochs: dict[int, Rejected] = {}
     for part in part_paths(folder):
         for row in read_part(part, ["epoch", "id", "reason", "path"]).to_pylist():
-            rejected, name = found.setdefault(row["epoch"], Rejected()), Path(row["path"] or "").name
+            rejected, name = epochs.setdefault(row["epoch"], Rejected()), Path(row["path"] or "").name
             if row["reason"] == NON_FINITE:
                 rejected.clips[row["id"]] += 1
             elif row["reason"] == UNREADABLE:
                 rejected.unreadable[name] += 1
             else:
                 rejected.rows[name, row["id"]] += 1
-    return found
+    return epochs
 
 
 def _group_ids(group: RowGroup) -> list[str | None] | None:
-    """Of its rows; None where it is damaged or gone."""
+    """Reads the IDs of a row group's rows; None if its file is damaged or gone."""
     try:
         with fsspec.open(group.path, "rb") as file:
             ids = texts(pq.ParquetFile(file).read_row_group(group.index, columns=["ID"])["ID"])[: group.num_rows]
@@ -100,7 +102,7 @@ def _group_ids(group: RowGroup) -> list[str | None] | None:
 
 
 def _planned_files(groups: list[RowGroup], copies: Callable[[str], int]) -> dict[str, PlannedFile]:
-    """The rows of an epoch's row groups by the name of their file. Reads the shards' ID column alone."""
+    """Lists the rows of an epoch's row groups by the name of their file. Reads the shards' ID column alone."""
     files: dict[str, PlannedFile] = {}
     for group in groups:
         file, ids = files.setdefault(Path(group.path).name, PlannedFile()), _group_ids(group)
@@ -114,10 +116,10 @@ def _planned_files(groups: list[RowGroup], copies: Callable[[str], int]) -> dict
 def audit_epoch(
     epoch: int, files: dict[str, PlannedFile], trained: Counter[str], rejected: Rejected, copies: Callable[[str], int]
 ) -> EpochAudit:
-    """Holds what was trained and rejected in an epoch against its plan.
+    """Compares what was trained and rejected in an epoch with its plan.
 
-    Rows of files that can be read now are compared by ID. A row that was rejected without an ID, since its file could not be
-    read then, stands for one that is missing of that file. Rows of files that cannot be read now are counted.
+    Rows of files that can be read now are compared by ID. A row that was rejected without an ID, because its file could not
+    be read then, stands for one that is missing from that file. Rows of files that cannot be read now are only counted.
     """
     readable = {name: file for name, file in files.items() if file.is_readable}
     planned: Counter[str] = Counter()
@@ -142,25 +144,26 @@ def audit_epoch(
 
 
 def audit(config: TrainConfig) -> list[EpochAudit]:
-    """Holds every finished epoch's ledger and rejects against the shards.
+    """Compares every finished epoch's ledger and rejects with the shards.
 
     Raises:
-        ConfigError: the run has no ledger, or no plan of its own and a shard that cannot be read.
+        ConfigError: the run has no ledger, or no plan of its own and a shard that cannot be read, or a file of another version.
     """
-    trained, rejected = _trained_ids(config.run_dir / LEDGER), _rejected(config.run_dir / REJECTS)
-    require(bool(trained), f"{config.run_dir}: no {LEDGER} there; name the config.yaml of a run that has trained")
-    groups = kept_plan(config) or read_mix(config.data.train_weights, config.data.max_train_rows)
-    last_step = max(int(part.stem.split("-")[1]) for part in part_paths(config.run_dir / LEDGER))
+    run_dir, data = config.run_dir, config.data
+    trained, rejected = _trained_ids(run_dir / LEDGER), _rejected(run_dir / REJECTS)
+    require(bool(trained), f"{run_dir}: no {LEDGER} there; name the config.yaml of a run that has trained")
+    groups = kept_plan(run_dir, data) or read_mix(data.train_weights, data.max_train_rows)
+    last_step = max(int(part.stem.split("-")[1]) for part in part_paths(run_dir / LEDGER))
     audits, end = [], 0
     for epoch in range(max(trained | rejected) + 1):
         taken = epoch_groups(groups, config.seed, epoch)
-        end += steps_per_epoch(taken, config.data.batch_rows)
+        end += steps_per_epoch(taken, data.batch_rows)
         if end > last_step:
             break
-        copies = partial(row_copies, weights=config.data.source_weights, seed=config.seed, epoch=epoch)
+        copies = partial(row_copies, weights=data.source_weights, seed=config.seed, epoch=epoch)
         files = _planned_files(taken, copies)
         unread = [name for name, file in files.items() if not file.is_readable]
-        weighed = bool(unread) and bool(config.data.source_weights)
+        weighed = bool(unread) and bool(data.source_weights)
         require(not weighed, f"{unread and unread[0]}: cannot be read; with data.source_weights an audit needs all IDs")
         of_epoch = trained.get(epoch, Counter()), rejected.get(epoch, Rejected())
         audits.append(audit_epoch(epoch, files, *of_epoch, copies))

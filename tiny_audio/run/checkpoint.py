@@ -1,8 +1,8 @@
-"""What a run keeps: the trained weights, their moments and the position in the data. Nothing frozen, nothing sharded.
+"""Checkpoints: the trained weights, their moments and the position in the data. They hold nothing frozen and nothing sharded.
 
 A checkpoint folder holds `projector.safetensors`, `optimizer.safetensors` and `state.json`, at full size about 141 MB, and
-`SHA256SUMS`, written last: a folder without it is a save that was cut off, and no checkpoint. Which of them is gone on from,
-exported or deleted is decided here and from these folders alone, so that all who ask agree.
+`SHA256SUMS`, which is written last: a folder without it is a save that was cut off, and no checkpoint. Which checkpoint a
+run resumes from, exports or deletes is decided here and from these folders alone, so that the driver and all workers agree.
 """
 
 from __future__ import annotations
@@ -24,82 +24,66 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from tiny_audio.config import TrainConfig, require
-from tiny_audio.data.plan import RowGroup
+from tiny_audio.config import require
 from tiny_audio.run.metrics import append_warning
 from tiny_audio.storage import is_local, put, remove_folder
+from tiny_audio.versions import FORMAT_VERSION, require_version
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 WEIGHTS, MOMENTS, STATE = "projector.safetensors", "optimizer.safetensors", "state.json"
 SUMS = "SHA256SUMS"  # as sha256sum writes and checks it
+CHECKPOINT_VERSION = 1  # of the format; state.json holds it
 DAMAGE_ERRNOS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)  # of a local disk, or of the checksums of its file system
 
 
 @dataclass
 class Progress:
-    """How far a run is. `step` steps are done: it is the position in the data too, see `plan.py`."""
+    """How far a run has come. The number of steps done, `step`, is the position in the data too; see `plan.py`."""
 
     step: int = 0
     num_rows: int = 0
     audio_s: float = 0.0
     train_s: float = 0.0  # spent in steps, over all starts of the run
     rejects: dict[str, dict[str, int]] = field(default_factory=dict)  # by source and reason
-    left_out: dict[str, int] = field(default_factory=dict)  # by source: rows whose turn it was not, by its weight
+    left_out: dict[str, int] = field(default_factory=dict)  # by source: rows that its weight left out of their epoch
     best: dict[str, float] = field(default_factory=dict)  # scores of the best validation so far, and its `step`
     num_worse: int = 0  # validations since
-    scores: dict[str, float] = field(default_factory=dict)  # of a validation at this very step, if there was one
-    plan: dict[str, Any] = field(default_factory=dict)  # see plan_identity
+    scores: dict[str, float] = field(default_factory=dict)  # of the validation at this very step, if there was one
+    plan: dict[str, Any] = field(default_factory=dict)  # see TrainingPlan.identity
 
     def count_validation(self, scores: dict[str, float], metric: str) -> bool:
-        """Takes the scores of a validation at this step; returns whether it is the best so far."""
+        """Counts a validation at this step; returns whether its scores are the best so far."""
         better = scores[metric] < self.best.get(metric, math.inf)
         self.best = {"step": self.step, **scores} if better else self.best
         self.num_worse = 0 if better else self.num_worse + 1
         return better
 
-    def end_reason(self, config: TrainConfig) -> str:
-        """Why the run is over here, in words; empty while it is not. A function of what checkpoints keep and the config."""
-        if self.step >= config.num_steps:
-            return f"all {config.num_steps} steps are done"
-        patience = config.early_stopping_patience
+    def end_reason(self, num_steps: int, patience: int | None, metric: str) -> str:
+        """Says in words why the run is over at this step; empty while it goes on.
+
+        Args:
+            patience: validations in a row without a better `metric` that end the run; with None no number does.
+        """
+        if self.step >= num_steps:
+            return f"all {num_steps} steps are done"
         if patience is None or self.num_worse < patience:
             return ""
-        return f"no better {config.score_metric} in {self.num_worse} validations since step {self.best.get('step', 0)}"
-
-
-def plan_identity(config: TrainConfig, groups: list[RowGroup]) -> dict[str, Any]:
-    """What a step trains follows from. A run resumed under another identity would skip rows and repeat others."""
-    return {
-        "seed": config.seed,
-        "batch_rows": config.data.batch_rows,
-        "steps_per_window": config.data.steps_per_window,
-        "silence_share": config.data.silence_share,
-        "max_duration_s": config.data.max_duration_s,
-        "weights": " ".join(f"{weight:g}" for weight in config.data.train_weights.values()),
-        "source_weights": " ".join(f"{name}={weight:g}" for name, weight in sorted(config.data.source_weights.items())),
-        "truecase": config.data.truecase,
-        "truecase_text": config.data.truecase_text or "",
-        "num_rows": sum(group.num_rows for group in groups),
-        "shards": hashlib.sha256(repr([(Path(g.path).name, g.num_rows) for g in groups]).encode()).hexdigest()[:12],
-        "audio_model_id": config.model.audio_model_id,
-        "text_model_id": config.model.text_model_id,
-        **{f"augment.{key}": value for key, value in dataclasses.asdict(config.augment).items()},
-    }
+        return f"no better {metric} in {self.num_worse} validations since step {self.best.get('step', 0)}"
 
 
 def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: bytes) -> None:
-    """Writes a checkpoint, its checksums last. `state` is what `state_bytes` gave.
+    """Writes a checkpoint, its checksums last. `state` is what `state_bytes` returned.
 
     Raises:
-        OSError: it cannot be written, as on a full disk: says how much room it takes. The folder is removed again.
+        OSError: it cannot be written, as on a full disk; the message says how much room it takes. The folder is removed.
     """
     files = {WEIGHTS: save(weights), MOMENTS: save(moments), STATE: state}
     files[SUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
     try:
-        (folder / SUMS).unlink(missing_ok=True)  # of a damaged checkpoint of that step: until the end there is none
+        (folder / SUMS).unlink(missing_ok=True)  # of a damaged checkpoint of that step: until all is written, the folder is none
         for name, data in files.items():
             put(folder / name, data)
-    except Exception as error:  # those of object storage are of many kinds
+    except Exception as error:  # object storage raises many kinds
         with suppress(Exception):
             remove_folder(folder)
         room = f"it takes {sum(map(len, files.values())) / 1e6:.1f} MB"
@@ -111,41 +95,48 @@ def save_checkpoint(folder: Path, weights: dict[str, torch.Tensor], moments: dic
 
 
 def state_bytes(progress: Progress) -> bytes:
-    """What state.json holds."""
-    return json.dumps(dataclasses.asdict(progress), indent=1).encode()
+    """Makes the content of state.json."""
+    return json.dumps({FORMAT_VERSION: CHECKPOINT_VERSION, **dataclasses.asdict(progress)}, indent=1).encode()
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint: a file of it that is not as it was written, in words; empty for a whole one."""
+    """Says in words which file of a checkpoint is not as it was written; empty for a whole checkpoint."""
     path = folder / SUMS
     try:
         sums = path.read_bytes().splitlines()
         for name in (WEIGHTS, MOMENTS, STATE):
             path = folder / name
-            with path.open("rb") as file:  # in parts: the driver, which asks too, has no use for all of it
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if f"{found}  {name}".encode() not in sums:
+            with path.open("rb") as file:  # in parts: the driver, which checks too, has no use for the whole
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if f"{digest}  {name}".encode() not in sums:
                 return f"{path} is damaged: its checksum is not the one in {SUMS}"
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
         if not is_local(folder) or error.errno not in DAMAGE_ERRNOS:
-            raise  # no answer, or no leave to read, is no damage: the same question will be asked at the next start
+            raise  # storage that does not answer, or forbids, is no damage: the next start will ask again
         return f"{path} cannot be read: {error.strerror}"
     return ""
 
 
 def load_progress(folder: Path) -> Progress:
-    """The state of a checkpoint folder."""
-    return Progress(**json.loads((folder / STATE).read_bytes()))
+    """Reads the state of a checkpoint folder.
+
+    Raises:
+        ConfigError: the checkpoint is of another version than this code reads.
+    """
+    values = json.loads((folder / STATE).read_bytes())
+    require_version(folder / STATE, values.pop(FORMAT_VERSION, None), CHECKPOINT_VERSION)
+    return Progress(**values)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Progress]:
-    """Weights, moments and progress of a checkpoint folder."""
+    """Reads the weights, moments and progress of a checkpoint folder. Else as `load_progress`."""
     return load_weights(folder), load((folder / MOMENTS).read_bytes()), load_progress(folder)
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads the projector's weights of a checkpoint folder, by name."""
     return load((folder / WEIGHTS).read_bytes())
 
 
@@ -154,22 +145,22 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
-    """The folders that hold checksums, the last step first."""
+    """Lists the folders that hold checksums, the last step first."""
     return sorted((path.parent for path in (run_dir / CHECKPOINTS).glob(f"step-*/{SUMS}")), reverse=True)
 
 
 def has_checkpoint(run_dir: Path) -> bool:
-    """Whether a run has one to go on from, whole or damaged."""
+    """Whether a run has a checkpoint, whole or damaged."""
     return bool(_checkpoints(run_dir))
 
 
 def _by_score(folders: list[Path], metric: str) -> list[Path]:
-    """The lowest `metric` first, of equals the last step; at the end those without a validation, or that cannot be read."""
+    """Sorts by `metric`, the lowest first and of equals the last step; checkpoints without it, or unreadable, come last."""
 
     def score(folder: Path) -> float:
         try:
             return load_progress(folder).scores.get(metric, math.inf)
-        except (FileNotFoundError, ValueError, TypeError):  # what storage does not answer is raised: it may be the best
+        except (FileNotFoundError, ValueError, TypeError):  # storage that does not answer is raised: it may be the best
             return math.inf
 
     return sorted(sorted(folders, reverse=True), key=score)
@@ -189,10 +180,10 @@ def _first_whole(run_dir: Path, folders: list[Path], warn: Callable[[str], None]
 
 
 def latest_checkpoint(run_dir: Path, warn: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The last whole checkpoint of a run, to go on from; None for a new run.
+    """Finds the last whole checkpoint of a run, which it resumes from; None for a new run.
 
     Args:
-        warn: is told of every damaged checkpoint, and every save that was cut off, that was passed over, in a line each.
+        warn: is called with a line for every damaged checkpoint, and every save that was cut off, that was passed over.
 
     Raises:
         ConfigError: there are checkpoints, and none is whole.
@@ -207,40 +198,41 @@ def latest_checkpoint(run_dir: Path, warn: Callable[[str], None] = lambda line: 
 
 
 def best_checkpoint(run_dir: Path, metric: str, warn: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The whole checkpoint with the lowest `metric`, of equals the last; None for a new run. Else as `latest_checkpoint`."""
+    """Finds the whole checkpoint with the lowest `metric`, of equals the last. Else as `latest_checkpoint`."""
     return _first_whole(run_dir, _by_score(_checkpoints(run_dir), metric), warn)
 
 
 def prune(run_dir: Path, latest: Path, num_best: int, metric: str) -> None:
-    """Deletes all checkpoints but `latest` and the best `num_best` up to its step, and what is left of saves cut off.
+    """Deletes what saves that were cut off left, and all checkpoints but `latest` and the best `num_best` up to its step.
 
-    Later ones were damaged, or the run would not have come to `latest` again.
+    Checkpoints of later steps are damaged, or the run would not have come to `latest` again.
     """
     kept = {latest, *_by_score([folder for folder in _checkpoints(run_dir) if folder.name <= latest.name], metric)[:num_best]}
     for folder in sorted((run_dir / CHECKPOINTS).glob("step-*")):
         if folder not in kept:
-            (folder / SUMS).unlink(missing_ok=True)  # first: half deleted, it is none
+            (folder / SUMS).unlink(missing_ok=True)  # first: a half-deleted folder is no checkpoint
             remove_folder(folder)
 
 
 class CheckpointWriter:
     """Writes checkpoints from a thread, one at a time, while the run goes on; then deletes those that are not kept.
 
-    A write that failed is not raised but kept in `error`: the workers must agree to stop. After it nothing more is written.
+    An error is not raised but kept in `error`, for the workers must agree to stop. After it nothing more is written.
 
     Args:
-        require_claim: asked before anything is written or deleted; raises where another start has taken the run over.
+        num_best: checkpoints with the lowest `metric` that are kept beside the last one.
+        require_claim: is called before anything is written or deleted; raises if another start has taken the run over.
     """
 
-    def __init__(self, config: TrainConfig, require_claim: Callable[[], None] = lambda: None):
-        self.config, self.require_claim = config, require_claim
+    def __init__(self, run_dir: Path, num_best: int, metric: str, require_claim: Callable[[], None] = lambda: None):
+        self.run_dir, self.num_best, self.metric, self.require_claim = run_dir, num_best, metric, require_claim
         self.error = ""
-        self.write_s = 0.0  # what the last write took; 0 while it goes on
+        self.write_s = 0.0  # how long the last write took; 0 while it goes on
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future | None = None
 
     def begin(self, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], progress: Progress) -> None:
-        """Begins to write; waits for the write before. The tensors must stay as they are; `progress` may go on."""
+        """Waits for the write before, and begins another. The tensors must not change meanwhile; `progress` may."""
         self.wait()
         if not self.error:
             self.write_s = 0.0
@@ -248,13 +240,13 @@ class CheckpointWriter:
             self._in_flight = self._thread.submit(self._write, progress.step, weights, moments, state)
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Blocks until nothing is being written."""
         if self._in_flight is not None:
             self._in_flight.result()
 
     def _write(self, step: int, weights: dict, moments: dict, state: bytes) -> None:
         started = time.perf_counter()
-        folder = checkpoint_folder(self.config.run_dir, step)
+        folder = checkpoint_folder(self.run_dir, step)
         try:
             self.require_claim()
             if not all(value.isfinite().all() for value in (*weights.values(), *moments.values())):
@@ -266,27 +258,31 @@ class CheckpointWriter:
         self.write_s = time.perf_counter() - started
         try:
             self.require_claim()
-            prune(self.config.run_dir, folder, self.config.keep_checkpoints, self.config.score_metric)
-        except Exception as error:  # the new one is whole; what stays costs room, and the next save tries again
+            prune(self.run_dir, folder, self.num_best, self.metric)
+        except Exception as error:  # the new checkpoint is whole; the old ones only take room, and the next save tries again
             with suppress(Exception):
                 self.require_claim()
-                append_warning(self.config.run_dir, step, f"old checkpoints were not deleted: {error or repr(error)}")
+                append_warning(self.run_dir, step, f"old checkpoints were not deleted: {error or repr(error)}")
 
 
 def require_same_plan(run_dir: Path, identity: dict[str, Any]) -> Progress | None:
-    """Refuses to go on with a run whose steps would now train other rows, or the same ones otherwise.
+    """Refuses to resume a run under a plan by which its steps would train other rows, or the same rows in another form.
 
-    Returns what the run goes on from; None for a new one.
+    Returns the progress that the run resumes from; None for a new run.
+
+    Args:
+        identity: what `TrainingPlan.identity` says of the plan now.
 
     Raises:
-        ConfigError: naming the setting that changed.
+        ConfigError: it is not the one that the run was started with; the message names the setting that changed.
     """
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is None:
         return None
     progress = load_progress(checkpoint)
-    for key, value in progress.plan.items():
-        now = identity.get(key)
+    for key in progress.plan | identity:
+        then = f"{key}={progress.plan[key]}" if key in progress.plan else f"no {key}"
+        is_same = key in progress.plan and key in identity and progress.plan[key] == identity[key]
         remedy = "set it back, or give the run another name"
-        require(now == value, f"{run_dir}: was started with {key}={value}, now it is {now}; {remedy}")
+        require(is_same, f"{run_dir}: was started with {then}, now it is {identity.get(key)}; {remedy}")
     return progress

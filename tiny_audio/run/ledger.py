@@ -1,6 +1,6 @@
 """The ledger of a run: which row was trained at which step, and the audit of it: none missing, none twice.
 
-ledger.parquet holds a row for every trained clip, made silence apart; rejects.parquet the rows that could not be used.
+ledger.parquet holds a row for every trained clip except made silence; rejects.parquet holds the rows that could not be used.
 Together they must be the rows of the shards, once for each time that an epoch's plan takes them.
 """
 
@@ -21,21 +21,23 @@ SCHEMA = pa.schema([("epoch", pa.int32()), ("step", pa.int64()), ("id", pa.strin
 
 @dataclass
 class Ledger:
-    """What one worker writes into it."""
+    """One worker's part of the ledger."""
 
     run_dir: Path
     rank: int
     unwritten: list[dict] = field(default_factory=list)
 
     def add(self, batch: WorkerBatch) -> None:
+        """Notes the spoken clips of a trained batch."""
         spoken = (clip for clip in batch.clips if clip.text)
         self.unwritten += [{"epoch": batch.epoch, "step": batch.step, "id": clip.id} for clip in spoken]
 
     def take_out(self, skipped: list[SkippedRow]) -> None:
-        """Forgets rows of this worker that were not trained after all."""
+        """Removes rows of this worker that were not trained after all."""
         for row in skipped:
             self.unwritten.remove({"epoch": row.epoch, "step": row.step, "id": row.id})
 
     def write(self, step: int) -> None:
+        """Writes a part with the rows up to `step` that are in none yet."""
         write_part(self.run_dir / LEDGER, step, self.rank, self.unwritten, SCHEMA)
         self.unwritten = []

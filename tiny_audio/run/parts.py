@@ -1,7 +1,7 @@
-"""Tables that a run writes as it goes: a folder of Parquet parts, one a worker and checkpoint, named by the checkpoint's step.
+"""Tables that a run writes as it goes: folders of Parquet parts, one for each worker and checkpoint, named by its step.
 
-A part is written before its checkpoint is begun. So what a checkpoint counts is in the tables, whatever is killed when; a part
-without its checkpoint is dropped by the next start, which will meet its rows again.
+A part is written before its checkpoint is begun. So whatever a checkpoint counts is in the tables, no matter what is killed
+when; a part without its checkpoint is dropped by the next start, which will train its rows again.
 """
 
 from __future__ import annotations
@@ -13,28 +13,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiny_audio.storage import put
+from tiny_audio.versions import FORMAT_VERSION, require_version
+
+PARTS_VERSION = 1  # of the tables' format; a part's metadata holds it
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """All parts, by step."""
+    """Lists all parts, by step."""
     return sorted(folder.glob("step-*.parquet"))
 
 
 def write_part(folder: Path, step: int, rank: int, rows: list[dict], schema: pa.Schema) -> None:
-    """Adds a part of one worker's rows up to `step`, whole or not at all; none where there are no rows."""
+    """Adds a part of one worker's rows up to `step`, whole or not at all; without rows it adds none."""
     if not rows:
         return
     data = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), data)
+    metadata = {FORMAT_VERSION: str(PARTS_VERSION)}
+    pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata(metadata)), data)
     put(folder / f"step-{step:08d}-rank-{rank}.parquet", data.getvalue())
 
 
 def read_part(part: Path, columns: list[str]) -> pa.Table:
-    return pq.read_table(io.BytesIO(part.read_bytes()), columns=columns)
+    """Reads columns of a part.
+
+    Raises:
+        ConfigError: the part is of another version than this code reads.
+    """
+    file = pq.ParquetFile(io.BytesIO(part.read_bytes()))
+    require_version(part, (file.schema_arrow.metadata or {}).get(FORMAT_VERSION.encode()), PARTS_VERSION)
+    return file.read(columns)
 
 
 def drop_parts_after(folder: Path, step: int) -> None:
-    """Forgets the parts of steps that will run again."""
+    """Deletes the parts of steps that will run again."""
     for part in part_paths(folder):
         if int(part.stem.split("-")[1]) > step:
             part.unlink()

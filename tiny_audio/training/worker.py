@@ -1,4 +1,4 @@
-"""What every Ray Train worker runs: one rank's state, and the loop from start or from the last checkpoint to the end."""
+"""What every Ray Train worker runs: the state of one rank, and the loop from the start or the last checkpoint to the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from torch import distributed
 
 from tiny_audio.audio.augment import batch_masks
 from tiny_audio.config import ConfigError, TrainConfig, require
-from tiny_audio.config_files import build
 from tiny_audio.counts import count_reject, num_rejects
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.stream import WorkerStream
@@ -40,6 +39,7 @@ from tiny_audio.training.collectives import all_min
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
+from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.schedule import learning_rate
 from tiny_audio.training.validation import Validation
 from tiny_audio.training.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
@@ -47,15 +47,15 @@ from tiny_audio.training.zero import Engine
 
 
 class Worker:
-    """One rank's state through `train_loop`."""
+    """The state of one rank through `train_loop`."""
 
-    def __init__(self, config: TrainConfig, plan_identity: dict[str, int], claim: str, watchdog: Watchdog):
-        context = ray.train.get_context()
-        self.config, self.rank, self.num_workers = config, context.get_world_rank(), context.get_world_size()
-        self.device, self.claim, self.watchdog = ray.train.torch.get_device(), claim, watchdog
+    def __init__(self, run: ResolvedRun, watchdog: Watchdog):
+        context, config = ray.train.get_context(), run.config
+        self.run, self.rank, self.num_workers = run, context.get_world_rank(), context.get_world_size()
+        self.device, self.watchdog = ray.train.torch.get_device(), watchdog
         self.model = build_model(config, self.device)
-        watchdog.tell(STARTING)  # the next part of it, to which its time is given anew
-        self.progress = Progress(plan=plan_identity)
+        watchdog.tell(STARTING)  # the next part of starting, which has its own time
+        self.progress = Progress(plan=run.identity)
         moments = self._restore()
         grouped = config.zero_stage < 3  # there workers must run every module equally often
         self.packing = self.model.packing(grouped)
@@ -70,31 +70,33 @@ class Worker:
             config.data, self.model, transcriber.texts, transcriber.rows_at_once, self.micro_batch_s, grouped, on_part
         )
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
-        self.ledger = Ledger(config.run_dir, self.rank)
-        self.rejects = RejectLog(config.run_dir, config.data.max_reject_share)
-        self.checkpoints = CheckpointWriter(config, partial(require_claim, config.run_dir, claim))
-        self.save_stall_s = 0.0  # what the last save held the run up, for the next logged line
+        self.ledger = Ledger(run.folder, self.rank)
+        self.rejects = RejectLog(run.folder, config.data.max_reject_share)
+        self.checkpoints = CheckpointWriter(
+            run.folder, config.keep_checkpoints, config.score_metric, partial(require_claim, run.folder, run.claim)
+        )
+        self.save_stall_s = 0.0  # how long the last save held the run up, for the next logged line
         if self.rank == 0:
             with self.writing():
                 for table in (REJECTS, LEDGER):
-                    drop_parts_after(config.run_dir / table, self.progress.step)
+                    drop_parts_after(run.folder / table, self.progress.step)
         self.lowest_loss = math.inf  # of an interval, since this start
         self.start_interval()
 
     def _restore(self) -> dict[str, torch.Tensor] | None:
-        """Weights and progress of the last checkpoint, if there is one; returns the moments.
+        """Loads the weights and progress of the last checkpoint, if there is one; returns its moments.
 
         Raises:
-            RuntimeError: the workers do not find the same one, as where a shared disk is slow to tell.
+            RuntimeError: the workers find different checkpoints, as on a shared disk that is slow to show them.
         """
         damaged: list[str] = []
-        checkpoint = latest_checkpoint(self.config.run_dir, damaged.append)  # as the data's factory does
+        checkpoint = latest_checkpoint(self.run.folder, damaged.append)  # the driver makes the stream from it too
         step = load_progress(checkpoint).step if checkpoint else 0
         if all_min(step, self.device) != -all_min(-step, self.device):
             raise RuntimeError(f"rank {self.rank} finds the checkpoint of step {step}, another worker finds another one")
         with self.writing():
             for line in damaged if self.rank == 0 else []:
-                append_warning(self.config.run_dir, step, line)
+                append_warning(self.run.folder, step, line)
         if checkpoint is None:
             return None
         weights, moments, self.progress = load_checkpoint(checkpoint)
@@ -103,29 +105,29 @@ class Worker:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around all that is written to the run's folder: a storage that refuses, or a later start of the run, ends this one."""
-        with said_in_one_line(self.config.run_dir):
-            require_claim(self.config.run_dir, self.claim)
+        """Guards all writing to the run's folder: storage that refuses, or a later start of the run, ends this start."""
+        with said_in_one_line(self.run.folder):
+            require_claim(self.run.folder, self.run.claim)
             yield
 
     def feed(self, stream: WorkerStream) -> Feed:
-        """The steps that are left, from a stream that begins with the first of them."""
+        """Makes the feed of the steps that are left, from a stream that begins with the first of them."""
         stream.begin_at(self.progress.step)
-        config, left = self.config, self.config.num_steps - self.progress.step
-        draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=config.augment, seed=config.seed)
+        plan, left = self.run.plan, self.run.config.num_steps - self.progress.step
+        draw_masks = partial(batch_masks, num_mels=self.model.num_mels, config=plan.augment, seed=plan.seed)
         return Feed(stream, left, self.packing, self.micro_batch_s, self.cache, draw_masks)
 
     def tell(self, phase: str, ids: list[str] | tuple[str, ...] = ()) -> None:
-        """Says to the watchdog what begins now, at the step in hand."""
+        """Tells the watchdog what begins now, at the present step."""
         self.watchdog.tell(phase, self.progress.step, ids)
 
     def train_step(self, step: ReadyStep, meanwhile: Callable[[], None]) -> float | torch.Tensor:
-        """Forward, backward and update over this worker's share of a step; returns the gradient's norm.
+        """Runs forward, backward and update over this worker's share of a step; returns the gradient's norm.
 
         Args:
-            meanwhile: called when the device has its first work.
+            meanwhile: is called once the device has its first work.
         """
-        ids = [clip.id for clip in step.batch.clips]
+        config, ids = self.run.config, [clip.id for clip in step.batch.clips]
         self.tell(OTHERS, ids)
         num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
@@ -139,15 +141,15 @@ class Worker:
             self.engine.backward(output.loss_sum * scale, last=number == len(step.micro_batches))
             self.interval.loss_sum += output.clips.loss_sum
             self.interval.add_clips(step.batch, micro_batch.rows, output.clips)
-            if micro_batch.fresh and self.config.cache_features_gib:
+            if micro_batch.fresh and config.cache_features_gib:
                 self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
         self.tell(OTHERS, ids)
-        norm = self.engine.step(learning_rate(self.config.optimizer, self.progress.step, self.config.num_steps))
+        norm = self.engine.step(learning_rate(config.optimizer, self.progress.step, config.num_steps))
         self.interval.grad_norm_sum += norm
         return norm
 
     def count(self, batch: WorkerBatch, wait_s: float) -> None:
-        """Takes a trained batch into the run's progress and the interval's sums."""
+        """Adds a trained batch to the run's progress and the interval's sums."""
         self.interval.audio_s += sum(clip.duration_s for clip in batch.clips)
         self.interval.wait_s += wait_s
         self.interval.num_rows += batch.num_step_rows
@@ -161,7 +163,7 @@ class Worker:
             self.progress.left_out[source] = self.progress.left_out.get(source, 0) + count
 
     def take_out(self, skipped: list[SkippedRow]) -> None:
-        """Counts rows that were not finite among the rejects, no longer among the trained."""
+        """Counts rows whose loss was not finite as rejected instead of trained."""
         self.ledger.take_out([row for row in skipped if row.rank == self.rank])
         self.progress.num_rows -= len(skipped)
         for row in skipped:
@@ -172,15 +174,16 @@ class Worker:
     def log(self, grad_norm: float | torch.Tensor, epoch: int) -> str:
         """Adds the interval since the last log to metrics.jsonl, and starts the next.
 
-        Returns why the run must stop, in words on rank 0, or an empty string: the same on all workers otherwise.
+        Returns why the run must stop, or an empty string. All workers agree that it must; rank 0 may be the only one to say why.
         """
+        config = self.run.config
         stop = self.checkpoints.error or self.rejects.judge()
         sums = self.interval.sums(bool(stop))
         seconds = time.perf_counter() - self.interval_started
         skipped = self.interval.skipped() if sums.num_skipped else []
         self.take_out(skipped)
         step = self.progress.step
-        fault = self.interval.fault(step, sums, skipped, self.lowest_loss, self.config.max_loss_rise)
+        fault = self.interval.fault(step, sums, skipped, self.lowest_loss, config.max_loss_rise)
         self.lowest_loss = min(self.lowest_loss, sums.mean_loss)
         self.progress.audio_s += sums.audio_s
         self.progress.train_s += seconds
@@ -188,7 +191,7 @@ class Worker:
             values = {
                 "step": step,
                 "loss": sums.mean_loss,
-                "learning_rate": learning_rate(self.config.optimizer, step - 1, self.config.num_steps),
+                "learning_rate": learning_rate(config.optimizer, step - 1, config.num_steps),
                 "grad_norm": float(grad_norm),
                 "samples_per_s": self.interval.num_rows / seconds,
                 "audio_s_per_s": sums.audio_s / seconds,
@@ -206,32 +209,33 @@ class Worker:
                 values["save_write_s"], self.checkpoints.write_s = self.checkpoints.write_s, 0.0
             with self.writing():
                 if math.isfinite(sums.mean_loss):
-                    append_metrics(self.config.run_dir, values)
+                    append_metrics(self.run.folder, values)
                 if fault or stop:
                     self.rejects.write(step)
         self.start_interval()
         return fault or stop or ("rank 0 says so" if sums.stops else "")
 
     def start_interval(self) -> None:
+        """Begins to sum up the steps until the next log."""
         self.interval = Interval(torch.zeros((), device=self.device), torch.zeros((), device=self.device))
         self.interval_started = time.perf_counter()
 
     def validate(self) -> dict[str, float]:
-        """The scores, logged; the same on every worker."""
+        """Validates, and logs the scores; returns them, the same on every worker."""
         self.tell(VALIDATING)
         scores = self.validation()
         if self.rank == 0:
             with self.writing():
-                append_metrics(self.config.run_dir, {"step": self.progress.step, **scores})
+                append_metrics(self.run.folder, {"step": self.progress.step, **scores})
         return scores
 
     def save(self, scores: dict[str, float]) -> None:
-        """Writes the tables up to this step, and begins to write a checkpoint, which a thread of rank 0's will finish.
+        """Writes the tables up to this step, and begins to write a checkpoint, which a thread of rank 0 will finish.
 
         All workers must call it.
 
         Args:
-            scores: of a validation at this step, if there was one.
+            scores: the scores of a validation at this step, if there was one.
         """
         self.tell(SAVING)
         started = time.perf_counter()
@@ -241,17 +245,19 @@ class Worker:
                 self.rejects.write(self.progress.step)
         self.progress.scores = {name: score for name, score in scores.items() if math.isfinite(score)}
         weights, moments = self.engine.weights(), self.engine.moments()
-        all_min(0.0, self.device)  # wait for all: else a checkpoint might be whole before its rows are in every ledger's part
+        all_min(0.0, self.device)  # waits for all: no checkpoint may be whole before its rows are in every worker's ledger
         if self.rank == 0:
             self.checkpoints.begin(weights, moments, self.progress)
             self.save_stall_s = time.perf_counter() - started
 
 
 def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
-    """The model with a fresh projector, the same for a seed on every worker, as the config wants it computed."""
+    """Builds the model with a fresh projector, the same on every worker for a seed, computed as the config asks."""
     compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
-    found = [name for name in (os.environ.get("CC"), "gcc", "clang", "cc") if name and shutil.which(name)]
-    require(not compiles or bool(found), "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false")
+    has_compiler = any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc"))
+    require(
+        not compiles or has_compiler, "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false"
+    )
     if config.fp8:
         require_fp8()
     torch.manual_seed(config.seed)
@@ -264,51 +270,51 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
 
 
 def trim_heap() -> None:
-    """Gives free memory back to the system. Blocks of ever other sizes leave holes in glibc's heap, which would grow by them."""
+    """Returns free memory to the system: blocks of ever different sizes leave holes in glibc's heap, by which it would grow."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def train_loop(loop_config: dict) -> str:
-    """What every worker runs; returns what stopped it before its end, if so.
+    """Runs on every worker; returns what stopped the run before its end, or an empty string.
 
-    An error that a new start would meet again ends the run, whichever worker has it.
+    An error that a new start would meet again ends the run, whichever worker raises it.
     """
-    watch = loop_config["watch"]
+    run, watch = loop_config["run"], loop_config["watch"]
     final, _ = ray.get(watch.reasons.remote())
     if final:
         return final
-    config = build(TrainConfig, loop_config["config"])
     with Watchdog(watch, ray.train.get_context().get_world_rank()) as watchdog:
         try:
-            return train_to_end(config, loop_config["plan_identity"], loop_config["claim"], watchdog)
+            return train_to_end(run, watchdog)
         except ConfigError as error:
             ray.get(watch.end.remote(str(error)))
             return str(error)
 
 
-def train_to_end(config: TrainConfig, plan_identity: dict[str, int], claim: str, watchdog: Watchdog) -> str:
-    """The loop, from start or from the last checkpoint to the end; returns what stopped it before, if so.
+def train_to_end(run: ResolvedRun, watchdog: Watchdog) -> str:
+    """Trains from the start or the last checkpoint to the end; returns what stopped the run before, or an empty string.
 
-    A validation at the start is logged only: an untrained projector's score is no mark to beat, nor a model to keep.
+    The validation at the start is only logged: an untrained projector's score is no mark to beat, and its model none to keep.
     """
-    # oneDNN, which computes on CPUs, would keep 1,024 kernels for shapes that do not come again: half a gigabyte
+    config = run.config
+    # oneDNN, which computes on CPUs, would keep 1,024 kernels for shapes that never come again: half a gigabyte
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
     stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
-    worker = Worker(config, plan_identity, claim, watchdog)
+    worker = Worker(run, watchdog)
     feed = worker.feed(stream)
     if worker.progress.step == 0:
         worker.validate()
     worker.start_interval()
-    while not worker.progress.end_reason(config):
+    while not run.end_reason(worker.progress):
         worker.tell(DATA)
         asked = time.perf_counter()
         ready = next(feed)
         wait_s = time.perf_counter() - asked
         grad_norm = worker.train_step(ready, feed.make_next)
         worker.count(ready.batch, wait_s)
-        if not gc.get_freeze_count():  # all that was loaded and compiled: a pass over it takes 0.4 s, and all workers wait
+        if not gc.get_freeze_count():  # a pass over all that was loaded and compiled takes 0.4 s, while all workers wait
             gc.freeze()
         step, last = worker.progress.step, worker.progress.step == config.num_steps
         save_due = step % config.checkpoint_every == 0 or last
@@ -320,7 +326,7 @@ def train_to_end(config: TrainConfig, plan_identity: dict[str, int], claim: str,
                 return stopped
         scores = worker.validate() if eval_due else {}
         best = bool(scores) and worker.progress.count_validation(scores, config.score_metric)
-        if save_due or best or worker.progress.end_reason(config):
+        if save_due or best or run.end_reason(worker.progress):
             worker.save(scores)
         if eval_due or save_due:
             trim_heap()

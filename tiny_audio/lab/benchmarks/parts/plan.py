@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import count, islice, product
 from pathlib import Path
 from string import ascii_lowercase
@@ -26,13 +24,14 @@ import tiny_audio.training.driver  # noqa: F401  memory is measured on top of al
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.data.footers import list_shards, read_footers
-from tiny_audio.data.plan import RowGroup, Window, plan_windows, steps_per_epoch
-from tiny_audio.data.stream import StreamSettings, window_dataset
+from tiny_audio.data.plan import RowGroup, steps_per_epoch
+from tiny_audio.data.stream import window_dataset
+from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.lab.process_memory import peak_rss_mib, rss_mib
 from tiny_audio.model.backbone import require_decoder, require_encoder
-from tiny_audio.run.checkpoint import Progress, checkpoint_folder, plan_identity, require_same_plan, save_checkpoint, state_bytes
+from tiny_audio.run.checkpoint import Progress, checkpoint_folder, require_same_plan, save_checkpoint, state_bytes
 from tiny_audio.run.plan_file import keep_plan, kept_plan
 from tiny_audio.training.zero import MOMENTS
 
@@ -133,19 +132,19 @@ def write_run(config: TrainConfig, size: PlanSize) -> None:
     from tiny_audio.model.projectors import Projector
 
     groups = absent_groups(size)
-    keep_plan(config, groups)
+    keep_plan(config.run_dir, config.data, groups)
     weights = {name: weight.detach() for name, weight in Projector(*WIDTHS).named_parameters()}
     moments = {f"{moment}.{name}": torch.zeros_like(weight) for moment in MOMENTS for name, weight in weights.items()}
-    state = state_bytes(Progress(step=LEFT_STEPS, plan=plan_identity(config, groups)))
+    state = state_bytes(Progress(step=LEFT_STEPS, plan=_plan(config, groups).identity()))
     save_checkpoint(checkpoint_folder(config.run_dir, LEFT_STEPS), weights, moments, state)
 
 
 def kept_figures(config: TrainConfig) -> tuple[list[RowGroup], dict]:
     """Reads the plan and the last checkpoint as a driver does before a run goes on; returns the row groups too."""
     started, before = time.perf_counter(), bytes_read()
-    groups = kept_plan(config)
+    groups = kept_plan(config.run_dir, config.data)
     planned, after_plan = time.perf_counter(), bytes_read()
-    require_same_plan(config.run_dir, plan_identity(config, groups))
+    require_same_plan(config.run_dir, _plan(config, groups).identity())
     seconds = {"plan_s": planned - started, "checkpoint_s": time.perf_counter() - planned}
     num_bytes = {"plan_bytes": after_plan - before, "checkpoint_bytes": bytes_read() - after_plan}
     return groups, {"name": "the run's folder read", "num_row_groups": len(groups), **seconds, **num_bytes}
@@ -157,7 +156,7 @@ def resume_figures(config: TrainConfig, groups: list[RowGroup]) -> list[dict]:
     per_epoch = steps_per_epoch(groups, data.batch_rows)
     start_step = per_epoch - LEFT_STEPS
     started = time.perf_counter()
-    first = next(_plan(config, groups)(num_steps=per_epoch, start_step=start_step))
+    first = next(_plan(config, groups).windows(num_steps=per_epoch, start_step=start_step))
     resumed = {
         "name": "resumed near the end of an epoch",
         "num_rows": sum(group.num_rows for group in groups),
@@ -169,23 +168,21 @@ def resume_figures(config: TrainConfig, groups: list[RowGroup]) -> list[dict]:
         "window_rows": first.num_rows,
         "first_window_s": time.perf_counter() - started,
     }
-    state = state_bytes(Progress(step=start_step, num_rows=start_step * data.batch_rows, plan=plan_identity(config, groups)))
+    state = state_bytes(Progress(step=start_step, num_rows=start_step * data.batch_rows, plan=_plan(config, groups).identity()))
     kept = {"name": "position in a checkpoint", "step": json.loads(state)["step"], "state_json_bytes": len(state)}
     return [resumed, kept]
 
 
-def _plan(config: TrainConfig, groups: list[RowGroup]) -> Callable[..., Iterator[Window]]:
-    return partial(plan_windows, groups, config.seed, config.data.batch_rows, config.data.steps_per_window)
+def _plan(config: TrainConfig, groups: list[RowGroup]) -> TrainingPlan:
+    return TrainingPlan.of(config, groups, None)
 
 
 def stream_figures(config: TrainConfig, groups: list[RowGroup], num_epochs: int) -> dict:
     """Plans the same window through Ray Data: makes the dataset of `num_epochs`, and waits for its first row."""
-    data = config.data
-    per_epoch = steps_per_epoch(groups, data.batch_rows)
+    per_epoch = steps_per_epoch(groups, config.data.batch_rows)
     start_step, num_steps = per_epoch - LEFT_STEPS, num_epochs * per_epoch
-    settings = StreamSettings(config.seed, start_step, num_steps, data.max_duration_s, data.silence_share)
     started = time.perf_counter()
-    windows = window_dataset(_plan(config, groups), settings)
+    windows = window_dataset(_plan(config, groups), range(start_step, num_steps))
     dataset_made = time.perf_counter()
     row = next(iter(windows.iter_rows()))
     window = json.loads(row["window"])
@@ -196,8 +193,8 @@ def stream_figures(config: TrainConfig, groups: list[RowGroup], num_epochs: int)
 def whole_figures(config: TrainConfig, groups: list[RowGroup]) -> dict:
     """Plans all windows of an epoch, which no start does, and checks that the first one of a resumed run is among them."""
     per_epoch = steps_per_epoch(groups, config.data.batch_rows)
-    first = next(_plan(config, groups)(num_steps=per_epoch, start_step=per_epoch - LEFT_STEPS))
+    first = next(_plan(config, groups).windows(num_steps=per_epoch, start_step=per_epoch - LEFT_STEPS))
     started = time.perf_counter()
-    windows = list(_plan(config, groups)(num_steps=per_epoch))
+    windows = list(_plan(config, groups).windows(num_steps=per_epoch))
     figures = {"name": "all windows of the epoch", "num_windows": len(windows), "seconds": time.perf_counter() - started}
     return {**figures, "same_as_from_the_start": first in windows}
