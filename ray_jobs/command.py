@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from tiny_audio.config import ConfigError, require
 from tiny_audio.config_files import load_config
+from tiny_audio.ray_names import CORE_LOG_LEVEL
 
 T = TypeVar("T")
 SPARE_CPUS = 2
@@ -66,7 +67,7 @@ def start_ray(num_workers: int = 1, num_gpus: int = 0) -> None:
     Raises:
         ConfigError: this machine lacks the GPUs asked for. (A cluster may still grow: there Ray waits.)
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core has to say reaches us as exceptions
+    os.environ.setdefault(CORE_LOG_LEVEL, "fatal")  # what its core has to say reaches us as exceptions
     import ray
 
     from tiny_audio.data.stream import quiet_ray_data

@@ -29,8 +29,8 @@ from tiny_audio.data.labels import Truecaser
 from tiny_audio.data.plan import RowSlice, Window
 from tiny_audio.data.rows import Reject
 from tiny_audio.data.shards import decode_slices, row_copies
+from tiny_audio.ray_names import SUBCLUSTER
 
-SUBCLUSTER = "ray-subcluster"  # the node label by which Ray Data counts a group of nodes as its own
 PREFETCH_STEPS = 2  # that Ray Data fetches ahead: a worker gets a step once these are there too, or the data have ended
 STEPS_A_PLAN = 256  # of a planning task: at 10 million rows it takes under a second, and decodes for minutes
 END = -1  # step of the rows after the last one; see train_dataset

@@ -15,7 +15,8 @@ from typing import TypeVar
 import psutil
 import requests
 
-from tiny_audio.lab.local_ray import AGENT_PORT, BIN, WITH_TOKEN, Cluster, free_port
+from tiny_audio.lab.local_ray import BIN, WITH_TOKEN, Cluster, free_port
+from tiny_audio.ray_names import AGENT_PORT, ANY_WORKER, FILES_FOLDER
 
 T = TypeVar("T")
 STORE_BYTES = 256 * 2**20  # of a node's object store; a run of the embedded backbones needs a few
@@ -24,7 +25,7 @@ START_TIMEOUT_S = 180
 
 def _environment(folder: str) -> dict[str, str]:
     """With Ray's token asked for, its files in `folder`, and this Python first: jobs run `python`."""
-    return {**os.environ, **WITH_TOKEN, "RAY_TMPDIR": folder, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return {**os.environ, **WITH_TOKEN, FILES_FOLDER: folder, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
 class LocalNode:
@@ -53,7 +54,7 @@ class LocalNode:
     def _is_up(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError(f"ray start ended with code {self.process.returncode}: {' '.join(self.process.args)}")
-        return bool(self.processes("ray::"))
+        return bool(self.processes(ANY_WORKER))
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Those of this node with `name` in their command line, which for Ray's workers is what they do."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -16,15 +15,10 @@ from typing import BinaryIO
 
 from tiny_audio.config import require
 from tiny_audio.data.stream import quiet_ray_data
+from tiny_audio.ray_names import AGENT_PORT, AUTH_MODE, MAX_STARTING_WORKERS, NO_AGENT, OWN_LINE, SERVER_ADDRESS, SUBMITTED
 
-RAYS_OWN_LINE = re.compile(
-    rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc"
-)
 BIN = Path(sys.executable).parent
-AGENT_PORT = 52365  # Ray's default, and `ray.init` takes no other
-NO_AGENT = b"No available agent"
-SERVER_ADDRESS = "RAY_API_SERVER_ADDRESS"
-WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a local Ray asks for one; its commands must be told that it does
+WITH_TOKEN = {AUTH_MODE: "token"}  # a local Ray asks for one; its commands must be told that it does
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ def local_cluster() -> Iterator[Cluster]:
     in_use = f"another Ray on this machine holds port {AGENT_PORT}, which runs its jobs; stop it (ray stop), then try again"
     require(free_port(AGENT_PORT) == AGENT_PORT, in_use)
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`: let it be this one
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # Ray warns of four times as many processes
+    os.environ.setdefault(MAX_STARTING_WORKERS, "4")  # Ray warns of four times as many processes
     port = free_port(8265)
     # Ray Train asks this server at a run's end; it would look for it, and wait 12 s where a Ray that is gone left its address
     os.environ[SERVER_ADDRESS] = f"http://127.0.0.1:{port}"
@@ -112,8 +106,8 @@ def _copy_log(log: BinaryIO, output: BinaryIO) -> bytes:
     before = b""
     started = False
     for line in log:
-        started = started or b"submitted successfully" in line
-        if RAYS_OWN_LINE.match(line):
+        started = started or SUBMITTED in line
+        if OWN_LINE.match(line):
             continue
         if started:
             output.write(line)

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tiny_audio.lab.benchmarks.runs import ROWS_PER_GPU, Inputs, true_shapes_config
-from tiny_audio.lab.drills.struck_run import TRAIN_WORKER
 from tiny_audio.lab.local_nodes import kill, named_processes, wait_for
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import audit
 from tiny_audio.run.checkpoint import latest_checkpoint, load_progress
 from tiny_audio.run.metrics import read_lines

@@ -20,6 +20,7 @@ import psutil
 from tiny_audio.lab.benchmarks.runs import CONFIGS, write_noise_shards
 from tiny_audio.lab.local_nodes import named_processes
 from tiny_audio.lab.local_ray import BIN, WITH_TOKEN, Cluster
+from tiny_audio.ray_names import DATA_SPLITTER, SPILLED_MIB, STORE_USED_MIB, TRAIN_CONTROLLER, TRAIN_WORKER
 from tiny_audio.run.metrics import read_metrics
 
 LONGEST_S = 7.5  # the embedded encoder hears 8 s
@@ -27,10 +28,10 @@ SPLITS = (("train", 8192, 0), ("dev", 64, 1000))  # name, rows (of train 1.4 GB 
 SAMPLE_EVERY_S = 15.0
 SETTLED_AFTER_S = 900.0  # from then on memory should not grow: heaps have met the longest steps, caches are full
 ROLES = {  # what processes have in their names
-    "workers": "RayTrainWorker",
+    "workers": TRAIN_WORKER,
     "driver": "ray_jobs.train",
-    "controller": "TrainController",
-    "data": "SplitCoordinator",
+    "controller": TRAIN_CONTROLLER,
+    "data": DATA_SPLITTER,
     "all": "",
 }
 
@@ -50,7 +51,7 @@ def memory_sample(cluster: Cluster) -> dict[str, float]:
     sample = {role: anonymous_mib(named_processes(os.getpid(), part)) for role, part in ROLES.items()}
     command = [str(BIN / "ray"), "memory", "--stats-only", "--address", cluster.gcs_address]
     said = subprocess.run(command, env={**os.environ, **WITH_TOKEN}, capture_output=True, text=True, check=True).stdout
-    used, spilled = (re.search(pattern, said) for pattern in (r"Plasma memory usage (\d+) MiB", r"Spilled (\d+) MiB"))
+    used, spilled = (re.search(pattern, said) for pattern in (STORE_USED_MIB, SPILLED_MIB))
     return {**sample, "store": float(used[1]) if used else 0.0, "spilled": float(spilled[1]) if spilled else 0.0}
 
 

@@ -15,8 +15,9 @@ from functools import partial
 import psutil
 
 from tiny_audio.config import TrainConfig, require
-from tiny_audio.lab.drills.struck_run import DECODE_WORKER, DRIVER, TRAIN_WORKER, Run
+from tiny_audio.lab.drills.struck_run import DECODE_WORKER, DRIVER, Run
 from tiny_audio.lab.local_nodes import LocalNodes, kill
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.checkpoint import WEIGHTS, latest_checkpoint
 from tiny_audio.run.metrics import read_metrics

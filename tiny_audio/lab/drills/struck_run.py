@@ -13,13 +13,14 @@ from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import save_config
 from tiny_audio.lab.local_nodes import LocalNode, LocalNodes, wait_for
 from tiny_audio.lab.local_ray import submit_job
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.checkpoint import CHECKPOINTS, SUMS, latest_checkpoint, load_progress
 from tiny_audio.run.claim import CLAIM
 from tiny_audio.run.metrics import read_lines
 
 T = TypeVar("T")
 MOMENT_TIMEOUT_S = 600.0
-TRAIN_WORKER, DECODE_WORKER, DRIVER = "RayTrainWorker", "_decode_window", "ray_jobs.train"  # in their processes' names
+DECODE_WORKER, DRIVER = "_decode_window", "ray_jobs.train"  # in their processes' names
 
 
 class Run:
