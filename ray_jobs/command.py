@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from tiny_audio.config import ConfigError, require
 from tiny_audio.config_files import load_config, sections
+from tiny_audio.ray_names import CORE_LOG_LEVEL
 
 T = TypeVar("T")
 SPARE_CPUS = 2
@@ -92,7 +93,7 @@ def start_ray(num_workers: int = 1, num_gpus: int = 0) -> None:
     Raises:
         ConfigError: this machine lacks the GPUs asked for. (A cluster may still grow: there Ray waits.)
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the errors of Ray's core reach us as exceptions
+    os.environ.setdefault(CORE_LOG_LEVEL, "fatal")  # the errors of Ray's core reach us as exceptions
     import ray
 
     from tiny_audio.data.stream import quiet_ray_data

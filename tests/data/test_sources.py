@@ -152,9 +152,9 @@ def test_a_hub_dataset_is_read_at_its_commit(folder, tmp_path, monkeypatch):
     (tmp_path / "c0ffee").mkdir()
     (tmp_path / "c0ffee/README.md").write_text((folder / "README.md").read_text())
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: str(tmp_path / "c0ffee/README.md"))
-    monkeypatch.setattr("datasets.data_files.resolve_pattern", lambda pattern, root, extensions: [f"{root}/{pattern}"])
+    monkeypatch.setattr("huggingface_hub.HfFileSystem.glob", lambda fs, path: [path.replace("*", "0.parquet")])
     (url,) = list_shards("speechbrain/LoquaciousSet:small:train")
-    assert url == "hf://datasets/speechbrain/LoquaciousSet@c0ffee/small/train*"
+    assert url == "hf://datasets/speechbrain/LoquaciousSet@c0ffee/small/train0.parquet"
 
 
 def test_bad_rows_are_rejected_by_source_and_reason_and_never_a_crash(folder):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import ScalingType
 
 from tests.conftest import DECODER, ENCODER, tone
 from tiny_audio.audio.clip import Clip
@@ -16,16 +17,17 @@ from tiny_audio.model.packing import pack
 def scaled_mm(monkeypatch):
     """The product that GPUs have and CPUs lack, with its demands on the layout of its operands."""
 
-    def product(a, b, scale_a, scale_b, bias, out_dtype, use_fast_accum):
+    def product(a, b, scale_a, recipe_a, scale_b, recipe_b, bias, output_dtype, use_fast_accum):
+        assert recipe_a == recipe_b == ScalingType.RowWise
         assert a.dtype == b.dtype == FLOAT8
         assert a.is_contiguous()
         assert b.t().is_contiguous()
         assert scale_a.shape == (a.shape[0], 1)
         assert scale_b.shape == (1, b.shape[1])
         out = (a.float() * scale_a) @ (b.float() * scale_b)
-        return (out if bias is None else out + bias.float()).to(out_dtype)
+        return (out if bias is None else out + bias.float()).to(output_dtype)
 
-    monkeypatch.setattr(fp8.torch, "_scaled_mm", product)
+    monkeypatch.setattr(fp8, "scaled_mm", product)
 
 
 def test_rows_come_back_within_half_a_step_of_float8():
@@ -41,13 +43,13 @@ def test_a_layer_in_fp8_gives_about_the_outputs_and_gradients_of_the_layer(scale
     torch.manual_seed(0)
     layer = nn.Linear(64, 96, bias=bias).requires_grad_(False)
     x, weight = torch.randn(40, 64, requires_grad=True), torch.randn(40, 96)
-    found = []
+    results = []
     for module in (layer, FrozenLinear8(layer, both_ways=True)):
         x.grad = None
         output = module(x)
         (output * weight).sum().backward()
-        found.append((output.detach(), x.grad))
-    for plain, quantized in zip(*found, strict=True):
+        results.append((output.detach(), x.grad))
+    for plain, quantized in zip(*results, strict=True):
         assert (plain - quantized).norm() / plain.norm() < 0.05
         assert not torch.equal(plain, quantized)
 
@@ -57,15 +59,15 @@ def test_a_model_in_fp8_has_about_the_loss_and_gradient_of_the_model(scaled_mm):
     torch.manual_seed(0)
     model = ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, encoder_window="trimmed"))
     batch = pack([Clip("a", tone(1.0), "the old baker"), Clip("b", tone(2.5, 300), "seven lemons")], model.packing())
-    found = []
+    results = []
     for _ in range(2):
         model.zero_grad()
         output = model(batch)
         output.loss.backward()
-        found.append((output.loss.item(), torch.cat([w.grad.flatten() for w in model.projector.parameters()])))
-        if len(found) == 1:
+        results.append((output.loss.item(), torch.cat([w.grad.flatten() for w in model.projector.parameters()])))
+        if len(results) == 1:
             freeze_to_fp8(model)
-    (loss, gradient), (fp8_loss, fp8_gradient) = found
+    (loss, gradient), (fp8_loss, fp8_gradient) = results
     assert fp8_loss == pytest.approx(loss, rel=0.05)
     assert fp8_loss != loss
     assert torch.cosine_similarity(gradient, fp8_gradient, dim=0) > 0.8

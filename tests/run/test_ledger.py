@@ -13,6 +13,7 @@ import pytest
 from tests.training.test_train import config_of, losses
 from tiny_audio.config import ConfigError
 from tiny_audio.lab.local_nodes import kill, named_processes
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import EpochAudit, PlannedFile, Rejected, audit, audit_epoch
 from tiny_audio.run.ledger import LEDGER, SCHEMA
 from tiny_audio.run.metrics import read_lines, read_metrics
@@ -37,7 +38,7 @@ def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tm
     def wait_and_kill():
         while not any(line["step"] >= 3 for line in read_metrics(config.run_dir)):
             time.sleep(0.02)
-        assert kill(named_processes(os.getpid(), "RayTrainWorker"))
+        assert kill(named_processes(os.getpid(), TRAIN_WORKER))
 
     killer = threading.Thread(target=wait_and_kill, daemon=True)
     killer.start()

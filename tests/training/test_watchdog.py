@@ -13,6 +13,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from tests.training.test_train import config_of, losses
 from tiny_audio.config import ConfigError
 from tiny_audio.lab.local_nodes import named_processes
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import audit
 from tiny_audio.run.metrics import read_metrics
 from tiny_audio.training.driver import train
@@ -173,7 +174,7 @@ def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:
     def wait_and_freeze():
         while not any(line["step"] >= step for line in read_metrics(run_dir)):
             time.sleep(0.02)
-        named_processes(os.getpid(), "RayTrainWorker")[0].suspend()
+        named_processes(os.getpid(), TRAIN_WORKER)[0].suspend()
 
     thread = threading.Thread(target=wait_and_freeze, daemon=True)
     thread.start()

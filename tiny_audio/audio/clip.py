@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,3 +45,17 @@ class Clip:
     @property
     def duration_s(self) -> float:
         return len(self.pcm) / SAMPLE_RATE
+
+
+def require_clips(clips: Sequence, window_num_samples: int) -> None:
+    """Raises ValueError unless `clips` are one-channel waveforms, (S,) each, no longer than the encoder's window.
+
+    One array of two dimensions is refused, for it may be a stereo recording as well as two clips.
+    """
+    for clip in [clips] if getattr(clips, "ndim", 1) > 1 else clips:
+        shape = np.shape(clip)
+        if len(shape) != 1:
+            raise ValueError(f"a clip is one channel of shape (samples,), not {shape}; mix stereo down, and pass clips as a list")
+        if shape[0] > window_num_samples:
+            window_s = window_num_samples / SAMPLE_RATE
+            raise ValueError(f"a clip of {shape[0] / SAMPLE_RATE:.1f} s is over {window_s:g} s, the encoder's window; split it")

@@ -1,12 +1,15 @@
-"""The Parquet files of DATASET:CONFIG:SPLIT, as the `datasets` library finds them by a dataset's README.md.
+"""Lists the Parquet files of DATASET:CONFIG:SPLIT by the patterns in a dataset's README.md, as the `datasets` library does.
 
-Only that README is fetched, and files are listed: no data are downloaded or extracted, and no code that comes with them is
-run. A folder need not hold the whole dataset, whereas `load_dataset_builder` would want the first config's files too.
+Nothing but that README is fetched: no data are downloaded or extracted, and nothing that comes with them is run. A folder
+need not hold all of the dataset, while `datasets.load_dataset_builder` would want the first config's files too.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from tiny_audio.config import ConfigError, is_hub_id, one_line, require
 
@@ -26,19 +29,52 @@ def _find_readme(dataset: str) -> tuple[Path, str]:
     return readme, f"hf://datasets/{dataset}@{readme.parent.name}"  # the commit, whose files never change
 
 
+def _patterns(card: dict) -> dict[str, dict[str, list[str]]]:
+    """What a dataset's README says of its files: config -> split -> patterns of paths. A list without splits is train's.
+
+    See https://huggingface.co/docs/hub/datasets-manual-configuration
+    """
+
+    def as_list(value) -> list:
+        return value if isinstance(value, list) else [value]
+
+    configs: dict[str, dict[str, list[str]]] = {}
+    for config in card.get("configs") or []:
+        splits = configs[config["config_name"]] = {}
+        for entry in as_list(config.get("data_files") or []):
+            entry = {"split": "train", "path": entry} if isinstance(entry, str) else entry
+            splits[entry["split"]] = splits.get(entry["split"], []) + as_list(entry["path"])
+    return configs
+
+
+def _parquet_files(root: str, pattern: str) -> list[str]:
+    """The Parquet files below `root` that match; no hidden ones (`.cache/`, `__pycache__/`) unless the pattern names them.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    fs, path = url_to_fs(pattern if "://" in pattern else f"{root}/{pattern}")
+
+    def num_hidden(path: str) -> int:
+        return sum(part.startswith((".", "__")) for part in path.split("/"))
+
+    files = [file for file in fs.glob(path) if file.endswith(".parquet") and num_hidden(file) == num_hidden(path)]
+    if not files:
+        raise FileNotFoundError(path)
+    return [file if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(file) for file in files]
+
+
 def _list_files(dataset: str, config: str, split: str) -> list[str]:
-    from datasets.data_files import resolve_pattern, sanitize_patterns  # imported here: a glob does not need to wait for it
-    from datasets.utils.metadata import MetadataConfigs
-    from huggingface_hub import DatasetCard
+    from huggingface_hub import DatasetCard  # imported here: a glob does not need to wait for it
 
     readme, root = _find_readme(dataset)
-    configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data)
+    configs = _patterns(DatasetCard.load(readme).data.to_dict())
     name = f"{dataset}:{config}:{split}"
     require(config in configs, f"{name}: no such config; known: {', '.join(configs) or 'none'}")
-    patterns = sanitize_patterns(configs[config].get("data_files", {}))
+    patterns = configs[config]
     require(split in patterns, f"{name}: no such split; known: {', '.join(patterns) or 'none'}")
     try:
-        paths = [path for pattern in patterns[split] for path in resolve_pattern(pattern, root, [".parquet"])]
+        paths = [path for pattern in patterns[split] for path in _parquet_files(root, pattern)]
     except FileNotFoundError:
         raise ConfigError(f"{name}: {root} has no Parquet files {' '.join(patterns[split])}") from None
     return sorted(paths)

@@ -26,8 +26,8 @@ from tiny_audio.data.plan import RowSlice, Window
 from tiny_audio.data.rows import Reject
 from tiny_audio.data.shards import decode_slices, row_copies
 from tiny_audio.data.training_plan import TrainingPlan
+from tiny_audio.ray_names import SUBCLUSTER
 
-SUBCLUSTER = "ray-subcluster"  # the node label by which Ray Data counts a group of nodes as its own
 PREFETCH_STEPS = 2  # steps that Ray Data fetches ahead: a worker gets a step once these are there too, or the data have ended
 STEPS_PER_PLAN = 256  # steps of a planning task: at 10 million rows it takes under a second, and feeds minutes of decoding
 END = -1  # the step of the rows after the last one; see train_dataset

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples
+from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples, require_clips
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import END_OF_TURN, clean_transcript
@@ -55,8 +55,9 @@ class Transcriber:
         """Transcribes (S,) int16 clips at 16 kHz, in the order given.
 
         Raises:
-            ValueError: a clip is longer than the encoder's window.
+            ValueError: a clip is longer than the encoder's window, or has several channels.
         """
+        require_clips(waveforms, self.model.window_num_samples)
         transcripts: list[Transcript | None] = [None] * len(waveforms)
         for rows in self._batches([len(waveform) for waveform in waveforms]):
             for row, transcript in zip(rows, self._transcribe_batch([waveforms[row] for row in rows]), strict=True):
@@ -71,8 +72,6 @@ class Transcriber:
         """Yields the row numbers of each batch, shortest clips first, with at most MAX_BATCH_S padded seconds in a batch."""
         rows: list[int] = []
         for row in sorted(range(len(num_samples)), key=num_samples.__getitem__):
-            if num_samples[row] > self.model.window_num_samples:
-                raise ValueError(f"a clip of {num_samples[row] / SAMPLE_RATE:.1f} s is over {self.max_duration_s:g} s")
             if rows and (len(rows) + 1) * self._padded_num_samples(num_samples[row]) > MAX_BATCH_S * SAMPLE_RATE:
                 yield rows
                 rows = []

@@ -15,7 +15,8 @@ from typing import TypeVar
 import psutil
 import requests
 
-from tiny_audio.lab.ray_cli import AGENT_PORT, BIN, WITH_TOKEN, Cluster, free_port
+from tiny_audio.lab.ray_cli import BIN, WITH_TOKEN, Cluster, free_port
+from tiny_audio.ray_names import AGENT_PORT, ANY_WORKER, FILES_FOLDER
 
 T = TypeVar("T")
 STORE_BYTES = 256 * 2**20  # of a node's object store; a run of the embedded backbones needs a few MiB
@@ -24,7 +25,7 @@ START_TIMEOUT_S = 180
 
 def _environment(folder: str) -> dict[str, str]:
     """Returns an environment that asks for Ray's token, puts its files in `folder` and this Python first: jobs run `python`."""
-    return {**os.environ, **WITH_TOKEN, "RAY_TMPDIR": folder, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return {**os.environ, **WITH_TOKEN, FILES_FOLDER: folder, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
 class LocalNode:
@@ -54,7 +55,7 @@ class LocalNode:
     def _is_up(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError(f"ray start ended with code {self.process.returncode}: {' '.join(self.process.args)}")
-        return bool(self.processes("ray::"))
+        return bool(self.processes(ANY_WORKER))
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Returns the node's processes with `name` in their command line; Ray writes there what a worker does."""

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 
 from tiny_audio.config import require
 from tiny_audio.data.stream import quiet_ray_data
-from tiny_audio.lab.ray_cli import AGENT_PORT, BIN, Cluster, free_port
-
-SERVER_ADDRESS = "RAY_API_SERVER_ADDRESS"
+from tiny_audio.lab.ray_cli import BIN, Cluster, free_port
+from tiny_audio.ray_names import AGENT_PORT, MAX_STARTING_WORKERS, SERVER_ADDRESS
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def local_cluster() -> Iterator[Cluster]:
     in_use = f"another Ray on this machine holds port {AGENT_PORT}, which runs its jobs; stop it (ray stop), then try again"
     require(free_port(AGENT_PORT) == AGENT_PORT, in_use)
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # jobs run `python`, which must be this one
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")  # Ray warns of four times as many processes
+    os.environ.setdefault(MAX_STARTING_WORKERS, "4")  # Ray warns of four times as many processes
     port = free_port(8265)
     # Ray Train asks this server at the end of a run. Without the variable it searches for the server, and waits 12 s
     # where an earlier Ray left its address behind.

@@ -11,10 +11,11 @@ from contextlib import suppress
 import psutil
 
 from tiny_audio.lab.local_nodes import named_processes
-from tiny_audio.lab.process_names import CONTROLLER, SPLITTER, TRAIN_DRIVER, TRAIN_WORKER
+from tiny_audio.lab.process_names import TRAIN_DRIVER
 from tiny_audio.lab.ray_cli import BIN, WITH_TOKEN, Cluster
+from tiny_audio.ray_names import DATA_SPLITTER, SPILLED_MIB, STORE_USED_MIB, TRAIN_CONTROLLER, TRAIN_WORKER
 
-ROLES = {"workers": TRAIN_WORKER, "driver": TRAIN_DRIVER, "controller": CONTROLLER, "data": SPLITTER, "all": ""}
+ROLES = {"workers": TRAIN_WORKER, "driver": TRAIN_DRIVER, "controller": TRAIN_CONTROLLER, "data": DATA_SPLITTER, "all": ""}
 
 
 def rss_mib() -> float:
@@ -42,5 +43,5 @@ def memory_sample(cluster: Cluster) -> dict[str, float]:
     sample = {role: anonymous_mib(named_processes(os.getpid(), name)) for role, name in ROLES.items()}
     command = [str(BIN / "ray"), "memory", "--stats-only", "--address", cluster.gcs_address]
     stats = subprocess.run(command, env={**os.environ, **WITH_TOKEN}, capture_output=True, text=True, check=True).stdout
-    used, spilled = (re.search(pattern, stats) for pattern in (r"Plasma memory usage (\d+) MiB", r"Spilled (\d+) MiB"))
+    used, spilled = (re.search(pattern, stats) for pattern in (STORE_USED_MIB, SPILLED_MIB))
     return {**sample, "store": float(used[1]) if used else 0.0, "spilled": float(spilled[1]) if spilled else 0.0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -12,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-RAYS_OWN_LINE = re.compile(
-    rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc"
-)
+from tiny_audio.ray_names import AUTH_MODE, NO_AGENT, OWN_LINE, SUBMITTED
+
 BIN = Path(sys.executable).parent
-AGENT_PORT = 52365  # Ray's default, and `ray.init` takes no other
-NO_AGENT = b"No available agent"
-WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a local Ray requires a token, and its commands must be told that it does
+WITH_TOKEN = {AUTH_MODE: "token"}  # a local Ray requires a token, and its commands must be told that it does
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,8 @@ def _copy_log(log: BinaryIO, output: BinaryIO) -> bytes:
     before = b""
     started = False
     for line in log:
-        started = started or b"submitted successfully" in line
-        if RAYS_OWN_LINE.match(line):
+        started = started or SUBMITTED in line
+        if OWN_LINE.match(line):
             continue
         if started:
             output.write(line)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -18,30 +20,31 @@ from tiny_audio.audio.features import estimated_num_samples, log_mel
 from tiny_audio.audio.masks import apply_masks
 from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer
 from tiny_audio.model.backbone_weights import load_decoder, load_encoder
-from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
 from tiny_audio.model.layers import Layers, encode, stem
 from tiny_audio.model.non_finite import ClipCheck
-from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, padded_rows
+from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, pack_encoded, padded_rows
 from tiny_audio.model.projectors import Projector
-from tiny_audio.model.prompt import END_OF_TURN, build_prompt
-from tiny_audio.model.saved import load_projector, require_readable, save_projector
+from tiny_audio.model.prompt import END_OF_TURN, IGNORED_LABEL, build_prompt
+from tiny_audio.model.saved import HUB_OPTIONS, load_projector, one_device, require_readable, save_projector
 from tiny_audio.model.segments import Segments, segments
 from tiny_audio.storage import local_folder
+from tiny_audio.transformers_names import attention_of
 
 MELS_PER_TOKEN = SAMPLES_PER_TOKEN // HOP_SAMPLES
 
 
 @dataclass
 class ASROutput:
-    """Loss of a batch, summed over its label tokens, and their number; `loss` is the mean.
+    """Holds the loss of a batch, summed over its label tokens, and their number; `loss` is the mean.
 
     A clip that meets a NaN or an infinity is left out of the loss and of the gradients: see `non_finite.py`.
     """
 
     loss_sum: torch.Tensor
     num_label_tokens: int
-    clips: ClipCheck  # of which each was finite, and the number of label tokens that these have
-    encoded: torch.Tensor | None  # (frames, C) that the encoder made; none where all were known
+    clips: ClipCheck  # says which clips were finite, and how many label tokens those have
+    encoded: torch.Tensor | None  # (frames, C) that the encoder made; None where all were known
 
     @property
     def loss(self) -> torch.Tensor:
@@ -49,7 +52,7 @@ class ASROutput:
 
 
 class ASRModel(PreTrainedModel):
-    """Speech to text. Building one loads both backbones by their ids and makes a fresh projector.
+    """Turns speech into text. Building one loads both backbones by their ids and makes a fresh projector.
 
     Only the projector trains and is saved. `tokenizer` and `feature_extractor` are the backbones' own.
     """
@@ -57,14 +60,16 @@ class ASRModel(PreTrainedModel):
     config_class = ASRConfig
     base_model_prefix = "model"
     main_input_name = "input_features"
+    input_modalities, output_modalities = ("audio",), ("text",)
     _supports_sdpa = _supports_flash_attn = True  # as both backbones do
 
     def __init__(self, config: ASRConfig):
         super().__init__(config)
         dtype = getattr(torch, str(config.dtype or "float32").removeprefix("torch."))
-        attention = config._attn_implementation or "sdpa"
+        attention = attention_of(config) or "sdpa"
         self.encoder = load_encoder(config.audio_model_id, dtype, attention).requires_grad_(False)
         self.decoder = load_decoder(config.text_model_id, dtype, attention).requires_grad_(False)
+        self.generation_config = self.decoder.generation_config  # the decoder's `generate` is what reads it
         self.projector = Projector(self.encoder.config.d_model, self.decoder.config.hidden_size)
         self.feature_extractor = load_feature_extractor(config.audio_model_id)
         self.tokenizer = load_tokenizer(config.text_model_id)
@@ -73,7 +78,7 @@ class ASRModel(PreTrainedModel):
         self.eval()
 
     def train(self, mode: bool = True) -> ASRModel:
-        """Training mode is the projector's alone: the frozen backbones stay in evaluation mode."""
+        """Puts the projector in training mode, or out of it; the frozen backbones stay in evaluation mode."""
         super().train(False)
         self.training = mode
         self.projector.train(mode)
@@ -81,28 +86,30 @@ class ASRModel(PreTrainedModel):
 
     @property
     def window_num_samples(self) -> int:
-        """Longest audio that the encoder takes, in samples: 480,000 (30 s) for Whisper."""
+        """The longest audio that the encoder takes, in samples: 480,000 (30 s) for Whisper."""
         return self.encoder.config.max_source_positions * SAMPLES_PER_ENCODER_FRAME
 
     @property
     def num_mels(self) -> int:
+        """The number of mel bins in a log-mel frame, M."""
         return self.encoder.config.num_mel_bins
 
     @property
     def trimmed(self) -> bool:
+        """Whether clips are encoded at their own length, instead of padded to the window."""
         return self.config.encoder_window == "trimmed"
 
     def packing(self, grouped: bool = True) -> Packing:
-        """How clips must be laid out for `forward`."""
+        """Describes how `pack` must lay out clips for `forward`."""
         return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, grouped)
 
     @torch.no_grad()
     def encode(self, log_mels: Iterable[torch.Tensor], frame_index: list[torch.Tensor], frames: Segments) -> torch.Tensor:
-        """Encoder frames that clips fill, end to end: groups of (b, M, F) log-mels -> (frames, C).
+        """Encodes groups of log-mels, (b, M, F) each, and keeps the frames that clips fill, end to end: (frames, C).
 
         Args:
-            log_mels: of a group of clips at a time, padded alike.
-            frame_index: each group's frames to keep, its rows flattened.
+            log_mels: the log-mels of each group, whose clips are padded alike.
+            frame_index: which frames of each group to keep, counted over its rows.
             frames: where each clip's frames lie in the result.
         """
         if not self.trimmed:
@@ -115,13 +122,13 @@ class ASRModel(PreTrainedModel):
         return self.encoder.layer_norm(hidden)
 
     def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor) -> torch.Tensor:
-        """Encoder frames (2 A, C) -> audio tokens (A, D) in the decoder's type."""
+        """Turns encoder frames (2 A, C) into audio tokens (A, D) of the decoder's type."""
         compute_type = encoded.dtype
         with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
             return self.projector(encoded, first_tokens).to(compute_type)
 
     def encode_batch(self, batch: PackedBatch) -> torch.Tensor | None:
-        """`encode` of those clips of a packed batch whose frames are not known, from their PCM."""
+        """Encodes those clips of a packed batch whose frames are not known, from their PCM: (frames, C)."""
         if not batch.groups:
             return None
         mels = (self._log_mels(batch, group) for group in batch.groups)
@@ -132,9 +139,9 @@ class ASRModel(PreTrainedModel):
         return apply_masks(mels, batch.masks.of(group.first, group.last)) if batch.masks else mels
 
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Audio tokens (A, D) in their places -> the loss of each label (L,).
+        """Runs the decoder with the audio tokens (A, D) in their places; returns the loss of each label, (L,).
 
-        Causal attention within each clip; the last layer and the logits are made for the predicting positions only.
+        Attention is causal within each clip. The last layer and the logits are computed at the predicting positions only.
         """
         decoder = self.decoder.model
         hidden = decoder.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
@@ -147,26 +154,74 @@ class ASRModel(PreTrainedModel):
         hidden = self.layers.last_decoder(last, hidden, *turns, batch.clips, batch.predicting, batch.answers)
         return self.layers.losses(decoder.norm, self.decoder.lm_head, hidden, batch.labels)
 
-    def forward(self, batch: PackedBatch) -> ASROutput:
-        """Loss of a batch of clips that `tensors.pack` laid out, on the model's device."""
+    def forward(
+        self,
+        batch: PackedBatch | None = None,
+        *,
+        input_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_samples: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> ASROutput:
+        """Computes the loss of a batch that `packing.pack` laid out, on the model's device, or of log-mels and labels.
+
+        Args:
+            batch: the packed clips; nothing else is given then.
+            input_features: (B, M, F) log-mels, as for `generate`.
+            labels: (B, L) ids that the decoder must answer with, -100 where there are none: those of `prompt.label_ids`.
+            num_samples: as for `generate`.
+            attention_mask: as for `generate`.
+
+        Raises:
+            ValueError: there is neither a batch nor log-mels with labels.
+        """
+        if batch is None:
+            if input_features is None or labels is None:
+                raise ValueError(
+                    "forward gives the loss of a packed batch, or of input_features and labels; see generate for text"
+                )
+            batch = self._packed(input_features, labels, self._num_tokens(input_features, num_samples, attention_mask))
         encoded = self.encode_batch(batch)
         frames = torch.cat([part for part in (batch.known, encoded) if part is not None])
         clips = ClipCheck(batch.first_tokens, len(batch.audio), batch.labels, batch.answers)
         audio = clips.check_gradients(self.project(clips.check_frames(frames), batch.first_tokens))
         return ASROutput(clips.check_losses(self.decode(audio, batch)).sum(), batch.num_label_tokens, clips, encoded)
 
-    def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and the (B, T) mask."""
-        rows, device = len(num_tokens), log_mels.device
+    def _num_tokens(self, log_mels: torch.Tensor, num_samples, attention_mask) -> list[int]:
+        """Counts the audio tokens of each clip behind (B, M, F) log-mels."""
+        longest = self.window_num_samples // HOP_SAMPLES
+        if log_mels.ndim != 3 or log_mels.shape[1] != self.num_mels or log_mels.shape[2] > longest:
+            shape = f"(batch, {self.num_mels}, at most {longest})"
+            raise ValueError(f"input_features must be log-mels of shape {shape}, not {tuple(log_mels.shape)}")
+        if num_samples is None and attention_mask is not None:
+            num_samples = attention_mask.sum(dim=1) * HOP_SAMPLES
+        if num_samples is None:
+            num_samples = estimated_num_samples(log_mels)
+        return num_audio_tokens(num_samples).tolist()
+
+    def _encode_padded(self, log_mels: torch.Tensor, num_tokens: list[int]) -> torch.Tensor:
+        """Encodes (B, M, F) log-mels that are padded alike, and keeps the frames of their clips, end to end."""
         missing = MELS_PER_TOKEN * max(num_tokens) - log_mels.shape[-1]
         if missing >= MELS_PER_TOKEN:
             raise ValueError(f"num_samples is more than the {log_mels.shape[-1]} frames of input_features hold")
         log_mels = pad(log_mels, (0, max(0, missing)), mode="replicate")  # the last token's, where it was cut
-        group = Group(0, rows, log_mels.shape[-1] * HOP_SAMPLES)
+        group = Group(0, len(num_tokens), log_mels.shape[-1] * HOP_SAMPLES)
         num_frames = [2 * n for n in num_tokens]
-        index = frame_index([group], num_frames).to(device)
+        index = frame_index([group], num_frames).to(log_mels.device)
+        return self.encode([log_mels], [index], segments(num_frames).to(log_mels.device))
+
+    def _packed(self, log_mels: torch.Tensor, labels: torch.Tensor, num_tokens: list[int]) -> PackedBatch:
+        """Lays out log-mels (B, M, F) and their labels (B, L) as `pack` does clips."""
+        device = self.decoder.device
+        answers = [[label for label in row if label != IGNORED_LABEL] for row in labels.tolist()]
+        encoded = self._encode_padded(log_mels.to(device), num_tokens)
+        return pack_encoded(encoded, num_tokens, answers, self.prompt).to(device)
+
+    def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Builds what `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and a (B, T) mask."""
+        device = log_mels.device
         first = segments(num_tokens).bounds[:-1].to(device, torch.int64)
-        audio = self.project(self.encode([log_mels], [index], segments(num_frames).to(device)), first).split(num_tokens)
+        audio = self.project(self._encode_padded(log_mels, num_tokens), first).split(num_tokens)
         prefix, suffix = (
             self.decoder.model.embed_tokens(torch.tensor(ids, device=device)) for ids in (self.prompt.prefix, self.prompt.suffix)
         )
@@ -174,60 +229,113 @@ class ASRModel(PreTrainedModel):
         lengths = torch.tensor(num_tokens, device=device) + len(prefix) + len(suffix)
         return prompts, (torch.arange(prompts.shape[1], device=device) >= prompts.shape[1] - lengths[:, None]).long()
 
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Returns True, for pipelines ask; `generate` is not transformers' own, by which they would tell."""
+        return True
+
     @torch.no_grad()
     def generate(
         self,
         input_features: torch.Tensor,
         num_samples: torch.Tensor | None = None,
         max_new_tokens: int | None = None,
+        attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """Greedy transcription.
+        """Transcribes greedily, unless `kwargs` ask for sampling or beams.
 
         Args:
             input_features: (B, M, F) log-mels, of `feature_extractor` or `features.log_mel`.
-            num_samples: (B,) true lengths; read off the log-mels' silent end where not given.
+            num_samples: (B,) true lengths; read off the log-mels' silent end where neither these nor a mask are given.
             max_new_tokens: default, the config's.
-            **kwargs: passed on to the decoder's `generate`.
+            attention_mask: (B, F) 1 for the frames that clips fill, as `feature_extractor` gives it.
+            **kwargs: passed on to the decoder's `generate`: `do_sample`, `num_beams`, `streamer`. A `generation_config`
+                replaces our defaults.
 
         Returns:
             (B, at most max_new_tokens) ids, ended by `<|im_end|>` and padded; the prompt is not in them.
+
+        Raises:
+            ValueError: `input_features` have another shape than the encoder takes, or are shorter than `num_samples`.
         """
-        input_features = input_features.to(self.decoder.device)
-        if num_samples is None:
-            num_samples = estimated_num_samples(input_features)
-        num_tokens = num_audio_tokens(num_samples).tolist()
-        inputs, mask = self._prompted(input_features, num_tokens)
+        num_tokens = self._num_tokens(input_features, num_samples, attention_mask)
+        inputs, mask = self._prompted(input_features.to(self.decoder.device), num_tokens)
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
+        if kwargs.get("generation_config") is None:
+            options = {"do_sample": False, "max_new_tokens": self.config.max_new_tokens, **options}
         return self.decoder.generate(
             inputs_embeds=inputs,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens or self.config.max_new_tokens,
-            do_sample=False,
             eos_token_id=self.tokenizer.convert_tokens_to_ids(END_OF_TURN),
             pad_token_id=self.tokenizer.pad_token_id,
-            **kwargs,
+            **{**options, **kwargs},
         )
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Writes config.json and the projector's weights: all that `from_pretrained` needs beside the backbones."""
-        save_projector(self.config, self.projector.state_dict(), save_directory)
+    def save_pretrained(self, save_directory, *, push_to_hub: bool = False, max_shard_size=None, **upload) -> None:
+        """Writes config.json and the projector's weights: all that `from_pretrained` needs beside the backbones.
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, config: ASRConfig | None = None, **kwargs) -> ASRModel:
-        """Loads what `save_pretrained` wrote, from a folder, a URL or a hub id; `kwargs` override the config.
+        Args:
+            save_directory: a folder, which is made where there is none.
+            push_to_hub: whether to upload it too.
+            max_shard_size: has no effect, for the projector is one file; transformers' `push_to_hub` passes it.
+            **upload: `push_to_hub`'s arguments; the default `repo_id` is the folder's name.
 
         Raises:
-            ValueError: the projector's file lacks weights, has others, or ones of other shapes; or the model is of another
-                version than this code reads.
+            TypeError: a keyword is unknown.
         """
+        if not push_to_hub:
+            require_no_keywords("save_pretrained", upload)
+        save_projector(self.config, self.projector.state_dict(), save_directory)
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        config: ASRConfig | None = None,
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        **kwargs,
+    ) -> ASRModel:
+        """Loads what `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a URL or a hub id.
+            config: default, the folder's.
+            dtype: the backbones', in place of the config's; "auto" is the config's.
+            torch_dtype: transformers' older name for `dtype`.
+            device_map: the one device to load to (`cuda:1`), or "auto": a GPU if there is one.
+            attn_implementation: the decoder's while it generates.
+            **kwargs: HUB_OPTIONS (`revision` is that of the config and the weights), and `ASRConfig`'s own arguments,
+                in place of the config's.
+
+        Raises:
+            ValueError: the projector's file lacks weights, has others, or ones of other shapes; the model is of another
+                version than this code reads; or `device_map` names several devices.
+            TypeError: a keyword is unknown.
+        """
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        settings = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+        require_no_keywords("ASRModel.from_pretrained", kwargs)
+        dtype = torch_dtype if dtype is None else dtype
+        settings |= {"dtype": dtype} if dtype not in (None, "auto") else {}
+        settings |= {"attn_implementation": attn_implementation} if attn_implementation else {}
+        device = None if device_map is None else one_device(device_map)
         with local_folder(str(pretrained_model_name_or_path)) as folder:
-            config = config or ASRConfig.from_pretrained(folder, **kwargs)
+            config = config or ASRConfig.from_pretrained(folder, **hub)
             require_readable(str(pretrained_model_name_or_path), config)
-            state = load_projector(folder)
-        model = cls(config)
+            state = load_projector(folder, **hub)
+        model = cls(config.replaced(**settings))
         expected = {key: value.shape for key, value in model.projector.state_dict().items()}
         if expected != {key: value.shape for key, value in state.items()}:
             backbones = f"{config.audio_model_id} and {config.text_model_id}"
             raise ValueError(f"{pretrained_model_name_or_path}: not a projector for {backbones}")
         model.projector.load_state_dict(state)
+        if device is not None:
+            model.to(device).hf_device_map = {"": device}  # where pipelines look for it
         return model

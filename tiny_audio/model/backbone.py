@@ -1,7 +1,7 @@
-"""The two frozen backbones: where their files are, and what they must hold. Safetensors only.
+"""Finds the files of the two frozen backbones, and checks what they hold. Weights are read from safetensors alone.
 
-What a folder lacks is said before training starts, as far as its small files and its weight files' headers tell
-(`require_encoder`, `require_decoder`); the rest, and a hub id's weights, when `backbone_weights.py` loads them.
+`require_encoder` and `require_decoder` say what a folder lacks before training starts, as far as its small files and the
+headers of its weights tell. `backbone_weights.py` says the rest as it loads them, and all about the weights of a hub id.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, WhisperFeatureExtractor
+from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedConfig, WhisperFeatureExtractor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from tiny_audio.audio.clip import HOP_SAMPLES, N_FFT, SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
+from tiny_audio.audio.clip import HOP_SAMPLES, N_FFT, SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME, require_clips
 from tiny_audio.config import ConfigError, embedded_backbone, is_hub_id, one_line, require
 from tiny_audio.model.prompt import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt
 
@@ -27,29 +28,46 @@ def backbone_path(model_id: str) -> str:
     return str(embedded_backbone(model_id) or model_id)
 
 
-def load_feature_extractor(model_id: str) -> WhisperFeatureExtractor:
-    """The encoder's own feature extractor, which `features.log_mel` equals.
+class FeatureExtractor(WhisperFeatureExtractor):
+    """Whisper's own, but for audio over the window or of several channels.
+
+    Whisper's would cut the first off in silence, and take each sample of (S, 2) stereo for a clip of 30 s.
+    """
+
+    def __call__(self, raw_speech, *args, **kwargs) -> BatchFeature:
+        """Log-mels of a clip, (S,) at 16 kHz, or of a list of clips; else as `WhisperFeatureExtractor`.
+
+        Raises:
+            ValueError: a clip is longer than the encoder's window, or has several channels.
+        """
+        one = np.ndim(raw_speech[0]) == 0
+        require_clips([raw_speech] if one else raw_speech, self.n_samples)
+        return super().__call__(raw_speech, *args, **kwargs)
+
+
+def load_feature_extractor(model_id: str) -> FeatureExtractor:
+    """Loads the encoder's own feature extractor, which `features.log_mel` equals.
 
     Raises:
         ConfigError: preprocessor_config.json is not there, or wants other features than `features.log_mel` makes.
     """
     config = read_config(model_id, "whisper")
     try:
-        extractor = WhisperFeatureExtractor.from_pretrained(backbone_path(model_id))
+        extractor = FeatureExtractor.from_pretrained(backbone_path(model_id))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{model_id}: no usable preprocessor_config.json; fetch it again ({one_line(error)})") from None
     ours = {"sampling_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop_length": HOP_SAMPLES, "feature_size": config.num_mel_bins}
     for name, value in ours.items():
-        found = getattr(extractor, name)
-        require(found == value, f"{model_id}: preprocessor_config.json says {name} {found}, the encoder needs {value}")
+        stated = getattr(extractor, name)
+        require(stated == value, f"{model_id}: preprocessor_config.json says {name} {stated}, the encoder needs {value}")
     return extractor
 
 
 def load_tokenizer(model_id: str):
-    """The decoder's tokenizer, with the `<audio>` placeholder known to it as one token.
+    """Loads the decoder's tokenizer, with the `<audio>` placeholder known to it as one token.
 
     Raises:
-        ConfigError: it is not there, or lacks a chat template or one of the special tokens that `text.py` needs.
+        ConfigError: it is not there, or lacks a chat template or one of the special tokens that `prompt.py` needs.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
@@ -65,7 +83,7 @@ def load_tokenizer(model_id: str):
 
 
 def read_window_s(model_id: str) -> float:
-    """Longest audio that a Whisper checkpoint takes, in seconds (30), from its config alone.
+    """Reads the longest audio that a Whisper checkpoint takes, in seconds (30), from its config alone.
 
     Raises:
         ConfigError: there is no such checkpoint.
@@ -97,7 +115,11 @@ def require_decoder(model_id: str) -> None:
 
 
 def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
-    """The config of a checkpoint that must be of `model_type`."""
+    """Reads the config of a checkpoint.
+
+    Raises:
+        ConfigError: there is none, or it is not of `model_type`.
+    """
     path = backbone_path(model_id)
     if Path(path).is_dir():
         require((Path(path) / "config.json").is_file(), f"{model_id}: the folder has no config.json; is the download complete?")

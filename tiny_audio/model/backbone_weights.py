@@ -1,6 +1,6 @@
-"""The frozen backbones' modules with their weights, from a folder or the hub.
+"""Loads the frozen backbones' modules with their weights, from a folder or the hub.
 
-Apart from `backbone.py` because transformers' models take 2 s and 150 MB to import, which drivers do without.
+This is apart from `backbone.py` because transformers' models take 2 s and 150 MB to import, which drivers do without.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import SmolLM3ForCausalLM
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 
 from tiny_audio.config import ConfigError, one_line, require
 from tiny_audio.model.backbone import backbone_path, read_config, require_weights
+from tiny_audio.transformers_names import whisper_encoder_class
 
 SHOWN_KEYS = 5
 
 
 def load_encoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> nn.Module:
-    """The encoder of a whole Whisper checkpoint.
+    """Loads the encoder out of a whole Whisper checkpoint.
 
     Raises:
         ConfigError: there is none, or it lacks encoder weights, or has them in other shapes than its config.json says.
     """
     read_config(model_id, "whisper")
-    return _load(WhisperEncoder, model_id, dtype, attn_implementation, key_mapping={r"^(model\.)?encoder\.": ""})
+    return _load(whisper_encoder_class(), model_id, dtype, attn_implementation, key_mapping={r"^(model\.)?encoder\.": ""})
 
 
 def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> SmolLM3ForCausalLM:
-    """The decoder.
+    """Loads the decoder.
 
     Raises:
         ConfigError: there is none, or it lacks weights, or has them in other shapes than its config.json says.
@@ -42,9 +42,9 @@ def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) ->
 
 
 def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:
-    """`from_pretrained`, without its report on the parts of a checkpoint that we leave out.
+    """Calls `from_pretrained` without its report on the parts of a checkpoint that we leave out.
 
-    It would leave missing weights random with a warning, and fall back to formats that can run code.
+    By itself it would leave missing weights random with a warning, and fall back to formats that can run code.
     """
     require_weights(model_id)
     try:
@@ -62,7 +62,7 @@ def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: s
         raise ConfigError(f"{model_id}: {one_line(error)}") from None
     missing = sorted(info["missing_keys"])
     require(not missing, f"{model_id}: the checkpoint lacks {_shown(missing)}; is the download complete, and the right model?")
-    reshaped = [f"{key} {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sorted(info["mismatched_keys"])]
+    reshaped = [f"{key} {tuple(shape)}, not {tuple(wanted)}" for key, shape, wanted in sorted(info["mismatched_keys"])]
     require(not reshaped, f"{model_id}: weights have other shapes than config.json says: {_shown(reshaped)}; use its own config")
     return model
 
@@ -74,7 +74,7 @@ def _shown(names: list[str]) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' warnings and progress bars."""
+    """Keeps transformers' warnings and progress bars quiet for as long as the context lasts."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,15 +1,16 @@
-"""Frozen linear layers in FP8: half the bytes and up to twice the rate of bf16 on Hopper GPUs and newer.
+"""Puts frozen linear layers in FP8: half the bytes and up to twice the rate of bf16 on Hopper GPUs and newer.
 
-Activations, and on the way back gradients, are scaled row by row to float8's range as they come; weights once, row by
-row of each of the two products they take part in. Products add up as the tensor cores do it fast, in a little less than
-float32. (Micikevicius et al. 2022, "FP8 formats
-for deep learning"; row-wise scales as in PyTorch's own float8 training recipes.) The trained projector never is in FP8.
+Activations are scaled row by row to float8's range as they come, and so are gradients on the way back. Weights are scaled
+once, row by row, for each of the two products that they take part in. The tensor cores sum the products in their fast mode,
+a little less exactly than float32. (Micikevicius et al. 2022, "FP8 formats for deep learning"; the row-wise scales are those
+of PyTorch's own float8 training recipes.) The trained projector is never in FP8.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.functional import ScalingType, scaled_mm
 
 from tiny_audio.config import require
 
@@ -19,15 +20,16 @@ MIN_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, K) -> float8 (N, K) and the float32 scales (N, 1) that undo it."""
+    """Rounds (N, K) to float8; returns it and the float32 scales, (N, 1), that undo it."""
     scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x (N, K) times weight (O, K) transposed -> (N, O) in x's type."""
+    """Multiplies x (N, K) by a weight (O, K) transposed: (N, O) in x's type."""
     rows, scale = quantize_rows(x)
-    return torch._scaled_mm(rows, weight.t(), scale, weight_scale.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True)
+    by_row = (scale, ScalingType.RowWise, weight_scale.t(), ScalingType.RowWise)
+    return scaled_mm(rows, weight.t(), *by_row, bias=bias, output_dtype=x.dtype, use_fast_accum=True)
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -43,7 +45,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 @torch.compiler.allow_in_graph  # torch 2.11's own tracing fails at the second such function in a graph
 def frozen_product(x, weight, weight_scale, turned, turned_scale, bias):
-    """x (N, K) times a frozen weight (O, K) transposed; `turned` (K, O) takes the gradient back."""
+    """Multiplies x (N, K) by a frozen weight (O, K) transposed; `turned` (K, O) takes the gradient back."""
     return _FrozenProduct.apply(x, weight, weight_scale, turned, turned_scale, bias)
 
 
@@ -61,8 +63,8 @@ class FrozenLinear8(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.flatten(0, -2)
-        found = frozen_product(rows, self.weight, self.weight_scale, self.turned, self.turned_scale, self.bias)
-        return found.unflatten(0, x.shape[:-1])
+        product = frozen_product(rows, self.weight, self.weight_scale, self.turned, self.turned_scale, self.bias)
+        return product.unflatten(0, x.shape[:-1])
 
 
 def require_fp8() -> None:

@@ -1,4 +1,4 @@
-"""Clips end to end, without padding: how the two frozen backbones compute on packed sequences.
+"""Computes the layers of the two frozen backbones on clips that lie end to end, without padding.
 
 The layers' weights are transformers' own modules; what they compute here equals transformers' forward on each clip
 alone. On GPUs in half precision attention runs in FlashAttention's kernel for sequences of varied length; elsewhere
@@ -25,22 +25,22 @@ PADDED_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPB
 
 
 def _attend_each(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries, keys, causal: bool) -> torch.Tensor:
-    """`attend`, clip by clip."""
-    found = []
+    """Does what `attend` does, clip by clip."""
+    attended = []
     for (first, last), (start, stop) in zip(pairwise(queries.tolist()), pairwise(keys.tolist()), strict=True):
         q, k, v = query[first:last], key[start:stop], value[start:stop]
         mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q)) if causal else None
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        found.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1))
-    return torch.cat(found)
+        attended.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(attended)
 
 
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: Segments, keys: Segments, causal: bool
 ) -> torch.Tensor:
-    """Attention of each clip's queries to its own keys.
+    """Attends from each clip's queries to its own keys; where causal, a clip's queries are its last positions.
 
-    (Q, heads, d), (N, key heads, d) twice -> (Q, heads, d). Where causal, a clip's queries are its last positions.
+    Takes (Q, heads, d) queries, and (N, key heads, d) keys and values; returns (Q, heads, d).
     """
     if query.is_cuda and query.dtype != torch.float32:
         window = (-1, 0) if causal else (-1, -1)
@@ -50,42 +50,42 @@ def attend(
 
 
 def _attend_padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention within rows: (B, E, heads, d) three times -> (B, E, heads, d)."""
+    """Attends within rows: (B, E, heads, d) queries, keys and values -> (B, E, heads, d)."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     with sdpa_kernel(PADDED_ATTENTION, set_priority=True):
         return scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 def _heads(x: torch.Tensor, width: int) -> torch.Tensor:
-    """(..., heads * width) -> (..., heads, width)"""
+    """Splits (..., heads * width) into (..., heads, width)."""
     return x.unflatten(-1, (-1, width))
 
 
 def _queries_keys_values(attention: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(..., width) -> (..., heads, d) three times."""
+    """Projects (..., width) to queries, keys and values of (..., heads, d)."""
     query = _heads(attention.q_proj(hidden), attention.head_dim)
     key = _heads(attention.k_proj(hidden), attention.head_dim)
     return query, key, _heads(attention.v_proj(hidden), attention.head_dim)
 
 
 def encoder_layer(layer: nn.Module, hidden: torch.Tensor, clips: Segments | None) -> torch.Tensor:
-    """A layer of Whisper's encoder: (N, C) packed as `clips` say, or (B, E, C) of rows alike in length without them."""
+    """Computes a layer of Whisper's encoder on (N, C) packed as `clips` say, or, without them, on (B, E, C) of like rows."""
     attention = layer.self_attn
     query, key, value = _queries_keys_values(attention, layer.self_attn_layer_norm(hidden))
-    heard = attend(query, key, value, clips, clips, causal=False) if clips else _attend_padded(query, key, value)
-    hidden = hidden + attention.out_proj(heard.flatten(-2))
+    attended = attend(query, key, value, clips, clips, causal=False) if clips else _attend_padded(query, key, value)
+    hidden = hidden + attention.out_proj(attended.flatten(-2))
     return hidden + layer.fc2(gelu(layer.fc1(layer.final_layer_norm(hidden))))
 
 
 def stem(encoder: nn.Module, log_mels: torch.Tensor) -> torch.Tensor:
-    """Whisper's two convolutions and its positions, on any even number of frames: (B, M, F) -> (B, F / 2, C)."""
+    """Applies Whisper's two convolutions and its positions to any even number of frames: (B, M, F) -> (B, F / 2, C)."""
     hidden = gelu(encoder.conv1(log_mels.to(encoder.conv1.weight.dtype)))
     hidden = gelu(encoder.conv2(hidden)).transpose(1, 2)
     return hidden + encoder.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
 
 
 def encode(encoder: nn.Module, log_mels: torch.Tensor, layer: Callable = encoder_layer) -> torch.Tensor:
-    """Whisper's encoder on rows alike in length; transformers' own takes the full window only.
+    """Runs Whisper's encoder on rows alike in length; transformers' own takes the full window only.
 
     (B, M, F) -> (B, F / 2, C). At the full window it equals `WhisperEncoder.forward` (in evaluation mode).
     """
@@ -96,7 +96,7 @@ def encode(encoder: nn.Module, log_mels: torch.Tensor, layer: Callable = encoder
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (Su et al. 2021) on (N, heads, d)."""
+    """Turns (N, heads, d) by rotary positions (Su et al. 2021)."""
     left, right = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-right, left), dim=-1) * sin[:, None]
 
@@ -107,11 +107,11 @@ def _mlp(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def decoder_layer(layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments) -> torch.Tensor:
-    """A layer of SmolLM3: (N, D) -> (N, D). A layer without rotary positions is given `cos` 1 and `sin` 0."""
+    """Computes a layer of SmolLM3: (N, D) -> (N, D). A layer without rotary positions is given `cos` 1 and `sin` 0."""
     attention = layer.self_attn
     query, key, value = _queries_keys_values(attention, layer.input_layernorm(hidden))
-    seen = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, clips, clips, causal=True)
-    return _mlp(layer, hidden + attention.o_proj(seen.flatten(-2)))
+    attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, clips, clips, causal=True)
+    return _mlp(layer, hidden + attention.o_proj(attended.flatten(-2)))
 
 
 def last_decoder_layer(
@@ -123,23 +123,23 @@ def last_decoder_layer(
     wanted: torch.Tensor,
     answers: Segments,
 ) -> torch.Tensor:
-    """`decoder_layer` where only the `wanted` (L,) positions matter, each clip's last ones: (N, D) -> (L, D)."""
+    """Computes `decoder_layer` at the `wanted` (L,) positions only, each clip's last ones: (N, D) -> (L, D)."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     key, value = _heads(attention.k_proj(normed), attention.head_dim), _heads(attention.v_proj(normed), attention.head_dim)
     query = _rotate(_heads(attention.q_proj(normed[wanted]), attention.head_dim), cos[wanted], sin[wanted])
-    seen = attend(query, _rotate(key, cos, sin), value, answers, clips, causal=True)
-    return _mlp(layer, hidden[wanted] + attention.o_proj(seen.flatten(-2)))
+    attended = attend(query, _rotate(key, cos, sin), value, answers, clips, causal=True)
+    return _mlp(layer, hidden[wanted] + attention.o_proj(attended.flatten(-2)))
 
 
 def label_losses(norm: nn.Module, head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropies of (L,) labels, predicted from (L, D): (L,), zero where a label does not count."""
+    """Computes the cross entropies of (L,) labels, predicted from (L, D): (L,), zero where a label does not count."""
     logits = head(norm(hidden)).float()
     return cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
 
 
 class Layers(NamedTuple):
-    """The functions of this file that a model computes with, plain or compiled."""
+    """Holds the functions of this file that a model computes with, plain or compiled."""
 
     encoder: Callable = encoder_layer
     decoder: Callable = decoder_layer
@@ -148,5 +148,5 @@ class Layers(NamedTuple):
 
 
 def compiled_layers() -> Layers:
-    """The same, each compiled once for all layers and lengths, at its first use (tens of seconds in all)."""
+    """Compiles each function once for all layers and lengths, at its first use (tens of seconds in all)."""
     return Layers(*(torch.compile(function, dynamic=True) for function in Layers()))

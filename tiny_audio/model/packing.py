@@ -1,7 +1,7 @@
-"""Clips to the tensors of one forward pass: PCM, prompt and labels end to end, and where each part lies. On the CPU.
+"""Packs clips into the tensors of one forward pass, on the CPU: PCM, prompts and labels end to end, and where each lies.
 
 All sizes and positions are settled here, so that nothing is ever read back from the device that computes. The letters
-are those of `features.py`; N is the packed length of the decoder's input over all clips.
+in shapes are those of `features.py`; N is the packed length of the decoder's input over all clips.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,16 +22,17 @@ from tiny_audio.audio.clip import (
     Clip,
     num_audio_tokens,
     padded_num_samples,
+    require_clips,
 )
 from tiny_audio.model.prompt import IGNORED_LABEL, Prompt, label_ids
 from tiny_audio.model.segments import Segments, bounds_of, move, segments
 
 GROUP_CLIPS = 32  # whose log-mels are made together
-GROUP_S = 480.0  # and their padded length at most
+GROUP_S = 480.0  # the most that their padded lengths add up to
 
 
 class Group(NamedTuple):
-    """Clips [first, last) whose log-mels are made together, padded to `num_samples` each."""
+    """Names clips [first, last), whose log-mels are made together, padded to `num_samples` each."""
 
     first: int
     last: int
@@ -40,7 +41,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """How clips are laid out for a model."""
+    """Says how clips are laid out for a model."""
 
     tokenizer: object
     prompt: Prompt
@@ -51,34 +52,34 @@ class Packing:
 
 @dataclass
 class PackedBatch:
-    """Clips laid out for `ASRModel.forward`: first those whose encoder frames are at hand, then the rest, shortest first."""
+    """Holds clips as `ASRModel.forward` takes them: first those whose encoder frames are at hand, then the rest by length."""
 
     rows: list[Clip]  # all of them, in order
     known: torch.Tensor | None  # (frames, C) of the clips that need not be encoded
     fresh: list[Clip]  # those to encode, in order
     pcm: torch.Tensor  # (S,) int16, theirs, end to end
     sample_bounds: torch.Tensor  # (b + 1,) where each of them begins
-    groups: list[Group]  # of them; none where all are known
-    frame_index: torch.Tensor  # (frames,) of each group's encoder frames, rows flattened, those that clips fill
-    num_frames: list[int]  # of each clip to encode
-    frames: Segments | None  # where theirs lie
+    groups: list[Group]  # how they are grouped; empty where all are known
+    frame_index: torch.Tensor  # (frames,) which of each group's encoder frames clips fill, counted over its rows
+    num_frames: list[int]  # the frames of each clip to encode
+    frames: Segments | None  # where those lie
     masks: MaskSpans | None  # what of their log-mels is hidden from the encoder
     first_tokens: torch.Tensor  # (B,) each clip's first audio token
     ids: torch.Tensor  # (N,) prompt, audio (any id), answer
     positions: torch.Tensor  # (N,) within the clip
     audio: torch.Tensor  # (A,) where the audio tokens lie in N
-    clips: Segments  # of N
+    clips: Segments  # where each clip lies in N
     labels: torch.Tensor  # (L,)
     predicting: torch.Tensor  # (L,) the position in N that predicts each label
-    answers: Segments  # of L
+    answers: Segments  # where each clip's labels lie in L
     num_label_tokens: int
 
     def group_frames(self) -> list[torch.Tensor]:
-        """`frame_index`, group by group."""
+        """Splits `frame_index` by group."""
         return list(self.frame_index.split([sum(self.num_frames[group.first : group.last]) for group in self.groups]))
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """On `device`, without waiting for the copies."""
+        """Copies the batch to `device`, without waiting for the copies."""
         moved = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
@@ -89,7 +90,7 @@ class PackedBatch:
         return dataclasses.replace(self, **moved)
 
     def pin(self) -> PackedBatch:
-        """In page-locked memory, from which copies run beside the computation."""
+        """Copies the batch to page-locked memory, from which copies to a GPU run beside the computation."""
         pinned = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
@@ -101,18 +102,18 @@ class PackedBatch:
 
 
 def silence() -> Clip:
-    """Stands in where a worker has no clip but must compute one, to meet the others."""
+    """Returns a clip for a worker that has none, but must compute one to meet the others."""
     return Clip("", np.zeros(SAMPLES_PER_TOKEN, np.int16), "")
 
 
 def _runs(starts: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
-    """Every position of the runs [start, start + length), one run after the other."""
+    """Lists every position of the runs [start, start + length), one run after the other."""
     offsets = np.repeat(starts - bounds_of(lengths)[:-1], lengths)
     return offsets + np.arange(int(np.sum(lengths)))
 
 
 def group_clips(num_samples: Sequence[int], packing: Packing) -> list[Group]:
-    """Neighbours of like length, a few at a time; `num_samples` ascend."""
+    """Groups neighbours of like length, a few at a time; `num_samples` ascend."""
     groups: list[Group] = []
     for i, longest in enumerate(num_samples):
         padded = padded_num_samples(longest, packing.window_num_samples, packing.trimmed)
@@ -127,12 +128,35 @@ def group_clips(num_samples: Sequence[int], packing: Packing) -> list[Group]:
 
 
 def frame_index(groups: list[Group], num_frames: Sequence[int]) -> torch.Tensor:
-    """Of each group's encoder frames, rows flattened, those that clips of `num_frames` fill; one group after the other."""
+    """Lists which of each group's encoder frames clips of `num_frames` fill, counted over its rows; group after group."""
     parts = [np.zeros(0, np.int64)]
     for group in groups:
         starts = np.arange(group.last - group.first) * (group.num_samples // SAMPLES_PER_ENCODER_FRAME)
         parts.append(_runs(starts, num_frames[group.first : group.last]))
     return torch.from_numpy(np.concatenate(parts))
+
+
+def _layout(num_tokens: list[int], answers: list[list[int]], prompt: Prompt) -> dict[str, Any]:
+    """Makes the fields of a `PackedBatch` that say where prompts, audio tokens and answers lie in the decoder's input."""
+    prefix, suffix = prompt.prefix, prompt.suffix
+    parts = [
+        part for n, answer in zip(num_tokens, answers, strict=True) for part in (prefix, np.zeros(n, int), suffix, answer[:-1])
+    ]
+    lengths = [len(prefix) + n + len(suffix) + len(answer) - 1 for n, answer in zip(num_tokens, answers, strict=True)]
+    num_labels = [len(answer) for answer in answers]
+    labels = np.concatenate(answers)
+    starts, ends = bounds_of(lengths)[:-1], bounds_of(lengths)[1:]
+    return {
+        "first_tokens": torch.from_numpy(bounds_of(num_tokens)[:-1]),
+        "ids": torch.from_numpy(np.concatenate(parts).astype(np.int64)),
+        "positions": torch.from_numpy(_runs(np.zeros(len(lengths), int), lengths)),
+        "audio": torch.from_numpy(_runs(starts + len(prefix), num_tokens)),
+        "clips": segments(lengths),
+        "labels": torch.from_numpy(labels),
+        "predicting": torch.from_numpy(_runs(ends - num_labels, num_labels)),
+        "answers": segments(num_labels),
+        "num_label_tokens": len(labels),
+    }
 
 
 def pack(
@@ -144,27 +168,26 @@ def pack(
     """Lays out clips; without any, one silent clip whose labels do not count.
 
     Args:
+        clips: those of a micro-batch.
+        packing: the model's.
         known: encoder frames (frames, C) of some clips, by their place in `clips`.
         draw_masks: what to hide of the log-mels of the others.
+
+    Raises:
+        ValueError: a clip is longer than the encoder's window, or has several channels.
     """
+    if not clips:
+        idle = pack([silence()], packing, None, draw_masks)
+        return dataclasses.replace(idle, labels=torch.full_like(idle.labels, IGNORED_LABEL), num_label_tokens=0)
+    require_clips([clip.pcm for clip in clips], packing.window_num_samples)
     known = known or {}
-    idle = not clips
-    fresh = sorted((clip for i, clip in enumerate(clips or [silence()]) if i not in known), key=lambda clip: len(clip.pcm))
-    clips = [clips[i] for i in known] + fresh
-    answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in clips])
-    num_tokens = [num_audio_tokens(len(clip.pcm)) for clip in clips]
-    prefix, suffix = packing.prompt.prefix, packing.prompt.suffix
-    parts = [
-        part for n, answer in zip(num_tokens, answers, strict=True) for part in (prefix, np.zeros(n, int), suffix, answer[:-1])
-    ]
-    lengths = [len(prefix) + n + len(suffix) + len(answer) - 1 for n, answer in zip(num_tokens, answers, strict=True)]
-    num_labels = [len(answer) for answer in answers]
-    labels = np.full(num_labels[0], IGNORED_LABEL) if idle else np.concatenate(answers)
-    starts, ends = bounds_of(lengths)[:-1], bounds_of(lengths)[1:]
+    fresh = sorted((clip for i, clip in enumerate(clips) if i not in known), key=lambda clip: len(clip.pcm))
+    rows = [clips[i] for i in known] + fresh
+    num_tokens = [num_audio_tokens(len(clip.pcm)) for clip in rows]
     groups = group_clips([len(clip.pcm) for clip in fresh], packing)
     num_frames = [2 * n for n in num_tokens[len(known) :]]
     return PackedBatch(
-        rows=clips,
+        rows=rows,
         known=torch.cat(list(known.values())) if known else None,
         fresh=fresh,
         pcm=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *(clip.pcm for clip in fresh)])),
@@ -174,20 +197,29 @@ def pack(
         num_frames=num_frames,
         frames=segments(num_frames) if fresh else None,
         masks=draw_masks(fresh),
-        first_tokens=torch.from_numpy(bounds_of(num_tokens)[:-1]),
-        ids=torch.from_numpy(np.concatenate(parts).astype(np.int64)),
-        positions=torch.from_numpy(_runs(np.zeros(len(clips), int), lengths)),
-        audio=torch.from_numpy(_runs(starts + len(prefix), num_tokens)),
-        clips=segments(lengths),
-        labels=torch.from_numpy(labels),
-        predicting=torch.from_numpy(_runs(ends - num_labels, num_labels)),
-        answers=segments(num_labels),
-        num_label_tokens=int((labels != IGNORED_LABEL).sum()),
+        **_layout(num_tokens, label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in rows]), packing.prompt),
+    )
+
+
+def pack_encoded(encoded: torch.Tensor, num_tokens: list[int], answers: list[list[int]], prompt: Prompt) -> PackedBatch:
+    """Lays out clips whose encoder frames are at hand: (2 A, C), end to end, and the ids of each clip's answer."""
+    return PackedBatch(
+        rows=[],
+        known=encoded,
+        fresh=[],
+        pcm=torch.zeros(0, dtype=torch.int16),
+        sample_bounds=torch.zeros(1, dtype=torch.int64),
+        groups=[],
+        frame_index=frame_index([], []),
+        num_frames=[],
+        frames=None,
+        masks=None,
+        **_layout(num_tokens, answers, prompt),
     )
 
 
 def padded_rows(pcm: torch.Tensor, sample_bounds: torch.Tensor, group: Group) -> torch.Tensor:
-    """The clips of a group out of packed PCM (S,): (b, group.num_samples) int16, silence behind their ends."""
+    """Takes the clips of a group out of packed PCM (S,): (b, group.num_samples) int16, with silence behind their ends."""
     starts, ends = sample_bounds[group.first : group.last, None], sample_bounds[group.first + 1 : group.last + 1, None]
     index = starts + torch.arange(group.num_samples, device=pcm.device)
     return torch.where(index < ends, pcm[index.clamp(max=pcm.shape[0] - 1)], 0)

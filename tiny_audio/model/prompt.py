@@ -1,4 +1,4 @@
-"""Prompt, labels and transcript text: one builder for training, evaluation and serving.
+"""Builds the prompt, the labels and the text of a transcript, for training, evaluation and serving alike.
 
 The chat, as the seed renders it with SmolLM3's template (`/system_override` keeps today's date out of it):
 system `/no_think /system_override`; user `Transcribe: ` + audio; assistant the transcript.
@@ -18,7 +18,7 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids around the audio. The decoder reads `prefix`, audio tokens, `suffix`, then the answer and its `ending`."""
+    """The token ids around the audio: the decoder reads `prefix`, audio tokens, `suffix`, then the answer and its `ending`."""
 
     prefix: list[int]
     suffix: list[int]
@@ -26,7 +26,7 @@ class Prompt:
 
 
 def render_chat(tokenizer, text: str | None = None) -> str:
-    """The chat as a string, one `<audio>` in place of the audio; with `text`, the answer too, else up to its start."""
+    """Renders the chat as a string, with one `<audio>` for the audio: as far as the answer, or with it if `text` is given."""
     messages = [
         {"role": "system", "content": SYSTEM_PROMPT},
         {"role": "user", "content": USER_PROMPT + AUDIO_TOKEN},
@@ -41,7 +41,7 @@ def _ids(tokenizer, text):
 
 
 def build_prompt(tokenizer) -> Prompt:
-    """Token ids before and after the audio, up to and including the empty think block, and what ends an answer.
+    """Finds the token ids before and after the audio, up to and including the empty think block, and what ends an answer.
 
     Raises:
         ValueError: the tokenizer's chat template does not render the audio placeholder exactly once, or renders
@@ -58,10 +58,10 @@ def build_prompt(tokenizer) -> Prompt:
 
 
 def clean_transcript(text: str) -> str:
-    """A label as it is trained and scored: single spaces, none at the ends."""
+    """Returns a label as it is trained and scored: with single spaces, and none at the ends."""
     return " ".join(text.split())
 
 
 def label_ids(tokenizer, prompt: Prompt, texts: list[str]) -> list[list[int]]:
-    """What the decoder must say after the prompt: the transcript, `<|im_end|>` and a line break. The loss is on these alone."""
+    """Returns what the decoder must answer: the transcript, `<|im_end|>` and a line break. The loss is on these alone."""
     return _ids(tokenizer, [clean_transcript(text) + prompt.ending for text in texts])

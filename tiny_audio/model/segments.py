@@ -1,4 +1,4 @@
-"""Where each clip lies in a packed tensor."""
+"""Describes where each clip lies in a packed tensor."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 
 
 class Segments(NamedTuple):
-    """Where each clip lies in a packed tensor: `bounds` (B + 1,) int32 from 0 to N, and the longest clip's length."""
+    """Holds the `bounds` of clips in a packed tensor, (B + 1,) int32 from 0 to N, and the `longest` clip's length."""
 
     bounds: torch.Tensor
     longest: int
 
     def to(self, device: torch.device) -> Segments:
+        """Returns the same on a device, without waiting for the copy."""
         return Segments(move(self.bounds, device), self.longest)
 
 
@@ -25,10 +26,10 @@ def move(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 
 
 def segments(lengths: Sequence[int]) -> Segments:
-    """Segments of these lengths, end to end."""
+    """Returns segments of these lengths, end to end."""
     return Segments(torch.from_numpy(bounds_of(lengths).astype(np.int32)), max(lengths))
 
 
 def bounds_of(lengths: Sequence[int]) -> np.ndarray:
-    """(B + 1,) int64: where runs of these lengths begin when they lie end to end, and where the last one ends."""
+    """Returns where runs of these lengths begin when they lie end to end, and where the last one ends: (B + 1,) int64."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -25,11 +25,12 @@ from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.counts import name_rows
 from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.labels import make_truecaser
-from tiny_audio.data.stream import PREFETCH_STEPS, SUBCLUSTER, ingest_config, train_dataset
+from tiny_audio.data.stream import PREFETCH_STEPS, ingest_config, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.saved import save_projector
+from tiny_audio.ray_names import HEALTH_TIMEOUT, START_TIMEOUT, SUBCLUSTER
 from tiny_audio.run.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
@@ -48,9 +49,7 @@ from tiny_audio.training.watchdog import FailedWorkers, HangFollower, start_watc
 
 # How long Ray Train waits for the nodes that it chose before it chooses again. They may have to boot first. If the number of
 # workers may change, it chooses nodes that are up, by a list that Ray renews every 20 s: one of them may just have been lost.
-START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_TIMEOUT_S = 1800
-HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 ELASTIC_START_TIMEOUT_S = 30
 # How often Ray Train looks for new nodes. To take them in costs a restart, and the steps since the last checkpoint.
 RESIZE_CHECK_S = 300.0

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tiny_audio.config import require
 from tiny_audio.counts import name_rows
+from tiny_audio.ray_names import TRAIN_WORKER, is_lost_process
 
 STARTING, DATA, COMPUTING, GRADIENTS = "starting", "waiting for data", "computing", "computing gradients"
 VALIDATING, SAVING = "validating", "saving"
@@ -221,13 +222,13 @@ class FailedWorkers(UserCallback):
 
 def first_failures(errors: dict[int, Exception]) -> dict[int, str]:
     """Returns the cause of each rank's failure; if processes died, only theirs: the other ranks failed because of them."""
-    died = {rank: "its process died" for rank, error in errors.items() if hasattr(error, "health_check_failure")}
+    died = {rank: "its process died" for rank, error in errors.items() if is_lost_process(error)}
     return died or {rank: f"{type(error).__name__}: {str(error).partition(chr(10))[0]}" for rank, error in errors.items()}
 
 
 def _kill(pid: int) -> None:
     with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
-        if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if TRAIN_WORKER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
 
 

@@ -1,8 +1,12 @@
-"""The optimizer under DeepSpeed ZeRO: start an engine, step it, and read or write its state whole. Sole user of deepspeed.
+"""Runs the optimizer under DeepSpeed ZeRO: steps it, and reads and writes its state whole. Nothing else imports deepspeed.
 
-What trains is the projector, in float32; the frozen backbones keep their own type. ZeRO 1 to 3 shard the projector's
-gradients and moments, ZeRO 3 every weight, the frozen ones too. State leaves and enters here whole and by name, so a
-checkpoint knows neither the number of workers nor the stage.
+The projector alone trains, in float32; the frozen backbones keep their own type. ZeRO 1 to 3 shard the projector's
+gradients and moments, and ZeRO 3 shards every weight, the frozen ones too. State leaves and enters here whole and by name,
+so a checkpoint knows neither the number of workers nor the stage.
+
+DeepSpeed documents no way to put moments back before the first step, nor to keep its collectives from being compiled. So
+this file uses four names of its own: `__compatible_ops__`, `fp32_partitioned_groups_flat`, `single_partition_of_fp32_groups`
+and `_lazy_init_hp_params_optimizer_state`. `tests/test_private_names.py` looks for them in the installed version.
 """
 
 from __future__ import annotations
@@ -18,9 +22,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _deepspeed():
-    """DeepSpeed, told not to compile its shared-memory collectives at the first CPU start (a minute, and a compiler).
+    """Imports DeepSpeed, and keeps it from compiling its shared-memory collectives at the first CPU start.
 
-    Where they are marked incompatible it uses gloo, which every torch has.
+    That takes a minute and a compiler. Where they are marked incompatible it uses gloo, which every torch has.
     """
     import deepspeed
     from deepspeed.utils import logger
@@ -42,7 +46,7 @@ def _engine_config(optimizer: OptimizerConfig, stage: int) -> dict:
 
 
 class Engine:
-    """A model and its optimizer under ZeRO `stage`. Torch's process group must be up."""
+    """Holds a model and its optimizer under ZeRO `stage`. Torch's process group must be up."""
 
     def __init__(self, model: nn.Module, projector: nn.Module, config: OptimizerConfig, stage: int):
         deepspeed = _deepspeed()
@@ -60,6 +64,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
+        """The device that this worker computes on."""
         return self.engine.device
 
     def __call__(self, *args):
@@ -80,32 +85,32 @@ class Engine:
         return norm if self.stage == 0 else self.engine.get_global_grad_norm()
 
     def _flat_weights(self) -> list[torch.Tensor]:
-        """The float32 tensors that AdamW really updates: shards under ZeRO, the weights themselves without."""
+        """Lists the float32 tensors that AdamW really updates: shards under ZeRO, the weights themselves without."""
         if self.stage == 0:
             return list(self.projector.parameters())
         return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The projector's weights, whole, float32, on the CPU. All workers must call it."""
+        """Returns the projector's weights, whole, in float32, on the CPU. All workers must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         gather = (lambda weight: weight) if self.stage == 0 else safe_get_full_fp32_param
         return {name: gather(weight).detach().to("cpu", copy=True) for name, weight in self.projector.named_parameters()}
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """AdamW's moments by `moment.weight`, whole, float32, on the CPU. All workers must call it."""
+        """Returns AdamW's moments by `moment.weight`, whole, in float32, on the CPU. All workers must call it."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found = {}
+        moments = {}
         for name, weight in self.projector.named_parameters():
             for moment in MOMENTS:
                 value = self.adamw.state[weight][moment] if self.stage == 0 else safe_get_full_optimizer_state(weight, moment)
                 shape = weight.ds_shape if self.stage == 3 else weight.shape
-                found[f"{moment}.{name}"] = value.detach().reshape(shape).to("cpu", copy=True)
-        return found
+                moments[f"{moment}.{name}"] = value.detach().reshape(shape).to("cpu", copy=True)
+        return moments
 
     def load_moments(self, moments: dict[str, torch.Tensor], num_steps: int) -> None:
-        """Puts back what `moments` gave after `num_steps` steps, at whatever stage and number of workers."""
+        """Puts back what `moments` returned after `num_steps` steps, at whatever stage and number of workers."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         for flat in self._flat_weights():  # AdamW would make these at its first step

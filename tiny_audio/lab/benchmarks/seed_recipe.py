@@ -14,12 +14,12 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import gelu
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.modeling_flash_attention_utils import _pad_input, _unpad_input, _upad_input
 
 from tiny_audio.audio.clip import SAMPLES_PER_TOKEN, Clip
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import IGNORED_LABEL, label_ids
+from tiny_audio.transformers_names import unpadding
 
 MICRO_BATCH_ROWS, PADDED_S = 8, 30.0
 UNPADDED = "tiny_audio_unpadded"  # the name of our attention function in transformers' register
@@ -29,10 +29,11 @@ def _flash_attention(module, query, key, value, attention_mask, scaling, **_) ->
     """Takes padding out before the kernel and puts it back behind it, in every layer, as transformers' "flash_attention_2"."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     rows, length = query.shape[:2]
-    parts = _upad_input(query, key, value, attention_mask, length, _unpad_input)
+    upad_input, unpad_input, pad_input = unpadding()
+    parts = upad_input(query, key, value, attention_mask, length, unpad_input)
     query, key, value, indices, bounds, longest = parts
     attended = varlen_attn(query, key, value, *bounds, *longest, scale=scaling, window_size=(-1, 0))
-    return _pad_input(attended, indices, rows, length), None
+    return pad_input(attended, indices, rows, length), None
 
 
 class SeedRecipe:

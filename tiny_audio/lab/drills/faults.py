@@ -10,7 +10,8 @@ import psutil
 
 from tiny_audio.lab.drills.monitored_run import MonitoredRun
 from tiny_audio.lab.local_nodes import kill
-from tiny_audio.lab.process_names import DECODE_WORKER, TRAIN_DRIVER, TRAIN_WORKER
+from tiny_audio.lab.process_names import DECODE_WORKER, TRAIN_DRIVER
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.checkpoint import WEIGHTS, latest_checkpoint
 
 SAVE_POLL_S = 0.001  # a checkpoint of the embedded backbones is written in some 20 ms

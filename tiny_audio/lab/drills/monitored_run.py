@@ -12,8 +12,9 @@ import psutil
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import save_config
 from tiny_audio.lab.local_nodes import LocalNode, LocalNodes, wait_for
-from tiny_audio.lab.process_names import DECODE_WORKER, TRAIN_DRIVER, TRAIN_WORKER
+from tiny_audio.lab.process_names import DECODE_WORKER, TRAIN_DRIVER
 from tiny_audio.lab.ray_cli import submit_job
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.checkpoint import CHECKPOINTS, SUMS, latest_checkpoint, load_progress
 from tiny_audio.run.claim import CLAIM
 from tiny_audio.run.metrics import read_lines

@@ -16,7 +16,7 @@ from tiny_audio.lab.benchmarks.inputs import count_gpus, make_inputs
 from tiny_audio.lab.benchmarks.runs import ROWS_PER_GPU, clear_runs, true_shapes_config
 from tiny_audio.lab.local_nodes import kill, named_processes, wait_for
 from tiny_audio.lab.local_ray import local_cluster
-from tiny_audio.lab.process_names import TRAIN_WORKER
+from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import audit
 from tiny_audio.run.checkpoint import latest_checkpoint, load_progress
 from tiny_audio.run.metrics import read_lines

@@ -1,0 +1,38 @@
+"""What we use of Ray that it does not document: its names may change with any version, and they change here alone.
+
+`tests/test_private_names.py` looks for each in the installed Ray.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The titles of processes, which Ray has no other way to tell apart: `ray::` and an actor's class or a task's function.
+ANY_WORKER = "ray::"
+TRAIN_WORKER = "RayTrainWorker"
+TRAIN_CONTROLLER = "TrainController"
+DATA_SPLITTER = "SplitCoordinator"
+
+# Environment variables. Ray Train takes its timeouts from these two alone.
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+HEALTH_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+SERVER_ADDRESS = "RAY_API_SERVER_ADDRESS"  # of the job server; Ray Train would search for it
+CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # `ray.init(logging_level=...)` quietens Ray's Python alone
+MAX_STARTING_WORKERS = "RAY_worker_maximum_startup_concurrency"
+FILES_FOLDER = "RAY_TMPDIR"  # of `ray start --temp-dir`, for all commands
+AUTH_MODE = "RAY_AUTH_MODE"
+
+# The label by which Ray Data counts a group of nodes as its own; `ExecutionOptions.label_selector` selects by it.
+SUBCLUSTER = "ray-subcluster"
+
+# What Ray's commands print, which have no other output.
+AGENT_PORT = 52365  # of the agent that runs jobs: the default, and `ray.init` takes no other
+NO_AGENT = b"No available agent"  # why a young cluster refuses a job
+SUBMITTED = b"submitted successfully"
+OWN_LINE = re.compile(rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc")
+STORE_USED_MIB, SPILLED_MIB = r"Plasma memory usage (\d+) MiB", r"Spilled (\d+) MiB"  # of `ray memory --stats-only`
+
+
+def is_lost_process(failure: Exception) -> bool:
+    """Whether a Train worker failed because its process died or did not answer: Ray's class for that is not public."""
+    return hasattr(failure, "health_check_failure")
