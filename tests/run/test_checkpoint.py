@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny_audio.config import ConfigError, DataConfig, TrainConfig
+from tiny_audio.config import ConfigError, DataConfig, TrainConfig, storage_path
 from tiny_audio.model.projectors import Projector
 from tiny_audio.run.checkpoint import (
     CheckpointWriter,
@@ -75,7 +75,7 @@ WEIGHTS = {"weight": torch.zeros(3)}
 
 def write_run(runs_dir, scores=None, keep=9, metric="val_wer"):
     """A run's checkpoints as its rank 0 writes them, by step and scores."""
-    writer = CheckpointWriter(runs_dir / "train", keep, metric)
+    writer = CheckpointWriter(storage_path(str(runs_dir)) / "train", keep, metric)
     for step, step_scores in (scores or SCORES).items():
         writer.begin(WEIGHTS, {}, Progress(step=step, scores=step_scores))
     writer.wait()
