@@ -1,0 +1,63 @@
+"""Samples as people record them to mono int16 at 16 kHz: channels that cancel, an offset, float files of any scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import soxr
+
+from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.audio.errors import AudioError
+
+DEAD_CHANNEL = 1e-4  # of the loudest one's energy: 40 dB below it a channel holds nothing
+CANCELLED = 0.1  # of the loudest channel's energy: less is left of a mean only where channels cancel
+MATERIAL_OFFSET = 0.1  # of the sound's own energy
+LOUDEST = 2.0  # full scale is 1; codecs overshoot it, but not this far
+INT16_SCALE = 2.0**15
+FAINT = 0.0  # set by measurement
+
+
+def _centred(samples: np.ndarray) -> np.ndarray:
+    """Without the offset of a bad microphone input, where it is a material part of what is there."""
+    offset = samples.mean(axis=0, dtype=np.float64)
+    energy = np.square(samples, dtype=np.float64).mean(axis=0)
+    material = offset**2 > MATERIAL_OFFSET * (energy - offset**2)
+    return samples - (offset * material).astype(np.float32) if material.any() else samples
+
+
+def _full_scale(samples: np.ndarray) -> np.ndarray:
+    """Float files of another scale: int16's where the peak suggests it, else as loud as their peak."""
+    peak = float(np.abs(samples).max())
+    if peak <= LOUDEST:
+        return samples
+    if peak > 2.0**32:
+        raise AudioError("not_finite", f"the audio holds samples of {peak:.1e}; full scale is 1")
+    return samples / np.float32(INT16_SCALE if INT16_SCALE / 128 <= peak <= INT16_SCALE else peak)
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """The mean of the channels that hold something, or the loudest one where they cancel each other."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    energy = np.square(samples, dtype=np.float64).sum(axis=0)
+    alive = energy >= DEAD_CHANNEL * energy.max()
+    mean = (samples if alive.all() else samples[:, alive]).mean(axis=1)
+    if np.square(mean, dtype=np.float64).sum() < CANCELLED * energy.max():
+        return samples[:, energy.argmax()]
+    return mean
+
+
+def to_mono(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """(S, channels) float32 to (S',) float32 at 16 kHz.
+
+    Raises:
+        AudioError: a sample is no number, or larger than any scale has it.
+    """
+    if not np.isfinite(samples).all():
+        raise AudioError("not_finite", "the audio holds NaN or infinite samples")
+    mono = _mono(_centred(_full_scale(samples)))
+    return mono if sample_rate == SAMPLE_RATE else soxr.resample(mono, sample_rate, SAMPLE_RATE)
+
+
+def to_int16(waveform: np.ndarray) -> np.ndarray:
+    """(S,) float32, full scale 1, to int16."""
+    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
