@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from tiny_audio.audio import flac, mpeg, riff
 from tiny_audio.audio.errors import AudioError
@@ -194,4 +195,4 @@ def links(data: memoryview, kind: str) -> list[memoryview]:
     if len(starts) >= MAX_LINKS:
         raise AudioError("damaged", f"the file holds over {MAX_LINKS} streams end to end")
     bounds = [0, *starts, len(data)]
-    return [data[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [data[start:stop] for start, stop in pairwise(bounds)]

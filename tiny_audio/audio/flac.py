@@ -45,8 +45,10 @@ def _crc16(data: bytes) -> int:
 
 def _coded_number(data: bytes) -> tuple[int, int]:
     """(value, bytes) of a number coded as UTF-8 codes characters, but to 36 bits; (-1, 0) for none."""
-    length = 8 - (~data[0] & 0xFF).bit_length() if data else 0
-    if length == 0 and data:
+    if not data:
+        return -1, 0
+    length = 8 - (~data[0] & 0xFF).bit_length()
+    if length == 0:
         return data[0], 1
     if length in (1, 8) or length > len(data):
         return -1, 0

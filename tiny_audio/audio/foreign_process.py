@@ -82,7 +82,7 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream):
 def decode(data: bytearray, demuxer: str, max_duration_s: float, max_samples: int) -> list[bytes]:
     """The file's sound: sample rate, channels, number of samples and float32 samples, for each change of format."""
     parts, current, seconds, total = [], None, 0.0, 0
-    options = {"format_whitelist": f"{demuxer},mov,mp4,m4a,3gp,3g2,mj2,webm", "codec_whitelist": DECODERS, "protocol_whitelist": ""}
+    options = {"codec_whitelist": DECODERS, "protocol_whitelist": ""}
     with av.open(io.BytesIO(data), format=demuxer, options=options) as container:
         stream = _audio_stream(container)
         stream.codec_context.thread_count = 1

@@ -10,7 +10,7 @@ from tiny_audio.audio.errors import AudioError
 
 DEAD_CHANNEL = 1e-4  # of the loudest one's energy: 40 dB below it a channel holds nothing
 CANCELLED = 0.1  # of the loudest channel's energy: less is left of a mean only where channels cancel
-MATERIAL_OFFSET = 0.1  # of the sound's own energy
+MATERIAL_OFFSET = 4.0  # times the sound's own energy: some voices have as much of their own
 LOUDEST = 2.0  # full scale is 1; codecs overshoot it, but not this far
 INT16_SCALE = 2.0**15
 FAINT = 0.0  # set by measurement
