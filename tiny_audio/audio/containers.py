@@ -44,7 +44,6 @@ def sniff(data: memoryview) -> str:
         (b"dns.", "au"),
         (b"caff", "caf"),
         (b"NIST_1A", "nist"),
-        (b"Creative Voice File", "voc"),
         (EBML, "webm"),
         (b"#!AMR", "amr"),
         (b"\x00\x00\x01\xba", "mpeg"),
@@ -86,21 +85,23 @@ def _ogg_pages(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _ogg_links(data: memoryview) -> list[int]:
-    starts, next_page, headers = [], {}, False
+    starts, next_page, headers = [], {}, True
     for position, flags, serial, sequence in _ogg_pages(data):
         first = bool(flags & 2)
-        if first and not headers:
+        if first and (not headers or not starts):
             starts.append(position)
             next_page = {}
         headers = first
         if sequence != next_page.get(serial, sequence):
-            raise AudioError("damaged", f"the Ogg file lacks pages before page {sequence}")
+            raise AudioError("truncated", f"the Ogg file lacks pages before its page {sequence}")
         next_page[serial] = sequence + 1
+    if headers:
+        raise _truncated("there is no sound after its Ogg headers")
     return starts
 
 
 def _mp4_links(data: memoryview) -> list[int]:
-    starts, position, movie = [], 0, False
+    starts, position, names = [], 0, set()
     while position + 8 <= len(data):
         size, name = int.from_bytes(data[position : position + 4], "big"), bytes(data[position + 4 : position + 8])
         header = 8
@@ -112,12 +113,14 @@ def _mp4_links(data: memoryview) -> list[int]:
             raise AudioError("damaged", f"the MP4 file holds a box of {size} bytes")
         if position + size > len(data):
             raise _truncated(f"{position + size - len(data)} bytes of its box {name.decode('latin-1')!r} are missing")
-        movie = movie or name == b"moov"
+        names.add(name)
         if name == b"ftyp" or not starts:
             starts.append(position)
         position += size
-    if position < len(data) or not movie:
-        raise _truncated("it has no index (moov)" if not movie else "its last box is incomplete")
+    if not names & {b"moov", b"mdat", b"moof"}:
+        raise AudioError("not_audio", "the MP4 file holds no sound")
+    if b"moov" not in names:
+        raise _truncated("it has no index (moov)")
     return starts
 
 
@@ -168,6 +171,28 @@ def _amr_links(data: memoryview) -> list[int]:
     return starts
 
 
+def _mpeg_links(data: memoryview) -> list[int]:
+    """An MPEG program stream: packs and packets with their sizes, and no promise beyond."""
+    position = 0
+    while position + 6 <= len(data) and data[position : position + 3] == b"\x00\x00\x01":
+        if data[position + 3] == 0xB9:  # the program's end
+            position += 4
+        elif data[position + 3] == 0xBA:
+            newer = data[position + 4] >> 6 == 1  # MPEG 2, else 1
+            position += 14 + (data[position + 13] & 7) if newer and position + 14 <= len(data) else 12
+        else:
+            position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
+    if position > len(data):
+        raise _truncated("its last MPEG packet is incomplete")
+    return [0]
+
+
+def _mpegts_links(data: memoryview) -> list[int]:
+    if len(data) % 188:
+        raise _truncated("its last MPEG packet is incomplete")
+    return [0]
+
+
 def _magic_links(magic: bytes) -> Callable[[memoryview], list[int]]:
     return lambda data: [found.start() for found in re.finditer(magic, data)]
 
@@ -178,7 +203,10 @@ LINKS: dict[str, Callable[[memoryview], list[int]]] = {
     "flac": flac.links,
     "mp3": mpeg.mp3_links,
     "adts": mpeg.adts_links,
+    "mp2": mpeg.mp3_links,
     "mp4": _mp4_links,
+    "mpeg": _mpeg_links,
+    "mpegts": _mpegts_links,
     "ogg": _ogg_links,
     "wav": riff.wav_links,
     "webm": _webm_links,

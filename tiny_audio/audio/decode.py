@@ -33,10 +33,11 @@ PLAIN = {  # kinds of file whose headers are made to say what is there
     "caf": riff.plain_caf,
     "flac": flac.exact_header,
     "mp3": mpeg.exact_mp3,
+    "nist": riff.plain_nist,
     "w64": riff.plain_w64,
     "wav": riff.plain_wav,
 }
-NATIVE = (*PLAIN, "nist", "ogg", "voc")  # that libsndfile reads
+NATIVE = (*PLAIN, "ogg")  # that libsndfile reads
 
 
 def max_bytes(max_duration_s: float) -> int:
@@ -117,9 +118,17 @@ def _require_size(data: memoryview, max_duration_s: float) -> None:
     if not data:
         raise AudioError("empty", "the audio is empty (0 bytes)")
     if len(data) > max_bytes(max_duration_s):
-        largest = f"{max_bytes(max_duration_s) / 1e6:.0f} MB"
-        message = f"the file has {len(data) / 1e6:.0f} MB or more; the longest taken is {max_duration_s:g} s, {largest} at most"
-        raise AudioError("too_long", message)
+        limit = f"the longest taken is {max_duration_s:g} s, which fill {max_bytes(max_duration_s) / 1e6:.0f} MB at most"
+        raise AudioError("too_long", f"audio of {_header_seconds(data)}{len(data) / 1e6:.0f} MB is not decoded; {limit}")
+
+
+def _header_seconds(data: memoryview) -> str:
+    """How long a file lasts by its header, for a person to read; "" where it does not say."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            return f"{file.frames / file.samplerate:.0f} s and "
+    except (soundfile.LibsndfileError, ValueError):
+        return ""
 
 
 def decode(data: bytes | memoryview, max_duration_s: float = 30.0) -> np.ndarray:

@@ -101,6 +101,8 @@ def exact_header(data: memoryview) -> memoryview | bytes:
     block_size = int.from_bytes(data[start + 10 : start + 12], "big")
     tail = bytes(data[-MAX_FRAME_BYTES:])
     last = list(_last_frames(tail, block_size))
+    if not last:
+        raise AudioError("truncated", "the FLAC file is cut short: there is no frame in it")
     if any(end == promised for _, end in last):
         return data
     for position, end in last:

@@ -27,6 +27,7 @@ DEMUXERS = {  # of FFmpeg, by kind of file; there are no others
     "au": "au",
     "caf": "caf",
     "flac": "flac",
+    "mp2": "mp3",
     "mp3": "mp3",
     "mp4": "mov",
     "mpeg": "mpeg",
@@ -44,6 +45,12 @@ _idle: list[_Process] = []
 _slots = threading.BoundedSemaphore(MAX_PROCESSES)
 
 
+def _environment() -> dict[str, str]:
+    """Where Python finds its modules and libraries, and none of the secrets that an environment may hold."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
+    return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
 class _Process:
     """One FFmpeg process and the socket to it."""
 
@@ -55,7 +62,7 @@ class _Process:
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PATH": ""},
+                env=_environment(),
                 cwd="/",
             )
         self.socket, self.owner = ours, os.getpid()

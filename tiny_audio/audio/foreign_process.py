@@ -110,7 +110,7 @@ def _answer(data: bytearray, demuxer: str, max_duration_s: float, max_samples: i
     except MemoryError:
         return [b"-", b"damaged decoding the file takes too much memory"]
     except Exception as error:  # FFmpeg's own, and what PyAV makes of a hostile file
-        return [b"-", f"not_audio not readable as audio: {type(error).__name__}".encode()]
+        return [b"-", f"damaged its sound cannot be decoded ({type(error).__name__})".encode()]
 
 
 def _load_all() -> None:

@@ -13,7 +13,11 @@ CANCELLED = 0.1  # of the loudest channel's energy: less is left of a mean only 
 MATERIAL_OFFSET = 4.0  # times the sound's own energy: some voices have as much of their own
 LOUDEST = 2.0  # full scale is 1; codecs overshoot it, but not this far
 INT16_SCALE = 2.0**15
-FAINT = 0.0  # set by measurement
+# A model trained on ordinary levels mishears fainter ones: the quickstart's on 120 test clips had a WER of 1.3 % as they
+# are and 20 dB down, 3.1 % at 30 dB, 21 % at 40 dB, 100 % at 60 dB; raised before they become int16, 1.3 % at all of them.
+FAINT = 1 / 32  # a peak below is raised; no clip of 7,475 made and recorded ones lies there
+AUDIBLE = 0.08  # to this: raised to 0.25, brown noise was heard as words
+DITHER = 4 / 32768  # a peak up to here is no sound
 
 
 def _centred(samples: np.ndarray) -> np.ndarray:
@@ -58,6 +62,16 @@ def to_mono(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     return mono if sample_rate == SAMPLE_RATE else soxr.resample(mono, sample_rate, SAMPLE_RATE)
 
 
+def _raised(waveform: np.ndarray) -> np.ndarray:
+    peak = float(np.abs(waveform).max())
+    return waveform * np.float32(AUDIBLE / peak) if DITHER < peak < FAINT else waveform
+
+
 def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """(S,) float32, full scale 1, to int16."""
-    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+    """(S,) float32, full scale 1, to int16; a faint clip is made audible, all others stay as they are."""
+    return np.clip(np.rint(_raised(waveform) * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def is_silent(pcm: np.ndarray) -> bool:
+    """Whether (S,) int16 is digital silence, give or take its dither."""
+    return bool(pcm.max() <= 1 and pcm.min() >= -1)

@@ -31,6 +31,7 @@ class Frame:
     num_samples: int
     sample_rate: int
     format: int  # the bits that stay the same through a stream: version, layer, sample rate
+    layer: int
     info_offset: int  # where a Xing or Info tag would lie
 
 
@@ -60,7 +61,7 @@ def parse_frame(data: bytes | memoryview, position: int) -> Frame | None:
         num_bytes = num_samples * 125 * kbits // rate + padding
     mono = header >> 6 & 3 == 3
     side_info = (17 if mono else 32) if version == 3 else (9 if mono else 17)
-    return Frame(num_bytes, num_samples, rate, header & 0xFFFE0C00, 4 + side_info)
+    return Frame(num_bytes, num_samples, rate, header & 0xFFFE0C00, 4 - layer, 4 + side_info)
 
 
 def _adts_bytes(data: bytes | memoryview, position: int) -> int:
@@ -72,7 +73,7 @@ def _adts_bytes(data: bytes | memoryview, position: int) -> int:
 
 
 def sniff(head: bytes) -> str:
-    """`mp3` or `adts` where two such frames follow each other near the start (or one is all there is), else ""."""
+    """`mp3`, `mp2` (layers I and II) or `adts` where two such frames follow each other near the start, else ""."""
     position = 0
     while 0 <= (position := head.find(b"\xff", position)) < 8192:
         frame, length = parse_frame(head, position), _adts_bytes(head, position)
@@ -81,7 +82,7 @@ def sniff(head: bytes) -> str:
         if frame:
             following = parse_frame(head, position + frame.num_bytes)
             if (following and following.format == frame.format) or position + frame.num_bytes == len(head):
-                return "mp3"
+                return "mp3" if frame.layer == 3 else "mp2"
         position += 1
     return ""
 

@@ -6,15 +6,17 @@ samples are found, and a plain header is written before them, so that the decode
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
 from tiny_audio.audio.errors import AudioError
 
-UNKNOWN_SIZE = 0x7F00_0000  # from here on a size is a streaming writer's stand-in: nothing as large is ever decoded
+UNKNOWN_SIZE = 0x3FFF_0000  # from here on a size is a streaming writer's stand-in: nothing as large is ever decoded
 SPARE_BYTES = 64  # that a header which counts itself in promises too many
 W64_MAGIC = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 AIFC_SAMPLE_BYTES = {b"ulaw": 1, b"ULAW": 1, b"alaw": 1, b"ALAW": 1, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8}
+NIST_FIELDS = (b"sample_count", b"channel_count", b"sample_n_bytes")
 AIFC_PCM = (b"NONE", b"twos", b"sowt", b"raw ", b"in24", b"in32", b"42ni", b"23ni")
 
 
@@ -40,17 +42,17 @@ def _chunks(data: memoryview, order: str) -> Iterator[tuple[bytes, int, int]]:
         position = stop + (size % 2 and not _is_name(data[stop : stop + 4]))
 
 
-def _samples(data: memoryview, start: int, promised: int, order: str, byte_rate: float) -> memoryview:
+def _samples(data: memoryview, start: int, promised: int, order: str, byte_rate: float, frame_bytes: int) -> memoryview:
     """The bytes of the samples, where a chunk promises so many.
 
     Raises:
-        AudioError: over 10 ms of them are missing.
+        AudioError: over 10 ms of them are missing, or a part of the last one.
     """
     rest = data[start:]
     if promised >= UNKNOWN_SIZE:
         return rest
     missing = promised - len(rest)
-    if missing > max(SPARE_BYTES, byte_rate / 100):
+    if missing > max(SPARE_BYTES, byte_rate / 100) or (missing > 0 and len(rest) % max(1, frame_bytes)):
         raise AudioError("truncated", f"the file is cut short: {_length(missing, byte_rate)} of its sound are missing")
     if missing >= 0 or _is_chunks(rest[promised + promised % 2 :], order) or _is_chunks(rest[promised:], order):
         return rest[:promised]
@@ -81,8 +83,9 @@ def _wav_content(data: memoryview) -> tuple[bytes, int, int, str]:
     raise AudioError("truncated" if len(data) > 44 else "not_audio", "the WAV file has no sound in it (no data chunk)")
 
 
-def _byte_rate(form: bytes, order: str) -> int:
-    return struct.unpack_from(order + "I", form, 8)[0] if len(form) >= 16 else 0
+def _rates(form: bytes, order: str) -> tuple[int, int]:
+    """Bytes of a second, and of a sample in all channels or a block, as a fmt chunk tells them."""
+    return struct.unpack_from(order + "IH", form, 8) if len(form) >= 16 else (0, 1)
 
 
 def wav_links(data: memoryview) -> list[int]:
@@ -101,7 +104,7 @@ def plain_wav(data: memoryview) -> bytes:
     form, start, promised, order = _wav_content(data)
     if promised == 0 and not _is_chunks(data[start:], order):
         promised = UNKNOWN_SIZE
-    return _wav(form, _samples(data, start, promised, order, _byte_rate(form, order)), order)
+    return _wav(form, _samples(data, start, promised, order, *_rates(form, order)), order)
 
 
 def plain_w64(data: memoryview) -> bytes:
@@ -115,7 +118,7 @@ def plain_w64(data: memoryview) -> bytes:
             promised = size - 24 if size > 24 else UNKNOWN_SIZE
             rest = data[position + 24 :]
             known = promised < UNKNOWN_SIZE and promised % 8 + len(rest) > promised  # other chunks may follow
-            samples = rest[:promised] if known else _samples(data, position + 24, promised, "<", _byte_rate(form, "<"))
+            samples = rest[:promised] if known else _samples(data, position + 24, promised, "<", *_rates(form, "<"))
             return _wav(form, samples)
         position += max(24, size + -size % 8)
     raise AudioError("truncated", "the W64 file has no sound in it (no data chunk)")
@@ -145,7 +148,7 @@ def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -
     known = 0 < size - 8 < UNKNOWN_SIZE
     promised = size - offset if known else num_frames * frame_bytes or UNKNOWN_SIZE
     byte_rate = frame_bytes * _extended(common[8:18])
-    samples = _samples(data, start + offset, max(promised, 0), ">", byte_rate)
+    samples = _samples(data, start + offset, max(promised, 0), ">", byte_rate, frame_bytes)
     if frame_bytes:
         common = common[:2] + struct.pack(">I", len(samples) // frame_bytes) + common[6:]
     body = struct.pack(">4sI", b"COMM", len(common)) + common + b"\0" * (len(common) % 2)
@@ -167,7 +170,7 @@ def plain_au(data: memoryview) -> memoryview | bytes:
     start, promised = struct.unpack_from(order + "II", data, 4)
     if 0 < promised < UNKNOWN_SIZE and start <= len(data):
         _, rate, channels = struct.unpack_from(order + "III", data, 12)
-        _samples(data, start, promised, order, min(rate, 10**6) * min(channels, 64))  # a byte a sample, at least
+        _samples(data, start, promised, order, min(rate, 10**6) * min(channels, 64), 1)
     return b"".join([data[:8], struct.pack(order + "I", max(0, len(data) - start)), data[12:]])
 
 
@@ -187,3 +190,16 @@ def plain_caf(data: memoryview) -> memoryview | bytes:
             break
         position += 12 + size
     raise AudioError("truncated", "the CAF file has no sound in it (no data chunk)")
+
+
+def plain_nist(data: memoryview) -> memoryview:
+    """A NIST SPHERE file as it is, once all the sound that its header promises is seen to be there."""
+    head = bytes(data[:16384])
+    count, channels, width = (re.search(rb"\n" + name + rb" -i (\d{1,12})", head) for name in NIST_FIELDS)
+    size = re.match(rb"NIST_1A\n *(\d{1,5})\n", head)
+    if size and count and width:
+        promised = int(count[1]) * int(width[1]) * (int(channels[1]) if channels else 1)
+        missing = int(size[1]) + promised - len(data)
+        if missing > SPARE_BYTES and promised < UNKNOWN_SIZE:
+            raise AudioError("truncated", f"the NIST file is cut short: {missing} bytes are missing")
+    return data
