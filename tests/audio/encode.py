@@ -1,4 +1,4 @@
-"""Audio files of every kind for the tests, made by libsndfile and by PyAV's FFmpeg."""
+"""Audio files of every format that is taken, for the tests, made by libsndfile and by PyAV's FFmpeg."""
 
 import io
 
@@ -79,14 +79,16 @@ FFMPEG = {
 }
 
 
-def formats(pcm: np.ndarray) -> dict[str, bytes]:
-    """(S,) int16 at 16 kHz as a file of every format that is taken, by its name."""
-    files = {
-        name: by_libsndfile(pcm / 32768, *kind, 8000 if "GSM" in name or "G.7" in name else RATE)
-        for name, kind in LIBSNDFILE.items()
-    }
-    files |= {name: by_ffmpeg(pcm, *kind) for name, kind in FFMPEG.items()}
-    files["webm as browsers record it"] = by_ffmpeg(pcm, "webm", "libopus", 48_000, live="1")
-    files["mp4 in fragments"] = by_ffmpeg(pcm, "mp4", "aac", 48_000, movflags="frag_keyframe+empty_moov")
-    files["mp3 without a tag"] = by_ffmpeg(pcm, "mp3", "libmp3lame", bit_rate=32_000, write_xing="0")
-    return files
+SPECIAL = {
+    "webm as browsers record it": lambda pcm: by_ffmpeg(pcm, "webm", "libopus", 48_000, live="1"),
+    "mp4 in fragments": lambda pcm: by_ffmpeg(pcm, "mp4", "aac", 48_000, movflags="frag_keyframe+empty_moov"),
+    "mp3 without a tag": lambda pcm: by_ffmpeg(pcm, "mp3", "libmp3lame", bit_rate=32_000, write_xing="0"),
+}
+FORMATS = (*LIBSNDFILE, *FFMPEG, *SPECIAL)
+
+
+def encode(pcm: np.ndarray, name: str) -> bytes:
+    """(S,) int16 at 16 kHz as a file in one of FORMATS."""
+    if name in LIBSNDFILE:
+        return by_libsndfile(pcm / 32768, *LIBSNDFILE[name], rate=8000 if "GSM" in name or "G.7" in name else RATE)
+    return by_ffmpeg(pcm, *FFMPEG[name]) if name in FFMPEG else SPECIAL[name](pcm)

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from tests.audio.encode import formats
+from tests.audio.encode import encode
 from tiny_audio.audio.decode import AudioError, decode
 
 EXTREMES = [
@@ -58,7 +58,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def fuzz(name: str, count: int, seed: int = 0) -> dict:
     """What happened: `errors` that are no AudioError, `unsaid` cuts that were taken for the whole, slowest, memory."""
-    whole = formats(speech_like(0.3))[name]
+    whole = encode(speech_like(0.3), name)
     length, rng, report = len(decode(whole, 2.0)), random.Random(f"{name} {seed}"), {"errors": [], "unsaid": [], "decoded": 0}
     slowest_s = 0.0
     for number in range(count):

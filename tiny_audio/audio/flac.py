@@ -91,7 +91,7 @@ def exact_header(data: memoryview) -> memoryview | bytes:
     """The file with the number of its samples as the last frame has it, where the header says another or none.
 
     Raises:
-        AudioError: the last frame is incomplete, and the header does not end where another one does.
+        AudioError: the last frame is incomplete, or there is none.
     """
     start = bytes(data[: 2**20]).find(STREAM_INFO)  # past an ID3 tag
     if start < 0:
@@ -108,6 +108,4 @@ def exact_header(data: memoryview) -> memoryview | bytes:
     for position, end in last:
         if _crc16(tail[position:]) == 0:
             return bytes(data[:field]) + (data[field] >> 4 << 36 | end).to_bytes(5, "big") + bytes(data[field + 5 :])
-    if promised:
-        return data  # the decoder counts what is there
     raise AudioError("truncated", "the FLAC file is cut short: its last frame is incomplete")

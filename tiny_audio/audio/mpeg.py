@@ -69,7 +69,8 @@ def _adts_bytes(data: bytes | memoryview, position: int) -> int:
     if position + 6 > len(data) or data[position] != 0xFF or data[position + 1] & 0xF6 != 0xF0:
         return 0
     (length,) = struct.unpack_from(">I", data, position + 3)
-    return max(0, (length >> 13) & 0x1FFF) if (length >> 13) & 0x1FFF >= 7 else 0
+    length = length >> 13 & 0x1FFF
+    return length if length >= 7 else 0
 
 
 def sniff(head: bytes) -> str:
@@ -146,7 +147,7 @@ def mp3_links(data: memoryview) -> list[int]:
         if format != frame.format or _promised_frames(data, position, frame) is not None:
             starts.append(position)
         format, last = frame.format, position + frame.num_bytes
-    if last > len(data):
+    if last > len(data) or (len(data) - last < 4 and data[last:][:1] == b"\xff"):
         raise AudioError("truncated", "the MP3 file is cut short: its last frame is incomplete")
     return starts
 
@@ -189,7 +190,10 @@ def adts_links(data: memoryview) -> list[int]:
     while position < len(data):
         length = _adts_bytes(data, position)
         if not length:
-            if data[position : position + 3] in (b"TAG", b"APE") or len(data) - position < 7:
+            if data[position : position + 3] in (b"TAG", b"APE"):
+                break
+            if len(data) - position < 7 and data[position] == 0xFF:
+                position = len(data) + 1
                 break
             position = _next_adts(data, position + 1)
             continue

@@ -26,9 +26,9 @@ def _is_name(name: bytes | memoryview) -> bool:
 
 
 def _is_chunks(rest: memoryview, order: str) -> bool:
-    """Whether further chunks, and no samples, follow."""
-    if len(rest) < 8 or rest[:3] in (b"TAG", b"ID3") or not any(rest[:64]):
-        return len(rest) < 64 or rest[:3] in (b"TAG", b"ID3")
+    """Whether other chunks, a tag or a few stray bytes follow, and no further samples."""
+    if len(rest) < SPARE_BYTES or rest[:3] in (b"TAG", b"ID3"):
+        return True
     return _is_name(rest[:4]) and struct.unpack_from(order + "I", rest, 4)[0] <= len(rest)
 
 
@@ -102,7 +102,7 @@ def wav_links(data: memoryview) -> list[int]:
 def plain_wav(data: memoryview) -> bytes:
     """A WAV, RF64 or BW64 file as a WAV of two chunks, whatever its sizes say."""
     form, start, promised, order = _wav_content(data)
-    if promised == 0 and not _is_chunks(data[start:], order):
+    if promised == 0 and not _is_name(data[start : start + 4]):
         promised = UNKNOWN_SIZE
     return _wav(form, _samples(data, start, promised, order, *_rates(form, order)), order)
 
