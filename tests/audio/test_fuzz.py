@@ -30,7 +30,11 @@ def test_a_few_mutated_files_are_taken_or_refused(name):
 def _in_its_own_process(name: str) -> dict:
     command = [sys.executable, "-m", "tests.audio.fuzz", name, str(MUTATIONS)]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=1200)
-    return json.loads(run.stdout) if run.returncode == 0 else {"errors": [f"exit code {run.returncode}"], "unsaid": []}
+    return (
+        json.loads(run.stdout.splitlines()[-1])
+        if run.returncode == 0
+        else {"errors": [f"exit code {run.returncode}"], "unsaid": []}
+    )
 
 
 @pytest.mark.slow
