@@ -58,7 +58,7 @@ REFUSED = {
     "an error page": (b"<!DOCTYPE html><html>404</html>" * 99, "not_audio"),
     "zeros": (bytes(5000), "not_audio"),
     "random bytes": (np.random.default_rng(0).bytes(20_000), "not_audio"),
-    "an MP4": (b"\0\0\0\x18ftypmp42" + bytes(3000), "not_audio"),
+    "an MP4 of nothing": (b"\0\0\0\x18ftypmp42" + bytes(3000), "damaged"),
     "an ID3 tag alone": (b"ID3\4" + bytes(6), "not_audio"),
     "half a WAV header": (WAV[:30], "not_audio"),
     "a WAV header alone": (WAV[:44], "truncated"),

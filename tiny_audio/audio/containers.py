@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-
-from tiny_audio.audio import flac, mpeg, riff
-from tiny_audio.audio.errors import AudioError
 
 TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
 MAX_LINKS = 64  # streams that one file may hold end to end
@@ -21,42 +17,34 @@ LEVEL_1 = {b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c
     b"\x10\x43\xa7\x70",
     b"\x19\x41\xa4\x69",
 }  # Matroska's elements within a segment
+MAGIC = {
+    b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00": "w64",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b".snd": "au",
+    b"dns.": "au",
+    b"caff": "caf",
+    b"NIST_1A": "nist",
+    b"\x1a\x45\xdf\xa3": "webm",
+    b"#!AMR": "amr",
+    b"\x00\x00\x01\xba": "mpeg",
+}
 SEGMENT, CLUSTER, EBML = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\x1a\x45\xdf\xa3"
 AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)  # of a frame, by its type (RFC 4867, 5.3)
 AMR_WB_BYTES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 1, 1, 1, 1, 1, 1)
 
 
-def sniff(data: memoryview) -> str:
-    """The kind of file, as `links` and `foreign.DEMUXERS` call it, or "" for none that is known."""
-    head = bytes(data[: 64 * 1024])
-    head = head[mpeg.id3_bytes(head) :] or bytes(data[mpeg.id3_bytes(head) :][: 64 * 1024])
+def sniff(head: bytes) -> str:
+    """The kind of file that begins like this, or "" where none that is known does."""
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
         return "wav" if head[8:12] == b"WAVE" else ""
     if head[:4] == b"FORM":
         return "aiff" if head[8:12] in (b"AIFF", b"AIFC") else ""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp"):
         return "mp4"
-    for magic, kind in (
-        (riff.W64_MAGIC, "w64"),
-        (b"fLaC", "flac"),
-        (b"OggS", "ogg"),
-        (b".snd", "au"),
-        (b"dns.", "au"),
-        (b"caff", "caf"),
-        (b"NIST_1A", "nist"),
-        (EBML, "webm"),
-        (b"#!AMR", "amr"),
-        (b"\x00\x00\x01\xba", "mpeg"),
-    ):
-        if head.startswith(magic):
-            return kind
     if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:
         return "mpegts"
-    return mpeg.sniff(head)
-
-
-def _truncated(what: str) -> AudioError:
-    return AudioError("truncated", f"the file is cut short: {what}")
+    return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
 
 
 def _ogg_pages(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
@@ -72,7 +60,7 @@ def _ogg_pages(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
         segments = data[position + 26]
         stop = position + 27 + segments + sum(data[position + 27 : position + 27 + segments])
         if stop > len(data):
-            raise _truncated("its last Ogg page is incomplete")
+            raise EOFError("its last Ogg page is incomplete")
         yield (
             position,
             data[position + 5],
@@ -81,7 +69,7 @@ def _ogg_pages(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
         )
         position = stop
     if position < len(data) and data[position : position + 4] == b"OggS":
-        raise _truncated("its last Ogg page is incomplete")
+        raise EOFError("its last Ogg page is incomplete")
 
 
 def _ogg_links(data: memoryview) -> list[int]:
@@ -93,10 +81,10 @@ def _ogg_links(data: memoryview) -> list[int]:
             next_page = {}
         headers = first
         if sequence != next_page.get(serial, sequence):
-            raise AudioError("truncated", f"the Ogg file lacks pages before its page {sequence}")
+            raise EOFError(f"pages before the Ogg page {sequence} are missing")
         next_page[serial] = sequence + 1
     if headers:
-        raise _truncated("there is no sound after its Ogg headers")
+        raise EOFError("there is no sound after its Ogg headers")
     return starts
 
 
@@ -110,17 +98,17 @@ def _mp4_links(data: memoryview) -> list[int]:
         if size == 0:
             size = len(data) - position  # the last box goes on to the end
         if size < header:
-            raise AudioError("damaged", f"the MP4 file holds a box of {size} bytes")
+            raise ValueError(f"the MP4 file holds a box of {size} bytes")
         if position + size > len(data):
-            raise _truncated(f"{position + size - len(data)} bytes of its box {name.decode('latin-1')!r} are missing")
+            raise EOFError(f"{position + size - len(data)} bytes of its box {name.decode('latin-1')!r} are missing")
         names.add(name)
         if name == b"ftyp" or not starts:
             starts.append(position)
         position += size
     if not names & {b"moov", b"mdat", b"moof"}:
-        raise AudioError("not_audio", "the MP4 file holds no sound")
+        raise ValueError("the MP4 file holds no sound")
     if b"moov" not in names:
-        raise _truncated("it has no index (moov)")
+        raise EOFError("it has no index (moov)")
     return starts
 
 
@@ -129,7 +117,7 @@ def _ebml_number(data: memoryview, position: int, keep_marker: bool) -> tuple[in
     first = data[position] if position < len(data) else 0
     length = 9 - first.bit_length() if first else 9
     if length > 8 or position + length > len(data):
-        raise _truncated("its last element is incomplete")
+        raise EOFError("its last element is incomplete")
     value = int.from_bytes(data[position : position + length], "big")
     if keep_marker:
         return value, length
@@ -148,10 +136,10 @@ def _webm_links(data: memoryview) -> list[int]:
         if name == EBML:
             starts.append(start)
         if size > len(data) - position:
-            raise _truncated(f"{size - (len(data) - position)} bytes of a WebM element are missing")
+            raise EOFError(f"{size - (len(data) - position)} bytes of a WebM element are missing")
         if name not in (SEGMENT, CLUSTER):  # these two are walked through, for theirs may be unknown
             if size < 0:
-                raise AudioError("damaged", "the WebM file holds an element of no size")
+                raise ValueError("the WebM file holds an element of no size")
             position += size
     return starts
 
@@ -167,7 +155,7 @@ def _amr_links(data: memoryview) -> list[int]:
             continue
         position += sizes[data[position] >> 3 & 15]
     if position > len(data):
-        raise _truncated("its last AMR frame is incomplete")
+        raise EOFError("its last AMR frame is incomplete")
     return starts
 
 
@@ -183,13 +171,13 @@ def _mpeg_links(data: memoryview) -> list[int]:
         else:
             position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
     if position > len(data):
-        raise _truncated("its last MPEG packet is incomplete")
+        raise EOFError("its last MPEG packet is incomplete")
     return [0]
 
 
 def _mpegts_links(data: memoryview) -> list[int]:
     if len(data) % 188:
-        raise _truncated("its last MPEG packet is incomplete")
+        raise EOFError("its last MPEG packet is incomplete")
     return [0]
 
 
@@ -200,27 +188,10 @@ def _magic_links(magic: bytes) -> Callable[[memoryview], list[int]]:
 LINKS: dict[str, Callable[[memoryview], list[int]]] = {
     "amr": _amr_links,
     "au": _magic_links(rb"\.snd\x00\x00[\x00-\x0f].{5}\x00\x00\x00[\x01-\x20]\x00"),
-    "flac": flac.links,
-    "mp3": mpeg.mp3_links,
-    "adts": mpeg.adts_links,
-    "mp2": mpeg.mp3_links,
+    "flac": _magic_links(rb"fLaC\x00\x00\x00\x22"),
     "mp4": _mp4_links,
     "mpeg": _mpeg_links,
     "mpegts": _mpegts_links,
     "ogg": _ogg_links,
-    "wav": riff.wav_links,
     "webm": _webm_links,
-}
-
-
-def links(data: memoryview, kind: str) -> list[memoryview]:
-    """The streams that lie end to end in a file, mostly one: each a file that a decoder reads to its end.
-
-    Raises:
-        AudioError: a part that the container promises is missing.
-    """
-    starts = LINKS[kind](data)[1:] if kind in LINKS else []
-    if len(starts) >= MAX_LINKS:
-        raise AudioError("damaged", f"the file holds over {MAX_LINKS} streams end to end")
-    bounds = [0, *starts, len(data)]
-    return [data[start:stop] for start, stop in pairwise(bounds)]
+}  # where the streams in a file begin, by its kind; EOFError where a part of one is missing

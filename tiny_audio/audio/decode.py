@@ -7,19 +7,17 @@ resamples. int16 travels on from here: 32 kB for a second of audio, where 128 fl
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import soundfile
+import soxr
 
-from tiny_audio.audio import flac, mpeg, riff
+from tiny_audio.audio import containers, flac, foreign, mix, mpeg, riff
 from tiny_audio.audio.clip import SAMPLE_RATE
-from tiny_audio.audio.containers import TAKEN, links, sniff
-from tiny_audio.audio.errors import REASONS, AudioError
-from tiny_audio.audio.foreign import read_foreign
-from tiny_audio.audio.mix import to_int16, to_mono
 
-__all__ = ["REASONS", "AudioError", "decode", "max_bytes"]
-
+REASONS = ("empty", "not_audio", "truncated", "damaged", "no_samples", "not_finite", "too_long")
+TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
 MIN_SAMPLES = SAMPLE_RATE // 100  # 10 ms, one mel frame: less is no speech
 MP3_FRAME = 1152  # samples that an MP3's header may promise too many
 MAX_SAMPLES_PER_S = 8 * 48_000  # over all channels: a small file must not decode to gigabytes
@@ -27,6 +25,9 @@ BYTES_PER_SAMPLE = 4  # of the widest audio that is taken: float32
 SPARE_BYTES = 2**20  # for headers, tags and a cover picture
 SAMPLE_RATES = range(1000, 1_000_000)
 BLOCK_SAMPLES = 2**18  # over all channels, read at once
+SHORTEST_HEADER = 43  # bytes; of a file that ends in it one cannot tell what it was
+MAX_LINKS = 64  # streams that one file may hold end to end
+LARGEST_SAMPLE = 2.0**32  # beyond every scale that a float file may have
 PLAIN = {  # kinds of file whose headers are made to say what is there
     "aiff": riff.plain_aiff,
     "au": riff.plain_au,
@@ -38,6 +39,24 @@ PLAIN = {  # kinds of file whose headers are made to say what is there
     "wav": riff.plain_wav,
 }
 NATIVE = (*PLAIN, "ogg")  # that libsndfile reads
+LINKS = {
+    **containers.LINKS,
+    "adts": mpeg.adts_links,
+    "mp2": mpeg.mp3_links,
+    "mp3": mpeg.mp3_links,
+    "wav": riff.wav_links,
+}
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used. `reason` is one of `REASONS`, to count by; the message says it to a person."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.reason, str(self))
 
 
 def max_bytes(max_duration_s: float) -> int:
@@ -94,24 +113,50 @@ def _read(data: memoryview, kind: str, max_duration_s: float) -> list[tuple[np.n
             return [_read_native(plain, max_duration_s)]
         except soundfile.LibsndfileError:
             pass  # a codec that it lacks, or damage that FFmpeg may name
-    return read_foreign(plain, kind, max_duration_s, int(max_duration_s * MAX_SAMPLES_PER_S))
+    return foreign.read_foreign(plain, kind, max_duration_s, int(max_duration_s * MAX_SAMPLES_PER_S))
+
+
+def _kind(data: memoryview) -> str:
+    """The kind of file, past an ID3 tag; MP3 and AAC, which have no header, are looked for last."""
+    start = mpeg.id3_bytes(data)
+    head = bytes(data[start : start + 64 * 1024])
+    kind = containers.sniff(head) or mpeg.sniff(head)
+    if not kind:
+        raise AudioError("not_audio", f"not readable as audio; taken are {TAKEN}")
+    return kind
+
+
+def _links(data: memoryview, kind: str) -> list[memoryview]:
+    """The streams that lie end to end in a file, mostly one: each a file that a decoder reads to its end."""
+    starts = LINKS[kind](data)[1:] if kind in LINKS else []
+    if len(starts) >= MAX_LINKS:
+        raise AudioError("damaged", f"the file holds over {MAX_LINKS} streams end to end")
+    return [data[start:stop] for start, stop in pairwise([0, *starts, len(data)])]
+
+
+def _waveform(samples: np.ndarray, rate: int) -> np.ndarray:
+    """(S, channels) float32 to (S',) float32 at 16 kHz."""
+    if not np.isfinite(samples).all():
+        raise AudioError("not_finite", "the audio holds NaN or infinite samples")
+    if np.abs(samples).max() > LARGEST_SAMPLE:
+        raise AudioError("not_finite", f"the audio holds samples of {np.abs(samples).max():.1e}; full scale is 1")
+    mono = mix.to_mono(samples)
+    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
 
 
 def _decode(data: memoryview, max_duration_s: float) -> np.ndarray:
-    kind = sniff(data)
-    if not kind:
-        raise AudioError("not_audio", f"not readable as audio; taken are {TAKEN}")
+    kind = _kind(data)
     waveforms, duration_s = [], 0.0
-    for link in links(data, kind):
+    for link in _links(data, kind):
         for samples, rate in _read(link, kind, max_duration_s):
             duration_s += len(samples) / rate
             if duration_s > max_duration_s:
                 raise _too_long(duration_s, max_duration_s)
             if len(samples):
-                waveforms.append(to_mono(samples, rate))
+                waveforms.append(_waveform(samples, rate))
     if duration_s * SAMPLE_RATE < MIN_SAMPLES:
         raise AudioError("no_samples", f"the audio lasts {1000 * duration_s:.1f} ms, too short to hear anything")
-    return to_int16(np.concatenate(waveforms))
+    return mix.to_int16(np.concatenate(waveforms))
 
 
 def _require_size(data: memoryview, max_duration_s: float) -> None:
@@ -150,5 +195,10 @@ def decode(data: bytes | memoryview, max_duration_s: float = 30.0) -> np.ndarray
         return _decode(view, max_duration_s)
     except AudioError:
         raise
+    except foreign.Refused as error:
+        raise AudioError(error.reason, str(error)) from None
+    except EOFError as error:
+        reason = "truncated" if len(view) > SHORTEST_HEADER else "not_audio"
+        raise AudioError(reason, f"the file is cut short: {error}") from None
     except Exception as error:  # a header that leads its reader astray: the bytes are a stranger's
-        raise AudioError("damaged", f"not readable as audio: {type(error).__name__}") from error
+        raise AudioError("damaged", f"not readable as audio: {error}") from error

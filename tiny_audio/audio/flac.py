@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import lru_cache
-
-from tiny_audio.audio.errors import AudioError
 
 STREAM_INFO = b"fLaC\x00\x00\x00\x22"
 BLOCK_SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 MAX_FRAME_BYTES = 2**20
-
-
-def links(data: memoryview) -> list[int]:
-    return [found.start() for found in re.finditer(re.escape(STREAM_INFO), data)]
 
 
 @lru_cache(maxsize=2)
@@ -91,7 +84,7 @@ def exact_header(data: memoryview) -> memoryview | bytes:
     """The file with the number of its samples as the last frame has it, where the header says another or none.
 
     Raises:
-        AudioError: the last frame is incomplete, or there is none.
+        EOFError: the last frame is incomplete, or there is none.
     """
     start = bytes(data[: 2**20]).find(STREAM_INFO)  # past an ID3 tag
     if start < 0:
@@ -102,10 +95,10 @@ def exact_header(data: memoryview) -> memoryview | bytes:
     tail = bytes(data[-MAX_FRAME_BYTES:])
     last = list(_last_frames(tail, block_size))
     if not last:
-        raise AudioError("truncated", "the FLAC file is cut short: there is no frame in it")
+        raise EOFError("there is no FLAC frame in it")
     if any(end == promised for _, end in last):
         return data
     for position, end in last:
         if _crc16(tail[position:]) == 0:
             return bytes(data[:field]) + (data[field] >> 4 << 36 | end).to_bytes(5, "big") + bytes(data[field + 5 :])
-    raise AudioError("truncated", "the FLAC file is cut short: its last frame is incomplete")
+    raise EOFError("its last FLAC frame is incomplete")

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tiny_audio.audio.errors import AudioError
-
 DEMUXERS = {  # of FFmpeg, by kind of file; there are no others
     "adts": "aac",
     "aiff": "aiff",
@@ -49,6 +47,14 @@ def _environment() -> dict[str, str]:
     """Where Python finds its modules and libraries, and none of the secrets that an environment may hold."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+class Refused(ValueError):
+    """A file that is not decoded, for a reason that `decode` counts by."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class _Process:
@@ -129,25 +135,25 @@ def read_foreign(data: memoryview | bytes, kind: str, max_duration_s: float, max
     """The sound of a file as FFmpeg decodes it: (S, channels) float32 and sample rate, a pair for each change of either.
 
     Raises:
-        AudioError: it cannot be decoded, is longer than `max_duration_s`, has more than `max_samples` over all channels, or
+        Refused: it cannot be decoded, is longer than `max_duration_s`, has more than `max_samples` over all channels, or
             the decoder is not installed.
     """
     if kind not in DEMUXERS:
-        raise AudioError("not_audio", f"this {kind} file is not readable")
+        raise Refused("not_audio", f"this {kind} file is not readable")
     if importlib.util.find_spec("av") is None:
-        raise AudioError("not_audio", f"{kind} files of this sort are read by PyAV, which is not installed here ({REMEDY})")
+        raise Refused("not_audio", f"{kind} files of this sort are read by PyAV, which is not installed here ({REMEDY})")
     limit_s = LIMIT_S * max(1.0, max_duration_s / 60)
     head = struct.pack(">16sQdQd", DEMUXERS[kind].encode(), len(data), max_duration_s, max_samples, limit_s / 3)
     with _slots:
         try:
             status, body = _ask(head, memoryview(data), limit_s)
         except TimeoutError:
-            raise AudioError("damaged", f"the {kind} file was not decoded within {limit_s:.0f} s") from None
+            raise Refused("damaged", f"the {kind} file was not decoded within {limit_s:.0f} s") from None
         except OSError:
-            raise AudioError("damaged", f"the {kind} file ended its decoder") from None
+            raise Refused("damaged", f"the {kind} file ended its decoder") from None
     if status == _ERROR:
         reason, _, message = body.decode(errors="replace").partition(" ")
-        raise AudioError(reason, message)
+        raise Refused(reason, message)
     return _segments(body)
 
 

@@ -1,12 +1,8 @@
-"""Samples as people record them to mono int16 at 16 kHz: channels that cancel, an offset, float files of any scale."""
+"""Samples as people record them to mono int16: channels that cancel, an offset, float files of any scale."""
 
 from __future__ import annotations
 
 import numpy as np
-import soxr
-
-from tiny_audio.audio.clip import SAMPLE_RATE
-from tiny_audio.audio.errors import AudioError
 
 DEAD_CHANNEL = 1e-4  # of the loudest one's energy: 40 dB below it a channel holds nothing
 CANCELLED = 0.1  # of the loudest channel's energy: less is left of a mean only where channels cancel
@@ -33,8 +29,6 @@ def _full_scale(samples: np.ndarray) -> np.ndarray:
     peak = float(np.abs(samples).max())
     if peak <= LOUDEST:
         return samples
-    if peak > 2.0**32:
-        raise AudioError("not_finite", f"the audio holds samples of {peak:.1e}; full scale is 1")
     return samples / np.float32(INT16_SCALE if INT16_SCALE / 128 <= peak <= INT16_SCALE else peak)
 
 
@@ -50,16 +44,9 @@ def _mono(samples: np.ndarray) -> np.ndarray:
     return mean
 
 
-def to_mono(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-    """(S, channels) float32 to (S',) float32 at 16 kHz.
-
-    Raises:
-        AudioError: a sample is no number, or larger than any scale has it.
-    """
-    if not np.isfinite(samples).all():
-        raise AudioError("not_finite", "the audio holds NaN or infinite samples")
-    mono = _mono(_centred(_full_scale(samples)))
-    return mono if sample_rate == SAMPLE_RATE else soxr.resample(mono, sample_rate, SAMPLE_RATE)
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """(S, channels) float32 to (S,) float32, full scale 1."""
+    return _mono(_centred(_full_scale(samples)))
 
 
 def _raised(waveform: np.ndarray) -> np.ndarray:

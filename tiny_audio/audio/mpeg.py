@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tiny_audio.audio.errors import AudioError
-
 _KBITS = {
     (3, 3): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),  # MPEG 1, layer I
     (3, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -148,7 +146,7 @@ def mp3_links(data: memoryview) -> list[int]:
             starts.append(position)
         format, last = frame.format, position + frame.num_bytes
     if last > len(data) or (len(data) - last < 4 and data[last:][:1] == b"\xff"):
-        raise AudioError("truncated", "the MP3 file is cut short: its last frame is incomplete")
+        raise EOFError("its last MP3 frame is incomplete")
     return starts
 
 
@@ -156,7 +154,7 @@ def exact_mp3(data: memoryview) -> memoryview | bytes:
     """An MP3 stream whose first frame says how many follow, wherever it does not by itself.
 
     Raises:
-        AudioError: fewer frames are there than the first promises.
+        EOFError: fewer frames are there than the first promises.
     """
     frames = list(_mp3_frames(data))
     if not frames:
@@ -165,7 +163,7 @@ def exact_mp3(data: memoryview) -> memoryview | bytes:
     promised = _promised_frames(data, position, first)
     num_frames = len(frames) - (promised is not None)
     if promised and num_frames < promised - 1:
-        raise AudioError("truncated", f"the MP3 file is cut short: it ends after {num_frames} of {promised} frames")
+        raise EOFError(f"it ends after {num_frames} of {promised} MP3 frames")
     if promised and num_frames <= promised + 1:
         return data
     begin = position if promised is None else position + first.num_bytes
@@ -199,7 +197,7 @@ def adts_links(data: memoryview) -> list[int]:
             continue
         position += length
     if position > len(data):
-        raise AudioError("truncated", "the AAC file is cut short: its last frame is incomplete")
+        raise EOFError("its last AAC frame is incomplete")
     return [0]
 
 

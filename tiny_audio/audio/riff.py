@@ -10,11 +10,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-from tiny_audio.audio.errors import AudioError
-
 UNKNOWN_SIZE = 0x3FFF_0000  # from here on a size is a streaming writer's stand-in: nothing as large is ever decoded
 SPARE_BYTES = 64  # that a header which counts itself in promises too many
-W64_MAGIC = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 AIFC_SAMPLE_BYTES = {b"ulaw": 1, b"ULAW": 1, b"alaw": 1, b"ALAW": 1, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8}
 NIST_FIELDS = (b"sample_count", b"channel_count", b"sample_n_bytes")
 AIFC_PCM = (b"NONE", b"twos", b"sowt", b"raw ", b"in24", b"in32", b"42ni", b"23ni")
@@ -46,14 +43,14 @@ def _samples(data: memoryview, start: int, promised: int, order: str, byte_rate:
     """The bytes of the samples, where a chunk promises so many.
 
     Raises:
-        AudioError: over 10 ms of them are missing, or a part of the last one.
+        EOFError: over 10 ms of them are missing, or a part of the last one.
     """
     rest = data[start:]
     if promised >= UNKNOWN_SIZE:
         return rest
     missing = promised - len(rest)
     if missing > max(SPARE_BYTES, byte_rate / 100) or (missing > 0 and len(rest) % max(1, frame_bytes)):
-        raise AudioError("truncated", f"the file is cut short: {_length(missing, byte_rate)} of its sound are missing")
+        raise EOFError(f"{_length(missing, byte_rate)} of its sound are missing")
     if missing >= 0 or _is_chunks(rest[promised + promised % 2 :], order) or _is_chunks(rest[promised:], order):
         return rest[:promised]
     return rest
@@ -80,7 +77,7 @@ def _wav_content(data: memoryview) -> tuple[bytes, int, int, str]:
             form = bytes(data[start : start + size])
         if name == b"data" and form:
             return form, start, (long_size or size) if size == 0xFFFF_FFFF else size, order
-    raise AudioError("truncated" if len(data) > 44 else "not_audio", "the WAV file has no sound in it (no data chunk)")
+    raise EOFError("there is no data chunk in it")
 
 
 def _rates(form: bytes, order: str) -> tuple[int, int]:
@@ -121,7 +118,7 @@ def plain_w64(data: memoryview) -> bytes:
             samples = rest[:promised] if known else _samples(data, position + 24, promised, "<", *_rates(form, "<"))
             return _wav(form, samples)
         position += max(24, size + -size % 8)
-    raise AudioError("truncated", "the W64 file has no sound in it (no data chunk)")
+    raise EOFError("there is no data chunk in it")
 
 
 def _frame_bytes(common: bytes) -> int:
@@ -139,7 +136,7 @@ def plain_aiff(data: memoryview) -> bytes:
             common = bytes(data[start : start + size])
         if name == b"SSND" and len(common) >= 18:
             return _aiff(bytes(data[8:12]), common, data, start, size)
-    raise AudioError("truncated" if len(data) > 54 else "not_audio", "the AIFF file has no sound in it (no SSND chunk)")
+    raise EOFError("there is no SSND chunk in it")
 
 
 def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -> bytes:
@@ -182,14 +179,14 @@ def plain_caf(data: memoryview) -> memoryview | bytes:
         rest = data[position + 12 :]
         if name == b"data":
             if 0 <= size < UNKNOWN_SIZE and size - len(rest) > SPARE_BYTES:
-                raise AudioError("truncated", f"the CAF file is cut short: {size - len(rest)} bytes are missing")
+                raise EOFError(f"{size - len(rest)} bytes are missing")
             if 0 <= size <= len(rest):
                 return data
             return b"".join([data[: position + 4], struct.pack(">q", len(rest)), rest])
         if size < 0:
             break
         position += 12 + size
-    raise AudioError("truncated", "the CAF file has no sound in it (no data chunk)")
+    raise EOFError("there is no data chunk in it")
 
 
 def plain_nist(data: memoryview) -> memoryview:
@@ -201,5 +198,5 @@ def plain_nist(data: memoryview) -> memoryview:
         promised = int(count[1]) * int(width[1]) * (int(channels[1]) if channels else 1)
         missing = int(size[1]) + promised - len(data)
         if missing > SPARE_BYTES and promised < UNKNOWN_SIZE:
-            raise AudioError("truncated", f"the NIST file is cut short: {missing} bytes are missing")
+            raise EOFError(f"{missing} bytes are missing")
     return data

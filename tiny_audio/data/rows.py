@@ -14,7 +14,7 @@ UNREADABLE = "unreadable"
 class Reject:
     """A row that cannot be used.
 
-    `reason` is one of `errors.REASONS`, "silent", "no_id", "no_label", "label_too_long", or UNREADABLE: then the row's file, or
+    `reason` is one of `decode.REASONS`, "silent", "no_id", "no_label", "label_too_long", or UNREADABLE: then the row's file, or
     its row group, could not be read, and the ID is not known.
     """
 
