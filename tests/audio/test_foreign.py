@@ -73,6 +73,15 @@ def test_a_process_that_leaves_by_itself_is_nobodys_trouble():
     assert len(decode(M4A)) > 15_000
 
 
+def test_files_without_end_are_decoded_by_one_process_after_the_other():
+    short = encode(speech_like(0.05), "amr")
+    processes = set()
+    for _ in range(2100):
+        decode(short)
+        processes.add(foreign._idle[-1].process.pid)
+    assert 2 <= len(processes) <= 4
+
+
 def test_threads_share_few_processes():
     with ThreadPoolExecutor(12) as pool:
         lengths = set(pool.map(lambda _: len(decode(M4A)), range(48)))

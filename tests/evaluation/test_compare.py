@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tiny_audio.config import ConfigError
 from tiny_audio.evaluation.compare import compare, paired_difference
+from tiny_audio.evaluation.report import write_report
 
 WORDS = ["the", "old", "baker", "carried", "seven", "lemons", "past", "a", "quiet", "river"]
 
@@ -22,6 +23,7 @@ def write(folder, error_rate: float, num: int = 200, seed: int = 0) -> None:
         reference = [WORDS[(number + place) % len(WORDS)] for place in range(8)]
         heard = [word if rng.random() > error_rate else "mumble" for word in reference]
         lines.append({"id": f"row-{number:03d}", "set": "test", "reference": " ".join(reference), "hypothesis": " ".join(heard)})
+        lines[-1] |= {"num_errors": heard.count("mumble"), "num_words": 8, "duration_s": 2.0}
     (folder / "utterances.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -62,6 +64,9 @@ def test_the_command_prints_a_table_and_leaves_json(tmp_path):
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "B is better" in run.stdout
     assert json.loads((tmp_path / "b/comparison.json").read_text())["overall"]["num_utterances"] == 200
+    page = write_report(tmp_path / "b", {}).read_text()
+    assert "Comparison" in page
+    assert "mumble" in page
     refused = subprocess.run([*command[:-1], tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1

@@ -1,7 +1,8 @@
 """Formats that libsndfile does not read, through FFmpeg: in processes of their own, so that a hostile file harms nobody.
 
 Such a process has no files, no network and little memory; what it cannot decode in time ends with it. It is kept for the
-next file, and leaves by itself after a minute without one. PyAV, which brings FFmpeg, is optional: `pip install av`.
+next file, and leaves by itself after a minute without one, and after 1,000 files. PyAV, which brings FFmpeg, is optional
+(`pip install av`): its code is BSD, but its wheels hold GPL libraries (x264, x265), so users install it and no image has it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ DEMUXERS = {  # of FFmpeg, by kind of file; there are no others
 REMEDY = "pip install av"
 MAX_PROCESSES = 4  # at once, of each process that decodes
 LIMIT_S = 60.0  # of the clock, for a clip of up to a minute; the process's own CPU time is limited to a third
-_OK, _ERROR = b"+", b"-"
+GRACE_S = 1.0
+SPARE_BYTES = 2**20  # of an answer, beyond its samples
+_ERROR = b"-"
 _idle: list[_Process] = []
 _slots = threading.BoundedSemaphore(MAX_PROCESSES)
 
@@ -74,20 +77,26 @@ class _Process:
         self.socket, self.owner = ours, os.getpid()
 
     def stop(self) -> None:
+        """Ends it. One that leaves by itself gets the time to, so that its exit code says so."""
         self.socket.close()
-        self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
-    def ask(self, head: bytes, data: memoryview, deadline: float) -> tuple[bytes, bytearray]:
+    def ask(self, head: bytes, data: memoryview, max_answer: int, deadline: float) -> tuple[bytes, bytearray]:
         """(status, body) of its answer.
 
         Raises:
-            OSError: it died, or was not done in time.
+            OSError: it died, was not done in time, or says that it has more than `max_answer` bytes to say.
         """
         self.socket.settimeout(max(0.1, deadline - time.monotonic()))
         self.socket.sendall(head)
         self.socket.sendall(data)
         status, size = struct.unpack(">cQ", self._receive(9, deadline))
+        if size > max_answer:
+            raise ConnectionError("the decoder is out of its mind")
         return status, self._receive(size, deadline)
 
     def _receive(self, size: int, deadline: float) -> bytearray:
@@ -114,13 +123,13 @@ def _take_idle() -> _Process | None:
     return None
 
 
-def _ask(head: bytes, data: memoryview, limit_s: float) -> tuple[bytes, bytearray]:
+def _ask(head: bytes, data: memoryview, max_answer: int, limit_s: float) -> tuple[bytes, bytearray]:
     """The answer of an idle process, or of a new one where there is none, or where it left at this very moment."""
     deadline = time.monotonic() + limit_s
     for process in (_take_idle(), None):
         process = process or _Process()
         try:
-            answer = process.ask(head, data, deadline)
+            answer = process.ask(head, data, max_answer, deadline)
         except OSError as error:
             process.stop()
             if process.process.returncode != 0 or isinstance(error, TimeoutError):
@@ -146,7 +155,7 @@ def read_foreign(data: memoryview | bytes, kind: str, max_duration_s: float, max
     head = struct.pack(">16sQdQd", DEMUXERS[kind].encode(), len(data), max_duration_s, max_samples, limit_s / 3)
     with _slots:
         try:
-            status, body = _ask(head, memoryview(data), limit_s)
+            status, body = _ask(head, memoryview(data), 4 * max_samples + SPARE_BYTES, limit_s)
         except TimeoutError:
             raise Refused("damaged", f"the {kind} file was not decoded within {limit_s:.0f} s") from None
         except OSError:

@@ -22,6 +22,7 @@ DECODERS = (
 )
 SPARE_BYTES = 2**30  # of address space, beyond what is taken at the start
 IDLE_S = 60.0
+MAX_FILES = 1000  # then a fresh process takes over: what FFmpeg may leak goes with this one
 MAX_BAD_PACKETS = 0.02  # of all: a decoder may stumble over its first and last
 HEAD = struct.Struct(">16sQdQd")
 
@@ -125,7 +126,7 @@ def main() -> None:
     av.logging.set_level(None)
     _load_all()
     _limit()
-    while True:
+    for _ in range(MAX_FILES):
         connection.settimeout(IDLE_S)
         try:
             head = _receive(connection, HEAD.size)
