@@ -24,7 +24,7 @@ from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.footers import read_footers
 from tiny_audio.data.plan import RowSlice, plan_pass
 from tiny_audio.data.rows import Reject, Row
-from tiny_audio.data.shards import decode_slices
+from tiny_audio.data.shards import decode_row, decode_slices
 from tiny_audio.lab.benchmarks.soak import anonymous_mib
 from tiny_audio.lab.local_nodes import named_processes
 from tiny_audio.lab.synthetic.dataset import SCHEMA
@@ -111,6 +111,12 @@ def test_broken_audio_is_refused_by_its_reason(kind):
 @pytest.mark.parametrize("kind", TAKEN)
 def test_odd_audio_is_taken(kind):
     assert len(decode(memoryview(TAKEN[kind]), 30.0)) == pytest.approx(32_000, abs=2)
+
+
+def test_digital_silence_under_a_label_is_a_reject():
+    row = {"ID": "row-1", "text": "a quiet river", "wav": encode(np.zeros(32_000, np.int16)), "spk_id": "a"}
+    assert decode_row(row, "a.parquet", 8.0) == Reject("row-1", "silent", "a.parquet")
+    assert isinstance(decode_row({**row, "wav": WAV}, "a.parquet", 8.0), Clip)
 
 
 def shard(path: Path, names: list[str], rows_per_row_group: int = 4) -> list[RowSlice]:
