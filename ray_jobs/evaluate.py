@@ -12,11 +12,13 @@ from tiny_audio.storage import require_model
 
 
 def _table(result: dict) -> str:
-    lines = [f"{'':24}{'WER':>8}   95 % interval      utterances"]
-    for score in [*result["sets"].values(), *result["controls"].values()]:
+    lines = [f"{'':24}{'WER':>8}   95 % interval      plain WER      CER    loops   utterances"]
+    for score in [*result["sets"].values(), result["overall"], *result["controls"].values()]:
         interval = f"{score['ci_low']:.1%} to {score['ci_high']:.1%}"
-        lines.append(f"{score['label']:24}{score['wer']:>8.2%}   {interval:18} {score['num_utterances']}")
-    return "\n".join(lines)
+        others = "".join(f"{score[key]:>9.2%}" if key in score else " " * 9 for key in ("wer_plain", "cer", "loop_rate"))
+        lines.append(f"{score['label']:24}{score['wer']:>8.2%}   {interval:18}{others}   {score['num_utterances']}")
+    names = result["normalizers"]
+    return "\n".join([*lines, f"WER: {names['headline']}; plain WER: {names['plain']}"])
 
 
 def run(config: EvaluateConfig) -> None:

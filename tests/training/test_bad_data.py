@@ -24,7 +24,7 @@ from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.footers import read_footers
 from tiny_audio.data.plan import RowSlice, plan_pass
 from tiny_audio.data.rows import Reject, Row
-from tiny_audio.data.shards import decode_slices
+from tiny_audio.data.shards import decode_row, decode_slices
 from tiny_audio.lab.local_nodes import named_processes
 from tiny_audio.lab.process_memory import anonymous_mib
 from tiny_audio.lab.synthetic.dataset import SCHEMA
@@ -58,7 +58,7 @@ REFUSED = {
     "an error page": (b"<!DOCTYPE html><html>404</html>" * 99, "not_audio"),
     "zeros": (bytes(5000), "not_audio"),
     "random bytes": (np.random.default_rng(0).bytes(20_000), "not_audio"),
-    "an MP4": (b"\0\0\0\x18ftypmp42" + bytes(3000), "not_audio"),
+    "an MP4 of nothing": (b"\0\0\0\x18ftypmp42" + bytes(3000), "damaged"),
     "an ID3 tag alone": (b"ID3\4" + bytes(6), "not_audio"),
     "half a WAV header": (WAV[:30], "not_audio"),
     "a WAV header alone": (WAV[:44], "truncated"),
@@ -70,16 +70,17 @@ REFUSED = {
     "half an MP3": (half(MP3), "truncated"),
     "an MP3 damaged inside": (patch(MP3, len(MP3) // 2, bytes(300)), "truncated"),
     "an Ogg header alone": (OGG[:58], "truncated"),
-    "an Ogg damaged inside": (patch(OGG, len(OGG) // 2, bytes(300)), "truncated"),
-    "no channels": (patch(WAV, 22, b"\0\0"), "truncated"),
-    "65,535 channels": (patch(WAV, 22, b"\xff\xff"), "truncated"),
-    "no sample rate": (patch(WAV, 24, bytes(4)), "truncated"),
-    "a sample rate of 2 GHz": (patch(WAV, 24, b"\xff\xff\xff\x7f"), "no_samples"),
-    "an unknown codec": (patch(WAV, 20, b"\x99\x99"), "truncated"),
+    "an Ogg damaged inside": (patch(OGG, len(OGG) // 2, bytes(300)), "damaged"),
+    "no channels": (patch(WAV, 22, b"\0\0"), "damaged"),
+    "65,535 channels": (patch(WAV, 22, b"\xff\xff"), "no_samples"),
+    "no sample rate": (patch(WAV, 24, bytes(4)), "damaged"),
+    "a sample rate of 2 GHz": (patch(WAV, 24, b"\xff\xff\xff\x7f"), "not_audio"),
+    "an unknown codec": (patch(WAV, 20, b"\x99\x99"), "not_audio"),
     "no samples": (encode(PCM[:0]), "no_samples"),
     "9 ms": (encode(tone(0.009)), "no_samples"),
     "one infinite sample": (encode(np.r_[PCM / 32768, np.inf].astype(np.float32), subtype="FLOAT"), "not_finite"),
     "samples beyond float32": (encode(np.full(16_000, 1e300), subtype="DOUBLE"), "not_finite"),
+    "samples of 1e30": (encode(np.full(32_000, 1e30, np.float32), subtype="FLOAT"), "not_finite"),
     "three hours": (encode(np.zeros(3 * 3600 * 8000, np.int16), 8000, "FLAC"), "too_long"),
     "50 MB after the audio": (WAV + bytes(50_000_000), "too_long"),
 }
@@ -94,7 +95,6 @@ ACCEPTED = {
     "A-law": encode(PCM, subtype="ALAW"),
     "six channels": encode(np.stack([PCM] * 6, 1)),
     "192 kHz": encode(np.repeat(PCM, 12), 192_000),
-    "samples of 1e30": encode(np.full(32_000, 1e30, np.float32), subtype="FLOAT"),
     "RF64": encode(PCM, format="RF64"),
     "AIFF": encode(PCM, format="AIFF"),
 }
@@ -111,6 +111,12 @@ def test_broken_audio_is_refused_by_its_reason(kind):
 @pytest.mark.parametrize("kind", ACCEPTED)
 def test_odd_audio_is_accepted(kind):
     assert len(decode(memoryview(ACCEPTED[kind]), 30.0)) == pytest.approx(32_000, abs=2)
+
+
+def test_digital_silence_under_a_label_is_a_reject():
+    row = {"ID": "row-1", "text": "a quiet river", "wav": encode(np.zeros(32_000, np.int16)), "spk_id": "a"}
+    assert decode_row(row, "a.parquet", 8.0) == Reject("row-1", "silent", "a.parquet")
+    assert isinstance(decode_row({**row, "wav": WAV}, "a.parquet", 8.0), Clip)
 
 
 def shard(path: Path, names: list[str], rows_per_row_group: int = 4) -> list[RowSlice]:

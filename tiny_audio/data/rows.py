@@ -14,8 +14,8 @@ UNREADABLE = "unreadable"
 class Reject:
     """A row that cannot be used.
 
-    Its `reason` is one of `decode.REASONS`, "no_id", "no_label", "label_too_long" or UNREADABLE. The last means that the
-    row's file, or its row group, could not be read; then the ID is unknown.
+    Its `reason` is one of `decode.REASONS`, "silent", "no_id", "no_label", "label_too_long" or UNREADABLE. The last means that
+    the row's file, or its row group, could not be read; then the ID is unknown.
     """
 
     id: str

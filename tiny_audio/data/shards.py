@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from tiny_audio.audio.clip import SAMPLE_RATE, Clip
 from tiny_audio.audio.decode import AudioError, decode
+from tiny_audio.audio.mix import is_silent
 from tiny_audio.data.labels import Truecaser, clean_label, max_label_chars
 from tiny_audio.data.plan import RowSlice
 from tiny_audio.data.rows import UNREADABLE, LeftOut, Reject, Row
@@ -97,6 +98,8 @@ def decode_row(row: dict, path: str, max_duration_s: float, truecaser: Truecaser
         pcm = decode(row["wav"] or b"", max_duration_s)
     except AudioError as error:
         return Reject(name, error.reason, path)
+    if is_silent(pcm):
+        return Reject(name, "silent", path)
     if len(text) > max_label_chars(len(pcm) / SAMPLE_RATE):
         return Reject(name, "label_too_long", path)
     return Clip(name, pcm, truecaser(text) if truecaser else text, row.get("spk_id") or "")

@@ -23,7 +23,16 @@ from tiny_audio.data.plan import plan_pass
 from tiny_audio.data.sources import source_of
 from tiny_audio.data.stream import clip_dataset, memory_dataset
 from tiny_audio.evaluation.config import EvaluateConfig
-from tiny_audio.evaluation.wer import ErrorCount, count_errors, normalize, word_error_rate
+from tiny_audio.evaluation.wer import (
+    ErrorCount,
+    count_char_errors,
+    count_errors,
+    loops,
+    normalize,
+    normalize_english,
+    normalizer_names,
+    word_error_rate,
+)
 from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
 from tiny_audio.model.saved import read_model_window_s
 from tiny_audio.storage import output_path, require_model
@@ -50,14 +59,20 @@ def transcribe_settings(config: EvaluateConfig, untrained: bool = False) -> Tran
 
 def score_row(row: dict) -> dict:
     """Turns a transcribed row into a line of utterances.jsonl."""
-    count = count_errors(row["text"], row["hypothesis"])
+    texts = row["text"], row["hypothesis"]
+    count, plain, chars = count_errors(*texts), count_errors(*texts, normalize), count_char_errors(*texts)
     return {
         "id": row["id"],
         "set": source_of(row["id"]),
-        "reference": normalize(row["text"]),
-        "hypothesis": normalize(row["hypothesis"]),
+        "reference": normalize_english(row["text"]),
+        "hypothesis": normalize_english(row["hypothesis"]),
         "num_errors": count.num_errors,
         "num_words": count.num_words,
+        "plain_errors": plain.num_errors,
+        "plain_words": plain.num_words,
+        "char_errors": chars.num_errors,
+        "num_chars": chars.num_words,
+        "loops": loops(*texts),
         "duration_s": row["num_samples"] / SAMPLE_RATE,
         "speaker": row["speaker"],
         "complete": row["complete"],
@@ -69,12 +84,30 @@ def _score(utterances: list[dict], label: str, note: str) -> dict:
     return {**word_error_rate(counts).as_dict(), "label": label, "note": note}
 
 
+def _rates(utterances: list[dict], label: str, note: str) -> dict:
+    """Computes the headline WER with its interval, and beside it the plain WER, the CER and the rate of loops."""
+    rate = lambda errors, of: sum(line[errors] for line in utterances) / max(1, sum(line[of] for line in utterances))  # noqa: E731
+    return {
+        **_score(utterances, label, note),
+        "wer_plain": rate("plain_errors", "plain_words"),
+        "cer": rate("char_errors", "num_chars"),
+        "loop_rate": sum(line["loops"] or not line["complete"] for line in utterances) / len(utterances),
+    }
+
+
+def score_silence(silent: list[dict]) -> dict[str, float]:
+    """Measures the words transcribed from silence: the share of clips that have some, and the words a minute."""
+    words = [len(line["hypothesis"].split()) for line in silent]
+    minutes = sum(line["duration_s"] for line in silent) / 60
+    return {"clips_with_words": sum(map(bool, words)) / len(words), "words_per_minute": sum(words) / minutes}
+
+
 def score_sets(utterances: list[dict]) -> dict[str, dict]:
     """Computes the WER of every set, in the order of their first utterances."""
     sets = {}
     for name in dict.fromkeys(line["set"] for line in utterances if line["num_words"]):
         label, note = SETS.get(name, (name, ""))
-        sets[name] = _score([line for line in utterances if line["set"] == name], label, note)
+        sets[name] = _rates([line for line in utterances if line["set"] == name], label, note)
     return sets
 
 
@@ -142,7 +175,9 @@ def evaluate(
         any(line["num_words"] for line in utterances),
         f"{config.data}: no row could be scored; rejected: {rejects_line(rejected)}",
     )
-    result = {"sets": score_sets(utterances), "controls": {}, "silence": [], "rejected": rejected}
+    overall = _rates(utterances, "overall", "all sets together")
+    result = {"normalizers": normalizer_names(), "overall": overall, "sets": score_sets(utterances), "controls": {}}
+    result |= {"silence": [], "rejected": rejected}
     if config.control_rows:
         shuffled = _score(shuffle_audio(utterances), "shuffled audio", "every reference against another row's audio")
         result["controls"] = {"untrained": _untrained_score(config, max_duration_s), "shuffled_audio": shuffled}
@@ -151,6 +186,7 @@ def evaluate(
             for line in lines
             if line["set"] == SILENCE
         ]
+        result["silence_rates"] = score_silence([line for line in lines if line["set"] == SILENCE])
     result["rtfx"] = sum(line["duration_s"] for line in utterances) / duration_s
     _write(output_dir, utterances, result)
     return result

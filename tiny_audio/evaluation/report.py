@@ -257,6 +257,15 @@ def _worst(run_dir: Path, clips: dict[str, bytes], sets: dict[str, dict[str, Any
         }
 
 
+def _comparison(run_dir: Path) -> dict[str, Any] | None:
+    """What `ray_jobs.compare` left: rows of two rates and their difference, and the utterances that differ most."""
+    result = _read_json(run_dir / "comparison.json")
+    if not result:
+        return None
+    rows = [{"label": name, **score} for name, score in {**result["sets"], "overall": result["overall"]}.items()]
+    return {**result, "rows": rows}
+
+
 def _content(run_dir: Path, clips: dict[str, bytes]) -> dict[str, Any]:
     """Returns the values that the template shows, by the names it uses."""
     evaluation, summary = _read_json(run_dir / "evaluation.json"), _read_json(run_dir / "summary.json")
@@ -271,6 +280,9 @@ def _content(run_dir: Path, clips: dict[str, bytes]) -> dict[str, Any]:
         "small": list(_small_charts(lines)),
         "tables": {"sets": _wer_rows(sets), "controls": _wer_rows(controls)},
         "silence": evaluation.get("silence", []),
+        "overall": evaluation.get("overall"),
+        "normalizers": evaluation.get("normalizers", {}),
+        "comparison": _comparison(run_dir),
         "http": _http(summary),
         "worst": list(_worst(run_dir, clips, sets)),
         "evaluated": (run_dir / "utterances.jsonl").is_file(),

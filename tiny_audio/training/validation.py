@@ -17,7 +17,7 @@ from tiny_audio.data.labels import make_truecaser
 from tiny_audio.data.plan import plan_pass
 from tiny_audio.data.rows import UNREADABLE, Reject
 from tiny_audio.data.shards import decode_slices
-from tiny_audio.evaluation.wer import count_errors
+from tiny_audio.evaluation.wer import count_errors, normalize
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.packing import PackedBatch, pack, silence
 from tiny_audio.training.collectives import all_gathered, all_sums
@@ -111,7 +111,7 @@ class Validation:
             self.on_part([clip.id for clip in clips])
             transcripts = self.transcribe([clip.pcm for clip in clips or [silence()]])
             for clip, transcript in zip(clips, transcripts, strict=False):
-                errors = count_errors(clip.text, transcript)
+                errors = count_errors(clip.text, transcript, normalize)
                 num_errors += errors.num_errors
                 num_words += errors.num_words
         device = self.model.decoder.device
