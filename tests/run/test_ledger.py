@@ -15,6 +15,7 @@ from tiny_audio.config import ConfigError
 from tiny_audio.lab.local_nodes import kill, named_processes
 from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import EpochAudit, PlannedFile, Rejected, audit, audit_epoch
+from tiny_audio.run.checkpoint import has_checkpoint
 from tiny_audio.run.ledger import LEDGER, SCHEMA
 from tiny_audio.run.metrics import read_lines, read_metrics
 from tiny_audio.run.parts import write_part
@@ -36,7 +37,7 @@ def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tm
     config.model.encoder_window = "trimmed"
 
     def wait_and_kill():
-        while not any(line["step"] >= 3 for line in read_metrics(config.run_dir)):
+        while not (any(line["step"] >= 3 for line in read_metrics(config.run_dir)) and has_checkpoint(config.run_dir)):
             time.sleep(0.02)
         assert kill(named_processes(os.getpid(), TRAIN_WORKER))
 
