@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples
-from tiny_audio.audio.features import log_mel, pad_waveforms
+from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.inference.engine import Engine
+from tiny_audio.inference.runner import Runner
+from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import END_OF_TURN, clean_transcript
 
-MAX_BATCH_S = 960.0  # padded audio seconds a batch; 32 clips of 30 s
+MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 32, 8192  # joining at once; about 0.2 s of an H100, which all that run wait for
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """`complete` is False where the decoder was cut off at its longest transcript, as it is in a loop."""
+    """`complete` is False where the decoder was cut off: at its longest transcript, or, `looped`, as it repeated itself."""
 
     text: str
     num_tokens: int
     complete: bool
+    looped: bool = False
 
 
 class Transcriber:
-    """Transcribes clips in batches of like length, on the model's device."""
+    """Transcribes clips on the model's device, as many together as its cache has slots.
 
-    def __init__(self, model: ASRModel, **generate_options):
-        self.model, self.generate_options = model, generate_options
-        self.end_id = model.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    Args:
+        max_new_tokens: of a transcript; by default, the model config's.
+        max_slots: by default 256 on a GPU, if half of its free memory holds them, and 32 elsewhere.
+        graphs: whether layers are compiled and decode steps captured in CUDA graphs, for which a GPU works a minute at the
+            first clips; by default, on a GPU. The model then keeps its compiled layers.
+    """
+
+    def __init__(
+        self, model: ASRModel, max_new_tokens: int | None = None, max_slots: int | None = None, graphs: bool | None = None
+    ):
+        graphs = model.decoder.device.type == "cuda" if graphs is None else graphs
+        self.model, self.max_new_tokens = model, max_new_tokens or model.config.max_new_tokens
+        self.runner = Runner(model, self.max_new_tokens, max_slots, graphs)
+        if graphs:
+            model.layers = self.runner.layers
+        end_id = model.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        scheduler = Scheduler(self.runner.cache.num_slots, end_id, MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS)
+        self.engine = Engine(self.runner, scheduler)
 
     @classmethod
     def load(cls, model_path: str, device: str = "cpu", **config) -> Transcriber:
@@ -44,8 +62,8 @@ class Transcriber:
 
     @property
     def rows_at_once(self) -> int:
-        """Clips of the longest duration that one batch takes."""
-        return max(1, int(MAX_BATCH_S // self.max_duration_s))
+        """Clips that run together."""
+        return self.runner.cache.num_slots
 
     def texts(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """The text of each clip alone; else as a call."""
@@ -55,41 +73,28 @@ class Transcriber:
         """Transcribes (S,) int16 clips at 16 kHz, in the order given.
 
         Raises:
-            ValueError: a clip is longer than the encoder's window.
+            ValueError: a clip is empty, or longer than the encoder's window.
         """
-        transcripts: list[Transcript | None] = [None] * len(waveforms)
-        for rows in self._batches([len(waveform) for waveform in waveforms]):
-            for row, transcript in zip(rows, self._batch([waveforms[row] for row in rows]), strict=True):
-                transcripts[row] = transcript
-        return transcripts
+        requests = [self.request(waveform) for waveform in waveforms]
+        for request in sorted(requests, key=lambda request: -request.num_tokens):  # the longest texts first, to end together
+            self.engine.submit(request)
+        if self.engine.thread is None:
+            self.engine.run()
+        return [self.transcript(request.future.result()) for request in requests]
 
-    def _padded(self, longest: int) -> int:
-        return padded_num_samples(longest, self.model.window_num_samples, self.model.trimmed)
+    def submit(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Future[Answer]:
+        """A clip's answer to come, which `transcript` turns into text; for callers on other threads than the engine's."""
+        return self.engine.submit(self.request(waveform, on_token))
 
-    def _batches(self, num_samples: list[int]) -> Iterator[list[int]]:
-        """Row numbers of each batch: shortest clips first, at most MAX_BATCH_S padded seconds together."""
-        rows: list[int] = []
-        for row in sorted(range(len(num_samples)), key=num_samples.__getitem__):
-            if num_samples[row] > self.model.window_num_samples:
-                raise ValueError(f"a clip of {num_samples[row] / SAMPLE_RATE:.1f} s is over {self.max_duration_s:g} s")
-            if rows and (len(rows) + 1) * self._padded(num_samples[row]) > MAX_BATCH_S * SAMPLE_RATE:
-                yield rows
-                rows = []
-            rows.append(row)
-        if rows:
-            yield rows
+    def request(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Request:
+        """What the engine takes of a clip, once it is checked."""
+        if len(waveform) > self.model.window_num_samples:
+            raise ValueError(f"a clip of {len(waveform) / SAMPLE_RATE:.1f} s is over {self.max_duration_s:g} s")
+        if not len(waveform):
+            raise ValueError("a clip has no samples")
+        return Request(waveform, self.runner.prompt_tokens(len(waveform)), self.max_new_tokens, on_token)
 
-    @torch.inference_mode()
-    def _batch(self, waveforms: list[np.ndarray]) -> list[Transcript]:
-        device = self.model.decoder.device
-        num_samples = torch.tensor([len(waveform) for waveform in waveforms])
-        clips = [torch.from_numpy(np.array(waveform)) for waveform in waveforms]  # copies: Ray's arrays are read-only
-        padded = pad_waveforms(clips, self._padded(int(num_samples.max()))).to(device)
-        ids = self.model.generate(log_mel(padded, self.model.num_mels), num_samples, **self.generate_options).tolist()
-        return [self._transcript(row) for row in ids]
-
-    def _transcript(self, ids: list[int]) -> Transcript:
-        complete = self.end_id in ids
-        spoken = ids[: ids.index(self.end_id)] if complete else ids
-        text = self.model.tokenizer.decode(spoken, skip_special_tokens=True)
-        return Transcript(clean_transcript(text), len(spoken), complete)
+    def transcript(self, answer: Answer) -> Transcript:
+        """An answer of the engine as text."""
+        text = self.model.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        return Transcript(clean_transcript(text), len(answer.ids), answer.complete, answer.looped)

@@ -131,6 +131,12 @@ class ASRModel(PreTrainedModel):
         mels = log_mel(padded_rows(batch.pcm, batch.sample_bounds, group), self.num_mels)
         return apply_masks(mels, batch.masks.of(group.first, group.last)) if batch.masks else mels
 
+    def rotations(self, hidden: torch.Tensor, positions: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Cosines and sines (N, d) that turn each layer's heads; 1 and 0 where a layer has no rotary positions."""
+        cos, sin = (turn[0] for turn in self.decoder.model.rotary_emb(hidden, positions[None]))
+        turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
+        return [turned if layer.self_attn.use_rope else unturned for layer in self.decoder.model.layers]
+
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Audio tokens (A, D) in their places -> the loss of each label (L,).
 
@@ -138,13 +144,11 @@ class ASRModel(PreTrainedModel):
         """
         decoder = self.decoder.model
         hidden = decoder.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
-        cos, sin = (turn[0] for turn in decoder.rotary_emb(hidden, batch.positions[None]))
-        turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
+        *turns, last_turns = self.rotations(hidden, batch.positions)
         *layers, last = decoder.layers
-        for layer in layers:
-            hidden = self.layers.decoder(layer, hidden, *(turned if layer.self_attn.use_rope else unturned), batch.clips)
-        turns = turned if last.self_attn.use_rope else unturned
-        hidden = self.layers.last_decoder(last, hidden, *turns, batch.clips, batch.predicting, batch.answers)
+        for layer, layer_turns in zip(layers, turns, strict=True):
+            hidden = self.layers.decoder(layer, hidden, *layer_turns, batch.clips)
+        hidden = self.layers.last_decoder(last, hidden, *last_turns, batch.clips, batch.predicting, batch.answers)
         return self.layers.losses(decoder.norm, self.decoder.lm_head, hidden, batch.labels)
 
     def forward(self, batch: PackedBatch) -> ASROutput:

@@ -49,6 +49,30 @@ def attend(
     return _attend_each(query, key, value, queries.bounds, keys.bounds, causal)
 
 
+def attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Attention of one new token a clip to its slot of a cache, of which the first `lengths` (B,) positions count.
+
+    (B, heads, d), (B, positions, key heads, d) twice -> (B, heads, d). Query heads that share a key head are rows of one
+    product, so that each key is read once.
+    """
+    query = query.unflatten(1, (keys.shape[2], -1))
+    mask = torch.arange(keys.shape[1], device=query.device) < lengths[:, None, None, None]
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    return scaled_dot_product_attention(query, keys, values, attn_mask=mask).flatten(1, 2)
+
+
+def flash_attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """`attend_slots` in FlashAttention's kernel, which reads no position beyond a clip's length. On GPUs, in half precision.
+
+    It folds the query heads and splits long clips among blocks itself, where no window bounds the keys.
+    """
+    num_slots, length = keys.shape[:2]
+    bounds = torch.arange(num_slots + 1, dtype=torch.int32, device=query.device)
+    flat = (query, keys.flatten(0, 1), values.flatten(0, 1), bounds, bounds * length, 1, length, 0.0, False, False)
+    window = {"window_size_left": -1, "window_size_right": -1}
+    return torch.ops.aten._flash_attention_forward(*flat, seqused_k=lengths.int(), **window)[0]
+
+
 def _attend_padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention within rows: (B, E, heads, d) three times -> (B, E, heads, d)."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
@@ -106,12 +130,23 @@ def _mlp(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return hidden + layer.mlp.down_proj(silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
 
 
+def before_attention(
+    layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a layer of SmolLM3 attends with: (N, D) -> queries (N, heads, d), keys and values (N, key heads, d)."""
+    query, key, value = _queries_keys_values(layer.self_attn, layer.input_layernorm(hidden))
+    return _rotate(query, cos, sin), _rotate(key, cos, sin), value
+
+
+def after_attention(layer: nn.Module, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The rest of the layer: its input (N, D) and what its queries saw, (N, heads, d) -> (N, D)."""
+    return _mlp(layer, hidden + layer.self_attn.o_proj(seen.flatten(-2)))
+
+
 def decoder_layer(layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments) -> torch.Tensor:
     """A layer of SmolLM3: (N, D) -> (N, D). A layer without rotary positions is given `cos` 1 and `sin` 0."""
-    attention = layer.self_attn
-    query, key, value = _queries_keys_values(attention, layer.input_layernorm(hidden))
-    seen = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, clips, clips, causal=True)
-    return _mlp(layer, hidden + attention.o_proj(seen.flatten(-2)))
+    query, key, value = before_attention(layer, hidden, cos, sin)
+    return after_attention(layer, hidden, attend(query, key, value, clips, clips, causal=True))
 
 
 def last_decoder_layer(
@@ -145,6 +180,8 @@ class Layers(NamedTuple):
     decoder: Callable = decoder_layer
     last_decoder: Callable = last_decoder_layer
     losses: Callable = label_losses
+    before_attention: Callable = before_attention
+    after_attention: Callable = after_attention
 
 
 def compiled_layers() -> Layers:

@@ -140,18 +140,23 @@ def pack(
     packing: Packing,
     known: dict[int, torch.Tensor] | None = None,
     draw_masks: Callable[[list[Clip]], MaskSpans | None] = lambda clips: None,
+    unanswered: bool = False,
 ) -> PackedBatch:
     """Lays out clips; without any, one silent clip whose labels do not count.
 
     Args:
         known: encoder frames (frames, C) of some clips, by their place in `clips`.
         draw_masks: what to hide of the log-mels of the others.
+        unanswered: the answer's first token is what each clip must predict, and no label is known.
     """
     known = known or {}
     idle = not clips
     fresh = sorted((clip for i, clip in enumerate(clips or [silence()]) if i not in known), key=lambda clip: len(clip.pcm))
     clips = [clips[i] for i in known] + fresh
-    answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in clips])
+    if unanswered:
+        answers = [[IGNORED_LABEL]] * len(clips)
+    else:
+        answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in clips])
     num_tokens = [num_audio_tokens(len(clip.pcm)) for clip in clips]
     prefix, suffix = packing.prompt.prefix, packing.prompt.suffix
     parts = [
