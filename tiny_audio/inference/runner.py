@@ -19,7 +19,7 @@ from tiny_audio.inference.scheduler import Request
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.layers import Layers, after_attention, attend, attend_slots, compiled_layers, flash_attend_slots
 from tiny_audio.model.packing import pack
-from tiny_audio.model.segments import move
+from tiny_audio.model.segments import Segments, move
 
 # Slots that a graph computes; one that has 1.5 times the slots in use at most is near. Never 1: compiled layers would be
 # compiled again for it.
@@ -41,8 +41,7 @@ class Runner:
         self.model, self.packing, self.device = model, model.packing(), model.decoder.device
         config, attention = model.decoder.config, model.decoder.model.layers[0].self_attn
         dtype = model.decoder.dtype
-        fused = self.device.type == "cuda" and dtype != torch.float32
-        self.attend_slots = flash_attend_slots if fused else attend_slots
+        self.flash = self.device.type == "cuda" and dtype != torch.float32
         self.lookahead = int(self.device.type == "cuda")
         length = self.prompt_tokens(model.window_num_samples) + max_new_tokens
         slot_bytes = 2 * config.num_hidden_layers * length * config.num_key_value_heads * attention.head_dim * dtype.itemsize
@@ -54,7 +53,8 @@ class Runner:
         self.cache = SlotCache(config.num_hidden_layers, shape, dtype, self.device)
         self.ids = torch.zeros(max_slots, dtype=torch.int64, device=self.device)  # the newest token of each slot
         self.positions = torch.zeros_like(self.ids)  # and its position
-        self.first = torch.arange(max_slots, device=self.device) * length  # of each slot, where the cache is flat
+        self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
+        self.bounds = self.rows * length  # of each slot, where the cache is flat
         self.layers = compiled_layers() if graphs else Layers()
         self.graphs: dict[int, torch.cuda.CUDAGraph] | None = {} if graphs else None
 
@@ -116,17 +116,24 @@ class Runner:
     def _step(self, num_rows: int, longest: int) -> None:
         """A decode step over the first `num_rows` slots, none of which is longer than `longest`."""
         decoder, positions = self.model.decoder.model, self.positions[:num_rows]
-        where, lengths = self.first[:num_rows] + positions, positions + 1
+        where, lengths = self.bounds[:num_rows] + positions, (positions + 1).int()
         hidden = decoder.embed_tokens(self.ids[:num_rows])
         turns = self.model.rotations(hidden, positions)
-        if self.attend_slots is flash_attend_slots:
-            longest = self.cache.length  # it reads what it must alone, and wants slots end to end
         for number, layer in enumerate(decoder.layers):
             query, key, value = self.layers.before_attention(layer, hidden, *turns[number])
             self.cache.write(number, where, key, value)
-            keys, values = (x[:num_rows, :longest] for x in (self.cache.keys[number], self.cache.values[number]))
-            hidden = self.layers.after_attention(layer, hidden, self.attend_slots(query, keys, values, lengths))
+            seen = self._attend(query, number, lengths, longest)
+            hidden = self.layers.after_attention(layer, hidden, seen)
         self.ids[:num_rows] = self._next_ids(hidden)
+
+    def _attend(self, query: torch.Tensor, number: int, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+        """Attention of slots' newest tokens (B, heads, d) in a layer of that number."""
+        keys, values = self.cache.keys[number][: len(query)], self.cache.values[number][: len(query)]
+        if not self.flash:
+            return attend_slots(query, keys[:, :longest], values[:, :longest], lengths)
+        rows = Segments(self.rows[: len(query) + 1], 1)
+        slots = Segments(self.bounds[: len(query) + 1], self.cache.length)
+        return flash_attend_slots(query, keys.flatten(0, 1), values.flatten(0, 1), lengths, rows, slots)
 
     def _next_ids(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, D) of the decoder's last layer -> (N,) likeliest tokens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,10 +50,8 @@ class Request:
             self.future.set_exception(error)
 
     def finish(self, complete: bool, looped: bool) -> None:
-        try:
+        with suppress(InvalidStateError):  # its caller left in this very moment
             self.future.set_result(Answer(self.ids, complete, looped))
-        except InvalidStateError:  # its caller left in this very moment
-            pass
 
 
 def loops(ids: list[int]) -> bool:

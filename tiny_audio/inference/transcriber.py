@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.audio.clip import SAMPLE_RATE, SAMPLES_PER_TOKEN
 from tiny_audio.inference.engine import Engine
 from tiny_audio.inference.runner import Runner
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
@@ -54,6 +54,14 @@ class Transcriber:
     def load(cls, model_path: str, device: str = "cpu", **config) -> Transcriber:
         """From a folder or hub id that `ASRModel.save_pretrained` wrote."""
         return cls(ASRModel.from_pretrained(model_path, **config).to(device))
+
+    def warm_up(self) -> None:
+        """Compiles and captures all that is needed, so that no clip waits for it later; on a GPU about a minute."""
+        if self.runner.graphs is not None:
+            self.runner.capture()
+        shortest, longest = SAMPLES_PER_TOKEN, self.model.window_num_samples
+        for clips in ([longest], [shortest] * 3, [longest] * MAX_PREFILL_ROWS):
+            self([np.zeros(num_samples, np.int16) for num_samples in clips])
 
     @property
     def max_duration_s(self) -> float:

@@ -61,16 +61,22 @@ def attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, 
     return scaled_dot_product_attention(query, keys, values, attn_mask=mask).flatten(1, 2)
 
 
-def flash_attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def flash_attend_slots(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, rows: Segments, slots: Segments
+) -> torch.Tensor:
     """`attend_slots` in FlashAttention's kernel, which reads no position beyond a clip's length. On GPUs, in half precision.
 
-    It folds the query heads and splits long clips among blocks itself, where no window bounds the keys.
+    It folds the query heads, and splits long clips among blocks where few are computed, if no window bounds the keys.
+
+    Args:
+        lengths: (B,) int32.
+        rows: of one query each.
+        slots: where each slot's keys lie, (B * positions, key heads, d).
     """
-    num_slots, length = keys.shape[:2]
-    bounds = torch.arange(num_slots + 1, dtype=torch.int32, device=query.device)
-    flat = (query, keys.flatten(0, 1), values.flatten(0, 1), bounds, bounds * length, 1, length, 0.0, False, False)
+    bounds = (rows.bounds, slots.bounds, rows.longest, slots.longest)
     window = {"window_size_left": -1, "window_size_right": -1}
-    return torch.ops.aten._flash_attention_forward(*flat, seqused_k=lengths.int(), **window)[0]
+    attention = torch.ops.aten._flash_attention_forward
+    return attention(query, keys, values, *bounds, 0.0, False, False, seqused_k=lengths, **window)[0]
 
 
 def _attend_padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
