@@ -11,12 +11,13 @@ import torch
 
 
 class SlotCache:
-    """A (slots, length, heads, d) tensor of keys and one of values for each layer, and the slots that are free."""
+    """Keys and values of each layer, (slots * length, heads, d), a slot after the other; and the slots that are free."""
 
-    def __init__(self, num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device):
-        self.num_slots, self.length = shape[:2]
+    def __init__(self, num_layers: int, num_slots: int, length: int, heads: tuple[int, int], dtype: torch.dtype, device):
+        self.num_slots, self.length = num_slots, length
+        shape = (num_slots * length, *heads)
         self.keys, self.values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)] for _ in range(2))
-        self.free = list(range(self.num_slots))  # a heap: the lowest goes first, so that those in use lie close together
+        self.free = list(range(num_slots))  # a heap: the lowest goes first, so that those in use lie close together
 
     def take(self) -> int:
         """A free slot, no longer free."""
@@ -24,8 +25,3 @@ class SlotCache:
 
     def give_back(self, slot: int) -> None:
         heapq.heappush(self.free, slot)
-
-    def write(self, layer: int, where: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keys and values (N, heads, d) to the positions `where` (N,), which are slot * length + position."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, where, key)
-        self.values[layer].flatten(0, 1).index_copy_(0, where, value)

@@ -7,7 +7,9 @@ run as plain torch. Row i of a decode step is slot i, in use or not, so nothing 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,14 +19,23 @@ from tiny_audio.inference.cache import SlotCache
 from tiny_audio.inference.engine import Tokens
 from tiny_audio.inference.scheduler import Request
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.layers import Layers, after_attention, attend, attend_slots, compiled_layers, flash_attend_slots
+from tiny_audio.model.layers import (
+    Layers,
+    after_attention,
+    attend,
+    attend_slots,
+    before_attention_kept,
+    compiled_layers,
+    flash_attend_slots,
+    join_projections,
+)
 from tiny_audio.model.packing import pack
 from tiny_audio.model.segments import Segments, move
 
 # Slots that a graph computes; one that has 1.5 times the slots in use at most is near. Never 1: compiled layers would be
 # compiled again for it.
-GRAPH_SLOTS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-MAX_SLOTS_GPU, MAX_SLOTS_CPU = 256, 32
+GRAPH_SLOTS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MAX_SLOTS_GPU, MAX_SLOTS_CPU = 512, 32
 CACHE_SHARE = 0.5  # of the GPU's free memory, at most
 
 
@@ -49,13 +60,15 @@ class Runner:
             max_slots = MAX_SLOTS_GPU if self.lookahead else MAX_SLOTS_CPU
         if self.lookahead:
             max_slots = max(2, min(max_slots, int(CACHE_SHARE * free_bytes(self.device) / slot_bytes)))
-        shape = (max_slots, length, config.num_key_value_heads, attention.head_dim)
-        self.cache = SlotCache(config.num_hidden_layers, shape, dtype, self.device)
+        heads = (config.num_key_value_heads, attention.head_dim)
+        self.cache = SlotCache(config.num_hidden_layers, max_slots, length, heads, dtype, self.device)
         self.ids = torch.zeros(max_slots, dtype=torch.int64, device=self.device)  # the newest token of each slot
         self.positions = torch.zeros_like(self.ids)  # and its position
         self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
         self.bounds = self.rows * length  # of each slot, where the cache is flat
         self.layers = compiled_layers() if graphs else Layers()
+        if graphs:
+            join_projections(model.decoder.model)
         self.graphs: dict[int, torch.cuda.CUDAGraph] | None = {} if graphs else None
 
     def prompt_tokens(self, num_samples: int) -> int:
@@ -82,14 +95,9 @@ class Runner:
         audio = self.model.project(self.model.encode_batch(batch), batch.first_tokens)
         decoder = self.model.decoder.model
         hidden = decoder.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
-        turns, last = self.model.rotations(hidden, batch.positions), len(decoder.layers) - 1
-        for number, layer in enumerate(decoder.layers):
-            query, key, value = self.layers.before_attention(layer, hidden, *turns[number])
-            self.cache.write(number, where, key, value)
-            seen = attend(query, key, value, batch.clips, batch.clips, causal=True)
-            if number < last:
-                hidden = self.layers.after_attention(layer, hidden, seen)
-        hidden = after_attention(layer, hidden[batch.predicting], seen[batch.predicting])
+        attended = partial(attend, queries=batch.clips, keys=batch.clips, causal=True)
+        hidden, seen = self._layers(hidden, batch.positions, where, lambda number, *x: attended(*x))
+        hidden = after_attention(decoder.layers[-1], hidden[batch.predicting], seen[batch.predicting])
         ids = self._next_ids(hidden)
         self.ids.index_copy_(0, slots, ids)
         return self._read(ids, np.argsort(order))
@@ -118,22 +126,34 @@ class Runner:
         decoder, positions = self.model.decoder.model, self.positions[:num_rows]
         where, lengths = self.bounds[:num_rows] + positions, (positions + 1).int()
         hidden = decoder.embed_tokens(self.ids[:num_rows])
-        turns = self.model.rotations(hidden, positions)
-        for number, layer in enumerate(decoder.layers):
-            query, key, value = self.layers.before_attention(layer, hidden, *turns[number])
-            self.cache.write(number, where, key, value)
-            seen = self._attend(query, number, lengths, longest)
-            hidden = self.layers.after_attention(layer, hidden, seen)
-        self.ids[:num_rows] = self._next_ids(hidden)
+        attended = partial(self._attend_slots, lengths=lengths, longest=longest)
+        hidden, seen = self._layers(hidden, positions, where, lambda number, query, *_: attended(number, query))
+        self.ids[:num_rows] = self._next_ids(after_attention(decoder.layers[-1], hidden, seen))
 
-    def _attend(self, query: torch.Tensor, number: int, lengths: torch.Tensor, longest: int) -> torch.Tensor:
-        """Attention of slots' newest tokens (B, heads, d) in a layer of that number."""
-        keys, values = self.cache.keys[number][: len(query)], self.cache.values[number][: len(query)]
-        if not self.flash:
-            return attend_slots(query, keys[:, :longest], values[:, :longest], lengths)
-        rows = Segments(self.rows[: len(query) + 1], 1)
-        slots = Segments(self.bounds[: len(query) + 1], self.cache.length)
-        return flash_attend_slots(query, keys.flatten(0, 1), values.flatten(0, 1), lengths, rows, slots)
+    def _layers(self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, attended: Callable) -> tuple:
+        """All layers up to the last one's attention: what goes into that layer (N, D), and what its queries saw.
+
+        Args:
+            positions: (N,) of each row in its clip, and `where` they are in the cache.
+            attended: of a layer's number, queries, keys and values, what the queries see.
+        """
+        layers, turns = self.model.decoder.model.layers, self.model.rotations(hidden, positions)
+        kept = [(*turn, *kv, where) for turn, kv in zip(turns, zip(self.cache.keys, self.cache.values, strict=True), strict=True)]
+        heads = before_attention_kept(layers[0], hidden, *kept[0])
+        for number, (layer, following) in enumerate(pairwise(layers)):
+            seen = attended(number, *heads)
+            hidden, *heads = self.layers.between_attentions(layer, following, hidden, seen, *kept[number + 1])
+        return hidden, attended(len(layers) - 1, *heads)
+
+    def _attend_slots(self, number: int, query: torch.Tensor, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+        """Attention of slots' newest tokens (B, heads, d) in the layer of that number."""
+        num_rows, length = len(query), self.cache.length
+        keys, values = (x[number][: num_rows * length] for x in (self.cache.keys, self.cache.values))
+        if self.flash:
+            slots = Segments(self.bounds[: num_rows + 1], length)
+            return flash_attend_slots(query, keys, values, lengths, Segments(self.rows[: num_rows + 1], 1), slots)
+        keys, values = (x.unflatten(0, (num_rows, length))[:, :longest] for x in (keys, values))
+        return attend_slots(query, keys, values, lengths)
 
     def _next_ids(self, hidden: torch.Tensor) -> torch.Tensor:
         """(N, D) of the decoder's last layer -> (N,) likeliest tokens."""

@@ -7,6 +7,7 @@ clip by clip. Letters in shapes are those of `features.py`; N is the packed leng
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -93,6 +94,10 @@ def _heads(x: torch.Tensor, width: int) -> torch.Tensor:
 
 def _queries_keys_values(attention: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(..., width) -> (..., heads, d) three times."""
+    if hasattr(attention, "qkv_proj"):  # `join_projections` was here
+        num_key_heads = attention.k_proj.out_features // attention.head_dim
+        heads = _heads(attention.qkv_proj(hidden), attention.head_dim)
+        return heads.split((heads.shape[-2] - 2 * num_key_heads, num_key_heads, num_key_heads), dim=-2)
     query = _heads(attention.q_proj(hidden), attention.head_dim)
     key = _heads(attention.k_proj(hidden), attention.head_dim)
     return query, key, _heads(attention.v_proj(hidden), attention.head_dim)
@@ -132,8 +137,12 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _mlp(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    normed = layer.post_attention_layernorm(hidden)
-    return hidden + layer.mlp.down_proj(silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+    normed, mlp = layer.post_attention_layernorm(hidden), layer.mlp
+    if hasattr(mlp, "gate_up_proj"):  # `join_projections` was here
+        gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
+    else:
+        gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
+    return hidden + mlp.down_proj(silu(gate) * up)
 
 
 def before_attention(
@@ -147,6 +156,55 @@ def before_attention(
 def after_attention(layer: nn.Module, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """The rest of the layer: its input (N, D) and what its queries saw, (N, heads, d) -> (N, D)."""
     return _mlp(layer, hidden + layer.self_attn.o_proj(seen.flatten(-2)))
+
+
+def before_attention_kept(
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    where: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`before_attention`, whose keys and values are also kept at the positions `where` (N,) of a cache's (P, key heads, d)."""
+    query, key, value = before_attention(layer, hidden, cos, sin)
+    keys.index_copy_(0, where, key)
+    values.index_copy_(0, where, value)
+    return query, key, value
+
+
+def between_attentions(
+    layer: nn.Module, following: nn.Module, hidden: torch.Tensor, seen: torch.Tensor, *rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`after_attention` of a layer and `before_attention_kept` of the next, whose other arguments are the `rest`.
+
+    Returns the hidden states between the two layers, and what the next attends with.
+    """
+    hidden = after_attention(layer, hidden, seen)
+    return hidden, *before_attention_kept(following, hidden, *rest)
+
+
+def _joined(parts: list[nn.Module]) -> nn.Module:
+    """One linear layer that computes what several do on one input; their weights become views of its own."""
+    whole = copy.deepcopy(parts[0])
+    for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:
+        if len(tensor):
+            tensors = [getattr(part, name) for part in parts]
+            tensor.data = torch.cat([part.data for part in tensors])
+            for part, view in zip(tensors, tensor.data.split([len(part) for part in tensors]), strict=True):
+                part.data = view
+    return whole
+
+
+def join_projections(decoder: nn.Module) -> None:
+    """Makes one product of a layer's queries, keys and values, and one of its gate and up: few, large ones are faster."""
+    for layer in decoder.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        if hasattr(attention, "qkv_proj"):
+            continue
+        attention.qkv_proj = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        mlp.gate_up_proj = _joined([mlp.gate_proj, mlp.up_proj])
 
 
 def decoder_layer(layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments) -> torch.Tensor:
@@ -186,8 +244,7 @@ class Layers(NamedTuple):
     decoder: Callable = decoder_layer
     last_decoder: Callable = last_decoder_layer
     losses: Callable = label_losses
-    before_attention: Callable = before_attention
-    after_attention: Callable = after_attention
+    between_attentions: Callable = between_attentions
 
 
 def compiled_layers() -> Layers:
