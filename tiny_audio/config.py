@@ -338,6 +338,6 @@ class BenchmarkConfig:
     output_dir: str = "runs/benchmark"
 
     def __post_init__(self):
-        parts = ("step", "memory", "profile", "seed_job", "scale", "restart", "fp8", "plan", "soak")
+        parts = ("step", "memory", "profile", "seed_job", "scale", "restart", "fp8", "transcribe", "plan", "soak")
         require_at_least(self, 5, "soak_minutes")
         require(self.part in parts, f"part must be one of {', '.join(parts)}, not {self.part!r}")

@@ -123,10 +123,10 @@ def test_a_clip_that_cannot_be_computed_fails_alone(model, monkeypatch):
     engine = Transcriber(model).engine
     encode = ASRModel.encode_batch
 
-    def encode_or_fail(self, batch):
+    def encode_or_fail(self, batch, layers):
         if any(len(clip.pcm) == 4321 for clip in batch.rows):
             raise RuntimeError("out of memory")
-        return encode(self, batch)
+        return encode(self, batch, layers)
 
     monkeypatch.setattr(ASRModel, "encode_batch", encode_or_fail)
     good, bad, other = (submit(engine, tone(1.0)[:n]) for n in (16_000, 4321, 9_000))
@@ -162,6 +162,6 @@ def test_a_loop_is_told_from_a_long_text(period):
 
 def test_a_text_that_repeats_itself_is_stopped_and_says_so(model, monkeypatch):
     token = model.tokenizer.convert_tokens_to_ids(END_OF_TURN) + 40
-    monkeypatch.setattr(Runner, "_next_ids", lambda self, hidden: torch.full((len(hidden),), token))
+    monkeypatch.setattr(Runner, "_next_ids", lambda self, hidden, seen: torch.full((len(hidden),), token))
     transcript = Transcriber(model, max_new_tokens=200)([tone(1.0)])[0]
     assert (transcript.num_tokens, transcript.complete, transcript.looped) == (LOOP_TOKENS, False, True)

@@ -11,11 +11,15 @@ import torch
 
 
 class SlotCache:
-    """Keys and values of each layer, (slots * length, heads, d), a slot after the other; and the slots that are free."""
+    """Keys and values of each layer, (slots * length + 1, heads, d), a slot after the other; and the slots that are free.
+
+    The last position takes what padding writes, and is never read.
+    """
 
     def __init__(self, num_layers: int, num_slots: int, length: int, heads: tuple[int, int], dtype: torch.dtype, device):
         self.num_slots, self.length = num_slots, length
-        shape = (num_slots * length, *heads)
+        self.waste = num_slots * length
+        shape = (self.waste + 1, *heads)
         self.keys, self.values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)] for _ in range(2))
         self.free = list(range(num_slots))  # a heap: the lowest goes first, so that those in use lie close together
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 
+PREFILLS_IN_A_ROW = 4  # between two decode steps: a step for a few transcripts takes nearly as long as one for many
 Tokens = Callable[[], list[int]]  # waits for the device; an id for each row
 
 
@@ -75,8 +76,9 @@ class Engine:
     def _round(self) -> bool:
         """Returns whether there is more to do."""
         try:
-            admitted = self.scheduler.admit()
-            if admitted:
+            for _ in range(PREFILLS_IN_A_ROW):
+                if not (admitted := self.scheduler.admit()):
+                    break
                 self._prefill(admitted)
             rows = self.scheduler.rows()
             if rows:

@@ -1,12 +1,11 @@
 """What the engine computes: prompts into the cache's slots, and a token for each slot in use.
 
-On a GPU the layers are compiled, and a decode step is one CUDA graph for each of a few numbers of slots; elsewhere both
-run as plain torch. Row i of a decode step is slot i, in use or not, so nothing is gathered when clips join and leave.
+On a GPU the layers are compiled, and run as CUDA graphs of a few sizes; elsewhere as plain torch. Row i of a decode step is
+slot i, in use or not, so nothing is gathered when clips join and leave.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -17,6 +16,7 @@ import torch
 from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.inference.cache import SlotCache
 from tiny_audio.inference.engine import Tokens
+from tiny_audio.inference.graphs import Graphed, next_size, padded
 from tiny_audio.inference.scheduler import Request
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.layers import (
@@ -32,11 +32,14 @@ from tiny_audio.model.layers import (
 from tiny_audio.model.packing import pack
 from tiny_audio.model.segments import Segments, move
 
-# Slots that a graph computes; one that has 1.5 times the slots in use at most is near. Never 1: compiled layers would be
-# compiled again for it.
-GRAPH_SLOTS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 64, 8192  # joining at once; about 0.1 s of an H100, which all that run wait for
 MAX_SLOTS_GPU, MAX_SLOTS_CPU = 512, 32
 CACHE_SHARE = 0.5  # of the GPU's free memory, at most
+
+# Sizes that graphs are captured for, near enough to one another that little is computed for nothing.
+PROMPT_SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192)  # tokens; frames, twice as many
+WINDOW_SIZES = (1, 2, 3, 4, 6, 8, 12, 16)  # clips, each padded to the encoder's window
+STEP_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # slots; for 1, layers are compiled once more
 
 
 def free_bytes(device: torch.device) -> int:
@@ -46,30 +49,38 @@ def free_bytes(device: torch.device) -> int:
 
 
 class Runner:
-    """An `ASRModel` and the slots of its cache."""
+    """An `ASRModel` and the slots of its cache.
+
+    With `graphs`, the model keeps compiled layers, and joined projections.
+    """
 
     def __init__(self, model: ASRModel, max_new_tokens: int, max_slots: int | None = None, graphs: bool = False):
         self.model, self.packing, self.device = model, model.packing(), model.decoder.device
-        config, attention = model.decoder.config, model.decoder.model.layers[0].self_attn
-        dtype = model.decoder.dtype
-        self.flash = self.device.type == "cuda" and dtype != torch.float32
-        self.lookahead = int(self.device.type == "cuda")
-        length = self.prompt_tokens(model.window_num_samples) + max_new_tokens
-        slot_bytes = 2 * config.num_hidden_layers * length * config.num_key_value_heads * attention.head_dim * dtype.itemsize
-        if max_slots is None:
-            max_slots = MAX_SLOTS_GPU if self.lookahead else MAX_SLOTS_CPU
-        if self.lookahead:
-            max_slots = max(2, min(max_slots, int(CACHE_SHARE * free_bytes(self.device) / slot_bytes)))
-        heads = (config.num_key_value_heads, attention.head_dim)
-        self.cache = SlotCache(config.num_hidden_layers, max_slots, length, heads, dtype, self.device)
-        self.ids = torch.zeros(max_slots, dtype=torch.int64, device=self.device)  # the newest token of each slot
-        self.positions = torch.zeros_like(self.ids)  # and its position
-        self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
-        self.bounds = self.rows * length  # of each slot, where the cache is flat
-        self.layers = compiled_layers() if graphs else Layers()
+        config, attention, dtype = model.decoder.config, model.decoder.model.layers[0].self_attn, model.decoder.dtype
+        self.on_gpu = self.device.type == "cuda"
+        self.lookahead = int(self.on_gpu)
+        self.flash = self.on_gpu and dtype != torch.float32
+        self.layers = Layers()
         if graphs:
             join_projections(model.decoder.model)
-        self.graphs: dict[int, torch.cuda.CUDAGraph] | None = {} if graphs else None
+            model.layers = self.layers = compiled_layers()
+        length = self.prompt_tokens(model.window_num_samples) + max_new_tokens
+        heads = (config.num_key_value_heads, attention.head_dim)
+        slot_bytes = 2 * config.num_hidden_layers * length * heads[0] * heads[1] * dtype.itemsize
+        if max_slots is None:
+            max_slots = MAX_SLOTS_GPU if self.on_gpu else MAX_SLOTS_CPU
+        if self.on_gpu:
+            max_slots = max(2, min(max_slots, int(CACHE_SHARE * free_bytes(self.device) / slot_bytes)))
+        self.cache = SlotCache(config.num_hidden_layers, max_slots, length, heads, dtype, self.device)
+        self.ids = torch.zeros(max_slots, dtype=torch.int64, device=self.device)  # the newest token of each slot
+        self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
+        self.bounds = self.rows * length  # of each slot in the cache
+        self.graphed = graphs
+        functions = (self._encode_windows, self._encode_packed, self._read_prompts, self._step)
+        if graphs:
+            pool = torch.cuda.graph_pool_handle()
+            functions = tuple(Graphed(function, pool) for function in functions)
+        self.encode_windows, self.encode_packed, self.read_prompts, self.step = functions
 
     def prompt_tokens(self, num_samples: int) -> int:
         """Positions that a clip's prompt takes, its audio with it."""
@@ -91,44 +102,69 @@ class Runner:
         slots = np.array([requests[number].slot for number in order])
         first = np.repeat(slots * self.cache.length, np.diff(batch.clips.bounds.numpy()))
         where, slots = (self._moved(torch.from_numpy(x)) for x in (first + batch.positions.numpy(), slots))
-        batch = (batch.pin() if self.lookahead else batch).to(self.device)
-        audio = self.model.project(self.model.encode_batch(batch), batch.first_tokens)
-        decoder = self.model.decoder.model
-        hidden = decoder.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
-        attended = partial(attend, queries=batch.clips, keys=batch.clips, causal=True)
-        hidden, seen = self._layers(hidden, batch.positions, where, lambda number, *x: attended(*x))
-        hidden = after_attention(decoder.layers[-1], hidden[batch.predicting], seen[batch.predicting])
-        ids = self._next_ids(hidden)
+        batch = (batch.pin() if self.on_gpu else batch).to(self.device)
+        audio = self.model.project(self.model.encode_batch(batch, self._encode), batch.first_tokens)
+        hidden = self.model.decoder.model.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
+        positions, bounds, predicting = batch.positions, batch.clips.bounds, batch.predicting
+        if self.graphed:
+            num_tokens = next_size(len(hidden), PROMPT_SIZES)
+            bounds = padded(bounds, MAX_PREFILL_ROWS + 1, len(hidden))
+            hidden, positions, where = padded(hidden, num_tokens), padded(positions, num_tokens), self._wasted(where, num_tokens)
+            predicting = padded(predicting, MAX_PREFILL_ROWS)
+        ids = self.read_prompts(hidden, positions, where, bounds, predicting)[: len(requests)]
         self.ids.index_copy_(0, slots, ids)
         return self._read(ids, np.argsort(order))
+
+    def _wasted(self, where: torch.Tensor, size: int) -> torch.Tensor:
+        """Places in the cache (N,) -> (size,), where what lies beyond N is written to no slot."""
+        return padded(where, size, self.cache.waste)
+
+    def _encode(self, hidden: torch.Tensor, frames: Segments | None) -> torch.Tensor:
+        """The encoder's layers, on whole windows (B, E, C) or packed frames (N, C)."""
+        if not self.graphed:
+            return self.model.encoder_layers(hidden, frames)
+        if frames is None:
+            return self.encode_windows(padded(hidden, next_size(len(hidden), WINDOW_SIZES)))[: len(hidden)]
+        num_frames = 2 * next_size(-(-len(hidden) // 2), PROMPT_SIZES)
+        return self.encode_packed(padded(hidden, num_frames), padded(frames.bounds, MAX_PREFILL_ROWS + 1, len(hidden)))[
+            : len(hidden)
+        ]
+
+    def _encode_windows(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.encoder_layers(hidden, None)
+
+    def _encode_packed(self, hidden: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+        return self.model.encoder_layers(hidden, Segments(bounds, self.model.encoder.config.max_source_positions))
+
+    def _read_prompts(
+        self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, bounds: torch.Tensor, predicting: torch.Tensor
+    ) -> torch.Tensor:
+        """Prompts (N, D), of clips as `bounds` say, into the cache; the first token (B,) after each `predicting` position."""
+        clips = Segments(bounds, self.cache.length)
+        attended = partial(attend, queries=clips, keys=clips, causal=True)
+        hidden, seen = self._layers(hidden, positions, where, lambda number, *heads: attended(*heads))
+        return self._next_ids(hidden[predicting], seen[predicting])
 
     @torch.no_grad()
     def decode(self, requests: list[Request]) -> Tokens:
         """Makes the next token of each request."""
         rows = [request.slot for request in requests]
-        positions = torch.zeros(self._num_rows(max(rows) + 1), dtype=torch.int64)
+        num_rows = max(rows) + 1
+        if self.graphed:
+            num_rows = min(next_size(num_rows, STEP_SIZES), self.cache.num_slots)
+        positions = torch.zeros(num_rows, dtype=torch.int64)
         positions[rows] = torch.tensor([request.position for request in requests])
-        self.positions[: len(positions)].copy_(self._moved(positions))
-        if self.graphs is None:
-            self._step(len(positions), int(positions.max()) + 1)
-        else:
-            self._graph(len(positions)).replay()
-        return self._read(self.ids[: len(positions)], rows)
+        ids = self.step(self._moved(positions), self.ids[:num_rows])
+        self.ids[:num_rows] = ids
+        return self._read(ids, rows)
 
-    def _num_rows(self, count: int) -> int:
-        """How many slots a step computes where the first `count` are in use."""
-        if self.graphs is None:
-            return count
-        return min([*GRAPH_SLOTS, self.cache.num_slots][bisect_left(GRAPH_SLOTS, count)], self.cache.num_slots)
-
-    def _step(self, num_rows: int, longest: int) -> None:
-        """A decode step over the first `num_rows` slots, none of which is longer than `longest`."""
-        decoder, positions = self.model.decoder.model, self.positions[:num_rows]
-        where, lengths = self.bounds[:num_rows] + positions, (positions + 1).int()
-        hidden = decoder.embed_tokens(self.ids[:num_rows])
+    def _step(self, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """A token (B,) of each of the first B slots, after `ids` at `positions`."""
+        where, lengths = self.bounds[: len(ids)] + positions, (positions + 1).int()
+        longest = self.cache.length if self.graphed or self.flash else int(lengths.max())
+        hidden = self.model.decoder.model.embed_tokens(ids)
         attended = partial(self._attend_slots, lengths=lengths, longest=longest)
-        hidden, seen = self._layers(hidden, positions, where, lambda number, query, *_: attended(number, query))
-        self.ids[:num_rows] = self._next_ids(after_attention(decoder.layers[-1], hidden, seen))
+        return self._next_ids(*self._layers(hidden, positions, where, lambda number, query, *_: attended(number, query)))
 
     def _layers(self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, attended: Callable) -> tuple:
         """All layers up to the last one's attention: what goes into that layer (N, D), and what its queries saw.
@@ -155,36 +191,35 @@ class Runner:
         keys, values = (x.unflatten(0, (num_rows, length))[:, :longest] for x in (keys, values))
         return attend_slots(query, keys, values, lengths)
 
-    def _next_ids(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(N, D) of the decoder's last layer -> (N,) likeliest tokens."""
-        return self.model.decoder.lm_head(self.model.decoder.model.norm(hidden)).argmax(dim=-1)
-
-    def _graph(self, num_rows: int) -> torch.cuda.CUDAGraph:
-        """The decode step over so many slots, captured at its first use."""
-        if num_rows not in self.graphs:
-            ids = self.ids.clone()
-            for _ in range(2):  # what is compiled or set up at first use cannot be captured
-                self._step(num_rows, self.cache.length)
-            self.ids.copy_(ids)
-            graph = torch.cuda.CUDAGraph()
-            pool = next(iter(self.graphs.values())).pool() if self.graphs else None
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._step(num_rows, self.cache.length)
-            self.graphs[num_rows] = graph
-        return self.graphs[num_rows]
+    def _next_ids(self, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """The last layer after its attention: (B, D) and (B, heads, d) -> (B,) likeliest tokens."""
+        decoder = self.model.decoder
+        hidden = after_attention(decoder.model.layers[-1], hidden, seen)
+        return decoder.lm_head(decoder.model.norm(hidden)).argmax(dim=-1)
 
     @torch.no_grad()
     def capture(self) -> None:
         """All graphs, the largest first, whose memory the others share."""
-        for num_rows in sorted({self._num_rows(count) for count in GRAPH_SLOTS}, reverse=True):
-            self._graph(num_rows)
+        encoder, width, dtype = self.model.encoder.config, self.model.decoder.config.hidden_size, self.model.decoder.dtype
+        zeros = partial(torch.zeros, dtype=torch.int64, device=self.device)
+        bounds = zeros(MAX_PREFILL_ROWS + 1, dtype=torch.int32)
+        for size in reversed(PROMPT_SIZES):
+            if self.model.trimmed:
+                self.encode_packed(zeros(2 * size, encoder.d_model, dtype=dtype), bounds)
+            where = self._wasted(zeros(0), size)
+            self.read_prompts(zeros(size, width, dtype=dtype), zeros(size), where, bounds, zeros(MAX_PREFILL_ROWS))
+        if not self.model.trimmed:
+            for size in reversed(WINDOW_SIZES):
+                self.encode_windows(zeros(size, encoder.max_source_positions, encoder.d_model, dtype=dtype))
+        for size in sorted({min(size, self.cache.num_slots) for size in STEP_SIZES}, reverse=True):
+            self.step(zeros(size), zeros(size))
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        return move(tensor.pin_memory(), self.device) if self.lookahead else tensor
+        return move(tensor.pin_memory(), self.device) if self.on_gpu else tensor
 
     def _read(self, ids: torch.Tensor, rows: Sequence[int]) -> Tokens:
         """The ids at `rows`, which wait for the device when they are called for."""
-        if not self.lookahead:
+        if not self.on_gpu:
             known = ids.tolist()
             return lambda: [known[row] for row in rows]
         host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiny_audio.audio.clip import SAMPLE_RATE, SAMPLES_PER_TOKEN
+from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.inference.engine import Engine
-from tiny_audio.inference.runner import Runner
+from tiny_audio.inference.runner import MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS, Runner
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import END_OF_TURN, clean_transcript
-
-MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 32, 8192  # joining at once; about 0.2 s of an H100, which all that run wait for
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,6 @@ class Transcriber:
         graphs = model.decoder.device.type == "cuda" if graphs is None else graphs
         self.model, self.max_new_tokens = model, max_new_tokens or model.config.max_new_tokens
         self.runner = Runner(model, self.max_new_tokens, max_slots, graphs)
-        if graphs:
-            model.layers = self.runner.layers
         end_id = model.tokenizer.convert_tokens_to_ids(END_OF_TURN)
         scheduler = Scheduler(self.runner.cache.num_slots, end_id, MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS)
         self.engine = Engine(self.runner, scheduler)
@@ -57,11 +53,9 @@ class Transcriber:
 
     def warm_up(self) -> None:
         """Compiles and captures all that is needed, so that no clip waits for it later; on a GPU about a minute."""
-        if self.runner.graphs is not None:
+        if self.runner.graphed:
             self.runner.capture()
-        shortest, longest = SAMPLES_PER_TOKEN, self.model.window_num_samples
-        for clips in ([longest], [shortest] * 3, [longest] * MAX_PREFILL_ROWS):
-            self([np.zeros(num_samples, np.int16) for num_samples in clips])
+        self([np.zeros(self.model.window_num_samples, np.int16)] * 2)
 
     @property
     def max_duration_s(self) -> float:

@@ -5,7 +5,7 @@ Shape letters are those of `features.py`. Nothing here knows of Ray, DeepSpeed o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from tiny_audio.audio.masks import apply_masks
 from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer
 from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import ASRConfig
-from tiny_audio.model.layers import Layers, encode, stem
+from tiny_audio.model.layers import Layers, encoder_layers, stem
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, padded_rows
 from tiny_audio.model.projectors import Projector
@@ -96,23 +96,32 @@ class ASRModel(PreTrainedModel):
         """How clips must be laid out for `forward`."""
         return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, grouped)
 
+    def encoder_layers(self, hidden: torch.Tensor, frames: Segments | None) -> torch.Tensor:
+        """`layers.encoder_layers` of this model's encoder."""
+        return encoder_layers(self.encoder, hidden, frames, self.layers.encoder)
+
     @torch.no_grad()
-    def encode(self, log_mels: Iterable[torch.Tensor], frame_index: list[torch.Tensor], frames: Segments) -> torch.Tensor:
+    def encode(
+        self,
+        log_mels: Iterable[torch.Tensor],
+        frame_index: list[torch.Tensor],
+        frames: Segments,
+        layers: Callable[[torch.Tensor, Segments | None], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Encoder frames that clips fill, end to end: groups of (b, M, F) log-mels -> (frames, C).
 
         Args:
             log_mels: of a group of clips at a time, padded alike.
             frame_index: each group's frames to keep, its rows flattened.
             frames: where each clip's frames lie in the result.
+            layers: computes what `encoder_layers` does, which is the default.
         """
-        if not self.trimmed:
-            encoded = (encode(self.encoder, mels, self.layers.encoder) for mels in log_mels)
-            return torch.cat([part.flatten(0, 1)[index] for part, index in zip(encoded, frame_index, strict=True)])
+        layers = layers or self.encoder_layers
         stems = (stem(self.encoder, mels) for mels in log_mels)
-        hidden = torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)])
-        for layer in self.encoder.layers:
-            hidden = self.layers.encoder(layer, hidden, frames)
-        return self.encoder.layer_norm(hidden)
+        if not self.trimmed:
+            encoded = (layers(part, None) for part in stems)
+            return torch.cat([part.flatten(0, 1)[index] for part, index in zip(encoded, frame_index, strict=True)])
+        return layers(torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)]), frames)
 
     def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor) -> torch.Tensor:
         """Encoder frames (2 A, C) -> audio tokens (A, D) in the decoder's type."""
@@ -120,12 +129,12 @@ class ASRModel(PreTrainedModel):
         with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
             return self.projector(encoded, first_tokens).to(compute_type)
 
-    def encode_batch(self, batch: PackedBatch) -> torch.Tensor | None:
+    def encode_batch(self, batch: PackedBatch, layers: Callable | None = None) -> torch.Tensor | None:
         """`encode` of those clips of a packed batch whose frames are not known, from their PCM."""
         if not batch.groups:
             return None
         mels = (self._log_mels(batch, group) for group in batch.groups)
-        return self.encode(mels, batch.group_frames(), batch.frames)
+        return self.encode(mels, batch.group_frames(), batch.frames, layers)
 
     def _log_mels(self, batch: PackedBatch, group: Group) -> torch.Tensor:
         mels = log_mel(padded_rows(batch.pcm, batch.sample_bounds, group), self.num_mels)

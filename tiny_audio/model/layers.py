@@ -119,14 +119,12 @@ def stem(encoder: nn.Module, log_mels: torch.Tensor) -> torch.Tensor:
     return hidden + encoder.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
 
 
-def encode(encoder: nn.Module, log_mels: torch.Tensor, layer: Callable = encoder_layer) -> torch.Tensor:
-    """Whisper's encoder on rows alike in length; transformers' own takes the full window only.
-
-    (B, M, F) -> (B, F / 2, C). At the full window it equals `WhisperEncoder.forward` (in evaluation mode).
-    """
-    hidden = stem(encoder, log_mels)
+def encoder_layers(
+    encoder: nn.Module, hidden: torch.Tensor, clips: Segments | None, layer: Callable = encoder_layer
+) -> torch.Tensor:
+    """What the encoder makes of its stem's frames, shaped as `encoder_layer` takes them."""
     for module in encoder.layers:
-        hidden = layer(module, hidden, None)
+        hidden = layer(module, hidden, clips)
     return encoder.layer_norm(hidden)
 
 

@@ -18,6 +18,7 @@ from tiny_audio.lab.benchmarks.runs import Inputs, fp8_learning, make_inputs, sc
 from tiny_audio.lab.benchmarks.seed_recipe import SeedRecipe
 from tiny_audio.lab.benchmarks.soak import soak
 from tiny_audio.lab.benchmarks.step import OurStep, StepSpeed, benchmark_clips, matmul_tflops, process_group, time_steps
+from tiny_audio.lab.benchmarks.transcribe import measure as transcription
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
@@ -139,6 +140,8 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     if config.part == "soak":
         shutil.rmtree(output_dir / "soak", ignore_errors=True)
         return _through_ray(lambda cluster: soak(cluster, output_dir / "soak", config.soak_minutes))
+    if config.part == "transcribe":
+        return transcription(config)
     num_gpus = torch.cuda.device_count()
     require(num_gpus > 0, f"part={config.part} measures GPUs, and there is none here; part=plan and part=soak need none")
     shutil.rmtree(output_dir / "runs", ignore_errors=True)  # or runs of the same names would go on from there

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.config import BenchmarkConfig, output_path, require
-from tiny_audio.inference.transcriber import MAX_PREFILL_ROWS, Transcriber
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.lab.random_backbones import write_random_backbones
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
@@ -30,8 +30,10 @@ MEAN_S, SIGMA, SHORTEST_S, LONGEST_S = 8.7, 0.6, 0.5, 30.0  # lognormal, clipped
 NUM_TOKENS = 31  # of each text
 NO_END = -1  # an id that no token has, so that no text ends before its limit
 NUM_CLIPS = 1024  # offline
-SEED_CLIPS, CLIENT_CLIPS, COMPARED_CLIPS = 12, 60, 48
-GENERATE_BATCHES = (64, 128, 256)
+SEED_CLIPS, CLIENT_CLIPS = 8, 60
+GENERATE_BATCHES, GENERATE_CLIPS = (64, 128, 256), 256
+PROFILED_CLIPS, PROFILED_ROWS = 34, 256  # in a prefill (about the tokens that join at once), in a decode step
+COMPARED_CLIPS = 64  # with what the engine makes of each alone
 KERNELS = {  # kernels by what they are named for
     "attention": ("flash", "fmha", "sdpa"),
     "matrix products": ("gemm", "nvjet", "cutlass", "gemv", "splitK"),
@@ -147,11 +149,11 @@ def kernel_shares(name: str, run: Callable[[], object]) -> dict:
 
 
 def profiles(name: str, transcriber: Transcriber, rows: int) -> Iterator[dict]:
-    """One prefill of the most clips that join at once, and one decode step of `rows` transcripts in the middle."""
+    """One prefill of as many clips as join at once, and one decode step of `rows` transcripts in the middle."""
     runner, clips = transcriber.runner, noise_clips(rows, seed=7)
     requests = [transcriber.request(clip) for clip in clips]
     runner.join(requests)
-    some = requests[:MAX_PREFILL_ROWS]
+    some = requests[:PROFILED_CLIPS]
     runner.prefill(some)()
     audio_s = seconds_of([request.pcm for request in some])
     yield kernel_shares(f"{name}: prefill of {len(some)} clips, {audio_s:.0f} s", lambda: runner.prefill(some)())
@@ -184,20 +186,32 @@ def ready(model: ASRModel) -> tuple[Transcriber, float]:
     return transcriber, time.perf_counter() - started
 
 
-def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray], alone: list[list[int]]) -> Iterator[dict]:
+def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray]) -> Iterator[dict]:
     """All figures of the engine with one kind of weights and window."""
     transcriber, warm_up_s = ready(model)
-    slots = transcriber.rows_at_once
-    engine_ids(transcriber, clips[:200])
+    engine_ids(transcriber, noise_clips(NUM_CLIPS, seed=1))  # transforms of many lengths are planned
+    alone = [engine_ids(transcriber, [clip])[0] for clip in clips[:COMPARED_CLIPS]]
     answers: list[list[int]] = []
-    figures = {"slots": slots, "graphs": sorted(transcriber.runner.graphs), "warm_up_s": warm_up_s}
+    figures = {"slots": transcriber.rows_at_once, "cuda_graphs": transcriber.runner.graphed, "warm_up_s": warm_up_s}
     row = timed(f"engine, {kind}", lambda clips: answers.extend(engine_ids(transcriber, clips)), clips, **figures)
-    yield row | divergence(answers[: len(alone)], alone)
+    yield row | divergence(answers[:COMPARED_CLIPS], alone)
     transcriber.engine.start()
-    one_client("", transcriber, noise_clips(5, seed=8))
     yield one_client(f"engine, {kind}, one client", transcriber, noise_clips(CLIENT_CLIPS, seed=9))
     transcriber.engine.close()
-    yield from profiles(f"engine, {kind}", transcriber, slots)
+    yield from profiles(f"engine, {kind}", transcriber, PROFILED_ROWS)
+
+
+def matmul_tflops() -> float:
+    """What a bf16 product of 8192 reaches on this GPU."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(10):
+        torch.mm(a, b)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(100):
+        torch.mm(a, b)
+    torch.cuda.synchronize()
+    return 100 * 2 * 8192**3 / (time.perf_counter() - started) / 1e12
 
 
 def measure(config: BenchmarkConfig) -> list[dict]:
@@ -207,30 +221,39 @@ def measure(config: BenchmarkConfig) -> list[dict]:
         ConfigError: there is no GPU here.
     """
     require(torch.cuda.is_available(), "part=transcribe measures a GPU, and there is none here")
-    rows: list[dict] = [{"name": "device", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}]
-    for row in transcription_rows(output_path(config.output_dir) / "inputs/backbones"):
+    folder = output_path(config.output_dir) / "inputs/backbones"
+    rows = []
+    for row in transcription_rows(folder):
         print(row, flush=True)
         rows.append(row)
     return rows
 
 
 def transcription_rows(folder: Path) -> Iterator[dict]:
+    yield {"name": "device", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "bf16_tflops": matmul_tflops()}
     model, clips = load_model(folder, "full"), noise_clips(NUM_CLIPS, seed=0)
     some = clips[:SEED_CLIPS]
     generate_ids(model, some[:1], 1, whole_window=True)
     yield timed("the seed's snippet, one clip at a time", lambda clips: generate_ids(model, clips, 1, whole_window=True), some)
-    for window in ("full", "trimmed"):
-        model.config.encoder_window = window
-        exact = "exact encoder" if window == "full" else "trimmed"
-        alone = generate_ids(model, clips[:COMPARED_CLIPS], 1)
-        for rows in GENERATE_BATCHES:
-            generate_ids(model, clips[:rows], rows)
-            ids: list[list[int]] = []
-            name = f"transformers' generate, {exact}, batches of {rows}"
-            row = timed(name, lambda clips, rows=rows, ids=ids: ids.extend(generate_ids(model, clips, rows)), clips[:512])
-            yield row | divergence(ids[:COMPARED_CLIPS], alone)
-        yield from engine_rows(model, f"bf16, {exact}", clips, alone)
+    yield from generate_rows(model, clips)
+    yield from engine_rows(model, "bf16, exact encoder", clips)
+    model.config.encoder_window = "trimmed"
+    yield from engine_rows(model, "bf16, trimmed", clips)
     freeze_to_fp8(model, trains=False)
-    yield from engine_rows(model, "FP8, trimmed", clips, alone)
+    yield from engine_rows(model, "FP8, trimmed", clips)
+
+
+def generate_rows(model: ASRModel, clips: list[np.ndarray]) -> Iterator[dict]:
+    """Transformers' `generate` in batches, with the exact encoder and trimmed."""
+    alone = generate_ids(model, clips[:SEED_CLIPS], 1)
+    for rows in GENERATE_BATCHES:
+        generate_ids(model, clips[:rows], rows)
+        ids: list[list[int]] = []
+        name = f"transformers' generate, exact encoder, batches of {rows}"
+        row = timed(name, lambda clips, rows=rows, ids=ids: ids.extend(generate_ids(model, clips, rows)), clips[:GENERATE_CLIPS])
+        yield row | divergence(ids[:SEED_CLIPS], alone)
+    model.config.encoder_window = "trimmed"
+    generate_ids(model, clips[:rows], rows)
+    name = f"transformers' generate, trimmed, batches of {rows}"
+    yield timed(name, lambda clips: generate_ids(model, clips, rows), clips[:GENERATE_CLIPS])
     model.config.encoder_window = "full"
-    yield from engine_rows(model, "FP8, exact encoder", clips, generate_ids(model, clips[:COMPARED_CLIPS], 1))
