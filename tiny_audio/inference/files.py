@@ -64,6 +64,7 @@ def _line(row: dict) -> dict:
         "text": row["hypothesis"],
         "duration_s": row["num_samples"] / SAMPLE_RATE,
         "complete": row["complete"],
+        "looped": row["looped"],
     }
 
 

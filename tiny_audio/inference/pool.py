@@ -11,8 +11,11 @@ from ray.data import ActorPoolStrategy
 from tiny_audio.data.clip_table import row_pcm
 
 
+CALLS_AT_ONCE = 8  # of an actor, each on a thread: clips of the next batches join while the last of one are still running
+
+
 class TranscribeRows:
-    """An actor that holds a model and adds `hypothesis` and `complete` to decoded clips."""
+    """An actor that holds an engine and adds `hypothesis`, `complete` and `looped` to decoded clips."""
 
     def __init__(self, model: str, device: str, num_threads: int, untrained_seed: int | None):
         import torch
@@ -27,6 +30,8 @@ class TranscribeRows:
             torch.manual_seed(untrained_seed)
             loaded.projector = Projector(loaded.encoder.config.d_model, loaded.decoder.config.hidden_size)
         self.transcriber = Transcriber(loaded.to(device))
+        self.transcriber.warm_up()
+        self.transcriber.engine.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
@@ -35,7 +40,9 @@ class TranscribeRows:
         answers = [None if row["reason"] else next(heard) for row in rows]
         table = table.drop_columns(["pcm"])
         table = table.append_column("hypothesis", pa.array([a.text if a else "" for a in answers], pa.string()))
-        return table.append_column("complete", pa.array([bool(a and a.complete) for a in answers], pa.bool_()))
+        for name in ("complete", "looped"):
+            table = table.append_column(name, pa.array([bool(a and getattr(a, name)) for a in answers], pa.bool_()))
+        return table
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,12 @@ def transcribe_dataset(clips: ray.data.Dataset, settings: TranscribeSettings) ->
         TranscribeRows,
         batch_size=settings.batch_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=settings.num_actors),
+        compute=ActorPoolStrategy(
+            size=settings.num_actors,
+            max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+            max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
         num_gpus=1 if settings.use_gpu else None,
         fn_constructor_kwargs={
             "model": settings.model,

@@ -12,13 +12,13 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.inference.cache import SlotCache
 from tiny_audio.inference.engine import Tokens
 from tiny_audio.inference.graphs import Graphed, next_size, padded
 from tiny_audio.inference.scheduler import Request
-from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.layers import (
     Layers,
     after_attention,
@@ -54,7 +54,7 @@ class Runner:
     With `graphs`, the model keeps compiled layers, and joined projections.
     """
 
-    def __init__(self, model: ASRModel, max_new_tokens: int, max_slots: int | None = None, graphs: bool = False):
+    def __init__(self, model: PreTrainedModel, max_new_tokens: int, max_slots: int | None = None, graphs: bool = False):
         self.model, self.packing, self.device = model, model.packing(), model.decoder.device
         config, attention, dtype = model.decoder.config, model.decoder.model.layers[0].self_attn, model.decoder.dtype
         self.on_gpu = self.device.type == "cuda"

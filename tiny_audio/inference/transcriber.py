@@ -32,8 +32,8 @@ class Transcriber:
     Args:
         max_new_tokens: of a transcript; by default, the model config's.
         max_slots: by default 256 on a GPU, if half of its free memory holds them, and 32 elsewhere.
-        graphs: whether layers are compiled and decode steps captured in CUDA graphs, for which a GPU works a minute at the
-            first clips; by default, on a GPU. The model then keeps its compiled layers.
+        graphs: whether layers are compiled and run as CUDA graphs (see `warm_up`); by default, on a GPU. The model keeps
+            its compiled layers.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Transcriber:
         return cls(ASRModel.from_pretrained(model_path, **config).to(device))
 
     def warm_up(self) -> None:
-        """Compiles and captures all that is needed, so that no clip waits for it later; on a GPU about a minute."""
+        """Compiles and captures the graphs, where there are any, so that no clip waits for it later: 10 to 20 s of an H100."""
         if self.runner.graphed:
             self.runner.capture()
-        self([np.zeros(self.model.window_num_samples, np.int16)] * 2)
+            self([np.zeros(self.model.window_num_samples, np.int16)] * 2)
 
     @property
     def max_duration_s(self) -> float:
@@ -100,3 +100,11 @@ class Transcriber:
         """An answer of the engine as text."""
         text = self.model.tokenizer.decode(answer.ids, skip_special_tokens=True)
         return Transcript(clean_transcript(text), len(answer.ids), answer.complete, answer.looped)
+
+
+MAX_PASSING_ROWS = 64
+
+
+def texts_in_passing(model: ASRModel, waveforms: Sequence[np.ndarray]) -> list[str]:
+    """Texts of clips from a model that is busy with something else, such as training: nothing of the engine remains."""
+    return Transcriber(model, max_slots=MAX_PASSING_ROWS, graphs=False).texts(waveforms)
