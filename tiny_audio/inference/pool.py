@@ -10,7 +10,6 @@ from ray.data import ActorPoolStrategy
 
 from tiny_audio.data.clip_table import row_pcm
 
-
 CALLS_AT_ONCE = 8  # of an actor, each on a thread: clips of the next batches join while the last of one are still running
 
 
