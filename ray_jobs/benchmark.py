@@ -9,6 +9,7 @@ python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=seed_job  one 
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=scale     all GPUs: speed by their number and ZeRO stage
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=restart   all GPUs: a worker is killed, and what that costs
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=fp8       one GPU: learning in FP8 beside bfloat16
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=transcribe  one GPU: the engine, generate, the seed's snippet
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=plan      no GPU: planning and resuming at 10 million rows
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=soak      no GPU: memory over a long training
 """

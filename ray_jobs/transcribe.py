@@ -1,4 +1,4 @@
-"""Transcribes audio files and folders to JSON lines: {"path", "text", "duration_s", "complete"} or {"path", "error"}.
+"""Transcribes audio files and folders to JSON lines: {"path", "text", "duration_s", "complete", "looped"} or {"path", "error"}.
 
 python -m ray_jobs.transcribe ray_jobs/configs/transcribe.yaml "inputs=[clip.wav, recordings/]" output=transcripts.jsonl
 """

@@ -15,7 +15,7 @@ from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import ASRConfig
-from tiny_audio.model.layers import encode
+from tiny_audio.model.layers import encoder_layers, stem
 from tiny_audio.model.packing import pack
 from tiny_audio.model.projectors import Projector
 from tiny_audio.model.prompt import label_ids
@@ -52,8 +52,13 @@ def test_the_seeds_usage_works(tmp_path):
 @torch.no_grad()
 def test_any_length_encodes_as_whispers_own_at_the_full_window(model):
     mels = torch.randn(2, 128, 800)
-    torch.testing.assert_close(encode(model.encoder, mels), model.encoder(mels).last_hidden_state, atol=1e-5, rtol=1e-5)
-    assert encode(model.encoder, mels[..., :122]).shape == (2, 61, 192)
+    torch.testing.assert_close(
+        encoder_layers(model.encoder, stem(model.encoder, mels), None),
+        model.encoder(mels).last_hidden_state,
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    assert encoder_layers(model.encoder, stem(model.encoder, mels[..., :122]), None).shape == (2, 61, 192)
 
 
 def plain_loss(model, clip):

@@ -76,6 +76,7 @@ def score_row(row: dict) -> dict:
         "duration_s": row["num_samples"] / SAMPLE_RATE,
         "speaker": row["speaker"],
         "complete": row["complete"],
+        "looped": row["looped"],
     }
 
 

@@ -29,6 +29,7 @@ def _output_line(row: dict) -> dict:
         "text": row["hypothesis"],
         "duration_s": row["num_samples"] / SAMPLE_RATE,
         "complete": row["complete"],
+        "looped": row["looped"],
     }
 
 

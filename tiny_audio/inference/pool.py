@@ -10,9 +10,11 @@ from ray.data import ActorPoolStrategy
 
 from tiny_audio.data.clip_table import row_pcm
 
+CALLS_AT_ONCE = 8  # of an actor, each on a thread: clips of the next batches join while the last of one are still running
+
 
 class TranscribeRows:
-    """Holds a model in an actor and adds `hypothesis` and `complete` to tables of decoded clips."""
+    """Holds an engine in an actor and adds `hypothesis`, `complete` and `looped` to tables of decoded clips."""
 
     def __init__(self, model: str, device: str, num_threads: int, untrained_seed: int | None):
         import torch
@@ -27,6 +29,8 @@ class TranscribeRows:
             torch.manual_seed(untrained_seed)
             asr_model.projector = Projector(asr_model.encoder.config.d_model, asr_model.decoder.config.hidden_size)
         self.transcriber = Transcriber(asr_model.to(device))
+        self.transcriber.warm_up()
+        self.transcriber.engine.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
@@ -34,7 +38,9 @@ class TranscribeRows:
         transcripts = [None if row["reason"] else next(clip_transcripts) for row in rows]  # None for a rejected row
         table = table.drop_columns(["pcm"])
         table = table.append_column("hypothesis", pa.array([t.text if t else "" for t in transcripts], pa.string()))
-        return table.append_column("complete", pa.array([bool(t and t.complete) for t in transcripts], pa.bool_()))
+        for name in ("complete", "looped"):
+            table = table.append_column(name, pa.array([bool(t and getattr(t, name)) for t in transcripts], pa.bool_()))
+        return table
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,12 @@ def transcribe_dataset(clips: ray.data.Dataset, settings: TranscribeSettings) ->
         TranscribeRows,
         batch_size=settings.batch_rows,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=settings.num_actors),
+        compute=ActorPoolStrategy(
+            size=settings.num_actors,
+            max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+            max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
         num_gpus=1 if settings.use_gpu else None,
         fn_constructor_kwargs={
             "model": settings.model,

@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples, require_clips
-from tiny_audio.audio.features import log_mel, pad_waveforms
+from tiny_audio.audio.clip import SAMPLE_RATE, require_clips
+from tiny_audio.inference.engine import Engine
+from tiny_audio.inference.runner import MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS, Runner
+from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import END_OF_TURN, clean_transcript
-
-MAX_BATCH_S = 960.0  # seconds of padded audio in a batch: 32 clips of 30 s
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """Holds what the decoder wrote for one clip; `complete` is False if it reached its token limit, as it does in a loop."""
+    """Holds what the decoder wrote for one clip.
+
+    `complete` is False if the decoder was cut off: at its token limit, or because it repeated itself (`looped`).
+    """
 
     text: str
     num_tokens: int
     complete: bool
+    looped: bool = False
 
 
 class Transcriber:
-    """Transcribes clips on the model's device, in batches of similar length."""
+    """Transcribes clips on the model's device, as many together as its cache has slots.
 
-    def __init__(self, model: ASRModel, **generate_options):
-        self.model, self.generate_options = model, generate_options
-        self.end_id = model.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    Args:
+        max_new_tokens: of a transcript; by default, the model config's.
+        max_slots: by default 256 on a GPU, if half of its free memory holds them, and 32 elsewhere.
+        graphs: whether layers are compiled and run as CUDA graphs (see `warm_up`); by default, on a GPU. The model keeps
+            its compiled layers.
+    """
+
+    def __init__(
+        self, model: ASRModel, max_new_tokens: int | None = None, max_slots: int | None = None, graphs: bool | None = None
+    ):
+        graphs = model.decoder.device.type == "cuda" if graphs is None else graphs
+        self.model, self.max_new_tokens = model, max_new_tokens or model.config.max_new_tokens
+        self.runner = Runner(model, self.max_new_tokens, max_slots, graphs)
+        end_id = model.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        scheduler = Scheduler(self.runner.cache.num_slots, end_id, MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS)
+        self.engine = Engine(self.runner, scheduler)
 
     @classmethod
     def load(cls, model_path: str, device: str = "cpu", **config) -> Transcriber:
         """Loads a model that `ASRModel.save_pretrained` wrote, from a folder or the hub."""
         return cls(ASRModel.from_pretrained(model_path, **config).to(device))
+
+    def warm_up(self) -> None:
+        """Compiles and captures the graphs, where there are any, so that no clip waits for it later: 10 to 20 s of an H100."""
+        if self.runner.graphed:
+            self.runner.capture()
+            self([np.zeros(self.model.window_num_samples, np.int16)] * 2)
 
     @property
     def max_duration_s(self) -> float:
@@ -44,8 +67,8 @@ class Transcriber:
 
     @property
     def rows_at_once(self) -> int:
-        """Number of clips that fit one batch if all have the longest duration."""
-        return max(1, int(MAX_BATCH_S // self.max_duration_s))
+        """Number of clips that run together."""
+        return self.runner.cache.num_slots
 
     def texts(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Transcribes clips as a call does, but returns only their texts."""
@@ -55,41 +78,39 @@ class Transcriber:
         """Transcribes (S,) int16 clips at 16 kHz, in the order given.
 
         Raises:
-            ValueError: a clip is longer than the encoder's window, or has several channels.
+            ValueError: a clip is empty, longer than the encoder's window, or has several channels.
         """
-        require_clips(waveforms, self.model.window_num_samples)
-        transcripts: list[Transcript | None] = [None] * len(waveforms)
-        for rows in self._batches([len(waveform) for waveform in waveforms]):
-            for row, transcript in zip(rows, self._transcribe_batch([waveforms[row] for row in rows]), strict=True):
-                transcripts[row] = transcript
-        return transcripts
+        requests = [self.request(waveform) for waveform in waveforms]
+        for request in sorted(requests, key=lambda request: -request.num_tokens):  # the longest first, so that all end together
+            self.engine.submit(request)
+        if self.engine.thread is None:
+            self.engine.run()
+        return [self.transcript(request.future.result()) for request in requests]
 
-    def _padded_num_samples(self, longest: int) -> int:
-        """Returns the padded length of a batch whose longest clip has `longest` samples."""
-        return padded_num_samples(longest, self.model.window_num_samples, self.model.trimmed)
+    def submit(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Future[Answer]:
+        """Hands a clip to the engine's thread; returns its answer to come, which `transcript` turns into text."""
+        return self.engine.submit(self.request(waveform, on_token))
 
-    def _batches(self, num_samples: list[int]) -> Iterator[list[int]]:
-        """Yields the row numbers of each batch, shortest clips first, with at most MAX_BATCH_S padded seconds in a batch."""
-        rows: list[int] = []
-        for row in sorted(range(len(num_samples)), key=num_samples.__getitem__):
-            if rows and (len(rows) + 1) * self._padded_num_samples(num_samples[row]) > MAX_BATCH_S * SAMPLE_RATE:
-                yield rows
-                rows = []
-            rows.append(row)
-        if rows:
-            yield rows
+    def request(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Request:
+        """Checks a clip and makes what the engine takes of it.
 
-    @torch.inference_mode()
-    def _transcribe_batch(self, waveforms: list[np.ndarray]) -> list[Transcript]:
-        device = self.model.decoder.device
-        num_samples = torch.tensor([len(waveform) for waveform in waveforms])
-        clips = [torch.from_numpy(np.array(waveform)) for waveform in waveforms]  # copies: Ray's arrays are read-only
-        padded = pad_waveforms(clips, self._padded_num_samples(int(num_samples.max()))).to(device)
-        ids = self.model.generate(log_mel(padded, self.model.num_mels), num_samples, **self.generate_options).tolist()
-        return [self._transcript(row) for row in ids]
+        Raises:
+            ValueError: the clip is empty, longer than the encoder's window, or has several channels.
+        """
+        require_clips([waveform], self.model.window_num_samples)
+        if not len(waveform):
+            raise ValueError("a clip has no samples")
+        return Request(waveform, self.runner.prompt_tokens(len(waveform)), self.max_new_tokens, on_token)
 
-    def _transcript(self, ids: list[int]) -> Transcript:
-        complete = self.end_id in ids
-        text_ids = ids[: ids.index(self.end_id)] if complete else ids
-        text = self.model.tokenizer.decode(text_ids, skip_special_tokens=True)
-        return Transcript(clean_transcript(text), len(text_ids), complete)
+    def transcript(self, answer: Answer) -> Transcript:
+        """Turns an answer of the engine into text."""
+        text = self.model.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        return Transcript(clean_transcript(text), len(answer.ids), answer.complete, answer.looped)
+
+
+MAX_PASSING_ROWS = 64
+
+
+def texts_in_passing(model: ASRModel, waveforms: Sequence[np.ndarray]) -> list[str]:
+    """Transcribes clips with a model that is busy with something else, such as training, and keeps nothing of the engine."""
+    return Transcriber(model, max_slots=MAX_PASSING_ROWS, graphs=False).texts(waveforms)

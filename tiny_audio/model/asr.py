@@ -5,8 +5,7 @@ Shape letters are those of `features.py`. Nothing here knows of Ray, DeepSpeed o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from tiny_audio.audio.masks import apply_masks
 from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer
 from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
-from tiny_audio.model.layers import Layers, encode, stem
+from tiny_audio.model.layers import Layers, encoder_layers, stem
 from tiny_audio.model.non_finite import ClipCheck
+from tiny_audio.model.output import ASROutput
 from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, pack_encoded, padded_rows
 from tiny_audio.model.projectors import Projector
 from tiny_audio.model.prompt import END_OF_TURN, IGNORED_LABEL, build_prompt
@@ -32,23 +32,6 @@ from tiny_audio.storage import local_folder
 from tiny_audio.transformers_names import attention_of
 
 MELS_PER_TOKEN = SAMPLES_PER_TOKEN // HOP_SAMPLES
-
-
-@dataclass
-class ASROutput:
-    """Holds the loss of a batch, summed over its label tokens, and their number; `loss` is the mean.
-
-    A clip that meets a NaN or an infinity is left out of the loss and of the gradients: see `non_finite.py`.
-    """
-
-    loss_sum: torch.Tensor
-    num_label_tokens: int
-    clips: ClipCheck  # says which clips were finite, and how many label tokens those have
-    encoded: torch.Tensor | None  # (frames, C) that the encoder made; None where all were known
-
-    @property
-    def loss(self) -> torch.Tensor:
-        return self.loss_sum / max(1, self.num_label_tokens)
 
 
 class ASRModel(PreTrainedModel):
@@ -103,23 +86,32 @@ class ASRModel(PreTrainedModel):
         """Describes how `pack` must lay out clips for `forward`."""
         return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, grouped)
 
+    def encoder_layers(self, hidden: torch.Tensor, frames: Segments | None) -> torch.Tensor:
+        """Runs this model's encoder layers, as `layers.encoder_layers` does."""
+        return encoder_layers(self.encoder, hidden, frames, self.layers.encoder)
+
     @torch.no_grad()
-    def encode(self, log_mels: Iterable[torch.Tensor], frame_index: list[torch.Tensor], frames: Segments) -> torch.Tensor:
+    def encode(
+        self,
+        log_mels: Iterable[torch.Tensor],
+        frame_index: list[torch.Tensor],
+        frames: Segments,
+        layers: Callable[[torch.Tensor, Segments | None], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Encodes groups of log-mels, (b, M, F) each, and keeps the frames that clips fill, end to end: (frames, C).
 
         Args:
             log_mels: the log-mels of each group, whose clips are padded alike.
             frame_index: which frames of each group to keep, counted over its rows.
             frames: where each clip's frames lie in the result.
+            layers: computes what `encoder_layers` does, which is the default.
         """
-        if not self.trimmed:
-            encoded = (encode(self.encoder, mels, self.layers.encoder) for mels in log_mels)
-            return torch.cat([part.flatten(0, 1)[index] for part, index in zip(encoded, frame_index, strict=True)])
+        layers = layers or self.encoder_layers
         stems = (stem(self.encoder, mels) for mels in log_mels)
-        hidden = torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)])
-        for layer in self.encoder.layers:
-            hidden = self.layers.encoder(layer, hidden, frames)
-        return self.encoder.layer_norm(hidden)
+        if not self.trimmed:
+            encoded = (layers(part, None) for part in stems)
+            return torch.cat([part.flatten(0, 1)[index] for part, index in zip(encoded, frame_index, strict=True)])
+        return layers(torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)]), frames)
 
     def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor) -> torch.Tensor:
         """Turns encoder frames (2 A, C) into audio tokens (A, D) of the decoder's type."""
@@ -127,16 +119,22 @@ class ASRModel(PreTrainedModel):
         with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
             return self.projector(encoded, first_tokens).to(compute_type)
 
-    def encode_batch(self, batch: PackedBatch) -> torch.Tensor | None:
+    def encode_batch(self, batch: PackedBatch, layers: Callable | None = None) -> torch.Tensor | None:
         """Encodes those clips of a packed batch whose frames are not known, from their PCM: (frames, C)."""
         if not batch.groups:
             return None
         mels = (self._log_mels(batch, group) for group in batch.groups)
-        return self.encode(mels, batch.group_frames(), batch.frames)
+        return self.encode(mels, batch.group_frames(), batch.frames, layers)
 
     def _log_mels(self, batch: PackedBatch, group: Group) -> torch.Tensor:
         mels = log_mel(padded_rows(batch.pcm, batch.sample_bounds, group), self.num_mels)
         return apply_masks(mels, batch.masks.of(group.first, group.last)) if batch.masks else mels
+
+    def rotations(self, hidden: torch.Tensor, positions: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Computes the cosines and sines, (N, d), that turn each layer's heads; 1 and 0 where a layer has no rotary positions."""
+        cos, sin = (turn[0] for turn in self.decoder.model.rotary_emb(hidden, positions[None]))
+        turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
+        return [turned if layer.self_attn.use_rope else unturned for layer in self.decoder.model.layers]
 
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Runs the decoder with the audio tokens (A, D) in their places; returns the loss of each label, (L,).
@@ -145,13 +143,11 @@ class ASRModel(PreTrainedModel):
         """
         decoder = self.decoder.model
         hidden = decoder.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
-        cos, sin = (turn[0] for turn in decoder.rotary_emb(hidden, batch.positions[None]))
-        turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
+        *turns, last_turns = self.rotations(hidden, batch.positions)
         *layers, last = decoder.layers
-        for layer in layers:
-            hidden = self.layers.decoder(layer, hidden, *(turned if layer.self_attn.use_rope else unturned), batch.clips)
-        turns = turned if last.self_attn.use_rope else unturned
-        hidden = self.layers.last_decoder(last, hidden, *turns, batch.clips, batch.predicting, batch.answers)
+        for layer, layer_turns in zip(layers, turns, strict=True):
+            hidden = self.layers.decoder(layer, hidden, *layer_turns, batch.clips)
+        hidden = self.layers.last_decoder(last, hidden, *last_turns, batch.clips, batch.predicting, batch.answers)
         return self.layers.losses(decoder.norm, self.decoder.lm_head, hidden, batch.labels)
 
     def forward(

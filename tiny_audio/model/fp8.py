@@ -73,12 +73,12 @@ def require_fp8() -> None:
     require(able, "fp8=true needs a GPU of the Ada, Hopper or a newer generation; set fp8=false")
 
 
-def freeze_to_fp8(model: nn.Module) -> None:
+def freeze_to_fp8(model: nn.Module, trains: bool = True) -> None:
     """Puts the linear layers of an `ASRModel`'s backbones in FP8, in place: not their embeddings, convolutions or output head.
 
-    Gradients go through the decoder, on their way to the projector, and never through the encoder.
+    Where it `trains`, gradients go through the decoder, on their way to the projector; they never go through the encoder.
     """
-    for layers, both_ways in ((model.encoder.layers, False), (model.decoder.model.layers, True)):
+    for layers, both_ways in ((model.encoder.layers, False), (model.decoder.model.layers, trains)):
         for module in list(layers.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear):

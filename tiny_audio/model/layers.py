@@ -7,6 +7,7 @@ clip by clip. Letters in shapes are those of `features.py`; N is the packed leng
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -49,6 +50,36 @@ def attend(
     return _attend_each(query, key, value, queries.bounds, keys.bounds, causal)
 
 
+def attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Attention of one new token a clip to its slot of a cache, of which the first `lengths` (B,) positions count.
+
+    (B, heads, d), (B, positions, key heads, d) twice -> (B, heads, d). Query heads that share a key head are rows of one
+    product, so that each key is read once.
+    """
+    query = query.unflatten(1, (keys.shape[2], -1))
+    mask = torch.arange(keys.shape[1], device=query.device) < lengths[:, None, None, None]
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    return scaled_dot_product_attention(query, keys, values, attn_mask=mask).flatten(1, 2)
+
+
+def flash_attend_slots(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, rows: Segments, slots: Segments
+) -> torch.Tensor:
+    """`attend_slots` in FlashAttention's kernel, which reads no position beyond a clip's length. On GPUs, in half precision.
+
+    It folds the query heads, and splits long clips among blocks where few are computed, if no window bounds the keys.
+
+    Args:
+        lengths: (B,) int32.
+        rows: of one query each.
+        slots: where each slot's keys lie, (B * positions, key heads, d).
+    """
+    bounds = (rows.bounds, slots.bounds, rows.longest, slots.longest)
+    window = {"window_size_left": -1, "window_size_right": -1}
+    attention = torch.ops.aten._flash_attention_forward
+    return attention(query, keys, values, *bounds, 0.0, False, False, seqused_k=lengths, **window)[0]
+
+
 def _attend_padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attends within rows: (B, E, heads, d) queries, keys and values -> (B, E, heads, d)."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
@@ -63,6 +94,10 @@ def _heads(x: torch.Tensor, width: int) -> torch.Tensor:
 
 def _queries_keys_values(attention: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Projects (..., width) to queries, keys and values of (..., heads, d)."""
+    if hasattr(attention, "qkv_proj"):  # `join_projections` was here
+        num_key_heads = attention.k_proj.out_features // attention.head_dim
+        heads = _heads(attention.qkv_proj(hidden), attention.head_dim)
+        return heads.split((heads.shape[-2] - 2 * num_key_heads, num_key_heads, num_key_heads), dim=-2)
     query = _heads(attention.q_proj(hidden), attention.head_dim)
     key = _heads(attention.k_proj(hidden), attention.head_dim)
     return query, key, _heads(attention.v_proj(hidden), attention.head_dim)
@@ -84,14 +119,16 @@ def stem(encoder: nn.Module, log_mels: torch.Tensor) -> torch.Tensor:
     return hidden + encoder.embed_positions(torch.arange(hidden.shape[1], device=hidden.device))
 
 
-def encode(encoder: nn.Module, log_mels: torch.Tensor, layer: Callable = encoder_layer) -> torch.Tensor:
-    """Runs Whisper's encoder on rows alike in length; transformers' own takes the full window only.
+def encoder_layers(
+    encoder: nn.Module, hidden: torch.Tensor, clips: Segments | None, layer: Callable = encoder_layer
+) -> torch.Tensor:
+    """Runs Whisper's encoder on the frames of its `stem`; transformers' own takes the full window only.
 
-    (B, M, F) -> (B, F / 2, C). At the full window it equals `WhisperEncoder.forward` (in evaluation mode).
+    Frames are (N, C), packed as `clips` say, or (B, E, C) of rows alike in length without them. At the full window it equals
+    `WhisperEncoder.forward` (in evaluation mode).
     """
-    hidden = stem(encoder, log_mels)
     for module in encoder.layers:
-        hidden = layer(module, hidden, None)
+        hidden = layer(module, hidden, clips)
     return encoder.layer_norm(hidden)
 
 
@@ -102,16 +139,80 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _mlp(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    normed = layer.post_attention_layernorm(hidden)
-    return hidden + layer.mlp.down_proj(silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+    normed, mlp = layer.post_attention_layernorm(hidden), layer.mlp
+    if hasattr(mlp, "gate_up_proj"):  # `join_projections` was here
+        gate, up = mlp.gate_up_proj(normed).chunk(2, dim=-1)
+    else:
+        gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
+    return hidden + mlp.down_proj(silu(gate) * up)
+
+
+def before_attention(
+    layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a layer of SmolLM3 attends with: (N, D) -> queries (N, heads, d), keys and values (N, key heads, d)."""
+    query, key, value = _queries_keys_values(layer.self_attn, layer.input_layernorm(hidden))
+    return _rotate(query, cos, sin), _rotate(key, cos, sin), value
+
+
+def after_attention(layer: nn.Module, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The rest of the layer: its input (N, D) and what its queries saw, (N, heads, d) -> (N, D)."""
+    return _mlp(layer, hidden + layer.self_attn.o_proj(seen.flatten(-2)))
+
+
+def before_attention_kept(
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    where: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`before_attention`, whose keys and values are also kept at the positions `where` (N,) of a cache's (P, key heads, d)."""
+    query, key, value = before_attention(layer, hidden, cos, sin)
+    keys.index_copy_(0, where, key)
+    values.index_copy_(0, where, value)
+    return query, key, value
+
+
+def between_attentions(
+    layer: nn.Module, following: nn.Module, hidden: torch.Tensor, seen: torch.Tensor, *rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`after_attention` of a layer and `before_attention_kept` of the next, whose other arguments are the `rest`.
+
+    Returns the hidden states between the two layers, and what the next attends with.
+    """
+    hidden = after_attention(layer, hidden, seen)
+    return hidden, *before_attention_kept(following, hidden, *rest)
+
+
+def _joined(parts: list[nn.Module]) -> nn.Module:
+    """One linear layer that computes what several do on one input; their weights become views of its own."""
+    whole = copy.deepcopy(parts[0])
+    for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:
+        if len(tensor):
+            tensors = [getattr(part, name) for part in parts]
+            tensor.data = torch.cat([part.data for part in tensors])
+            for part, view in zip(tensors, tensor.data.split([len(part) for part in tensors]), strict=True):
+                part.data = view
+    return whole
+
+
+def join_projections(decoder: nn.Module) -> None:
+    """Makes one product of a layer's queries, keys and values, and one of its gate and up: few, large ones are faster."""
+    for layer in decoder.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        if hasattr(attention, "qkv_proj"):
+            continue
+        attention.qkv_proj = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        mlp.gate_up_proj = _joined([mlp.gate_proj, mlp.up_proj])
 
 
 def decoder_layer(layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments) -> torch.Tensor:
     """Computes a layer of SmolLM3: (N, D) -> (N, D). A layer without rotary positions is given `cos` 1 and `sin` 0."""
-    attention = layer.self_attn
-    query, key, value = _queries_keys_values(attention, layer.input_layernorm(hidden))
-    attended = attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value, clips, clips, causal=True)
-    return _mlp(layer, hidden + attention.o_proj(attended.flatten(-2)))
+    query, key, value = before_attention(layer, hidden, cos, sin)
+    return after_attention(layer, hidden, attend(query, key, value, clips, clips, causal=True))
 
 
 def last_decoder_layer(
@@ -145,6 +246,7 @@ class Layers(NamedTuple):
     decoder: Callable = decoder_layer
     last_decoder: Callable = last_decoder_layer
     losses: Callable = label_losses
+    between_attentions: Callable = between_attentions
 
 
 def compiled_layers() -> Layers:

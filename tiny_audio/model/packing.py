@@ -164,6 +164,7 @@ def pack(
     packing: Packing,
     known: dict[int, torch.Tensor] | None = None,
     draw_masks: Callable[[list[Clip]], MaskSpans | None] = lambda clips: None,
+    unanswered: bool = False,
 ) -> PackedBatch:
     """Lays out clips; without any, one silent clip whose labels do not count.
 
@@ -172,6 +173,7 @@ def pack(
         packing: the model's.
         known: encoder frames (frames, C) of some clips, by their place in `clips`.
         draw_masks: what to hide of the log-mels of the others.
+        unanswered: the answer's first token is what each clip must predict, and no label is known.
 
     Raises:
         ValueError: a clip is longer than the encoder's window, or has several channels.
@@ -184,6 +186,10 @@ def pack(
     fresh = sorted((clip for i, clip in enumerate(clips) if i not in known), key=lambda clip: len(clip.pcm))
     rows = [clips[i] for i in known] + fresh
     num_tokens = [num_audio_tokens(len(clip.pcm)) for clip in rows]
+    if unanswered:
+        answers = [[IGNORED_LABEL]] * len(rows)
+    else:
+        answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in rows])
     groups = group_clips([len(clip.pcm) for clip in fresh], packing)
     num_frames = [2 * n for n in num_tokens[len(known) :]]
     return PackedBatch(
@@ -197,7 +203,7 @@ def pack(
         num_frames=num_frames,
         frames=segments(num_frames) if fresh else None,
         masks=draw_masks(fresh),
-        **_layout(num_tokens, label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in rows]), packing.prompt),
+        **_layout(num_tokens, answers, packing.prompt),
     )
 
 

@@ -22,7 +22,7 @@ from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.counts import count_reject, num_rejects
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.stream import WorkerStream
-from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.inference.transcriber import MAX_PASSING_ROWS, texts_in_passing
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
@@ -41,6 +41,7 @@ from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
 from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.schedule import learning_rate
+from tiny_audio.training.sharded_transcriber import ShardedTranscriber
 from tiny_audio.training.validation import Validation
 from tiny_audio.training.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
 from tiny_audio.training.zero import Engine
@@ -64,11 +65,12 @@ class Worker:
         self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
         if moments:
             self.engine.load_moments(moments, self.progress.step)
-        synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
-        transcriber, on_part = Transcriber(self.model, **synced), partial(self.tell, VALIDATING)
-        self.validation = Validation(
-            config.data, self.model, transcriber.texts, transcriber.rows_at_once, self.micro_batch_s, grouped, on_part
-        )
+        transcribe, rows_at_once = partial(texts_in_passing, self.model), MAX_PASSING_ROWS
+        if config.zero_stage == 3:
+            sharded = ShardedTranscriber(self.model, self.num_workers)
+            transcribe, rows_at_once = sharded.texts, sharded.rows_at_once
+        on_part = partial(self.tell, VALIDATING)
+        self.validation = Validation(config.data, self.model, transcribe, rows_at_once, self.micro_batch_s, grouped, on_part)
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
         self.ledger = Ledger(run.folder, self.rank)
         self.rejects = RejectLog(run.folder, config.data.max_reject_share)

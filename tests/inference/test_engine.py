@@ -1,0 +1,165 @@
+"""The engine's answers are those of one-by-one greedy decoding, whatever runs beside them."""
+
+import random
+from concurrent.futures import CancelledError
+from threading import Thread
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from tests.conftest import tone
+from tiny_audio.audio.clip import padded_num_samples
+from tiny_audio.audio.features import log_mel, pad_waveforms
+from tiny_audio.inference.engine import Engine
+from tiny_audio.inference.runner import Runner
+from tiny_audio.inference.scheduler import LOOP_TOKENS, Request, Scheduler, loops
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.layers import attend_slots
+from tiny_audio.model.prompt import END_OF_TURN
+
+CLIPS = [tone(0.1 + 3.8 * ((7 * i) % 24) / 24, 90 * (i + 1)) for i in range(24)]
+END_ID = 4
+
+
+@pytest.fixture(scope="module", params=["full", "trimmed"])
+def random_model(hub_folders, request):
+    """Random backbones that say one of 8 tokens, so that texts end anywhere, and whose words hang on all they heard."""
+    torch.manual_seed(1)
+    encoder, decoder = hub_folders
+    config = ASRConfig(audio_model_id=encoder, text_model_id=decoder, encoder_window=request.param, max_new_tokens=12)
+    model = ASRModel(config)
+    for weight in [*model.encoder.layers.parameters(), *model.projector.parameters(), *model.decoder.model.layers.parameters()]:
+        if weight.ndim > 1:
+            weight.data *= 8
+    words = torch.randn(8, model.decoder.config.hidden_size)
+    model.decoder.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.decoder.lm_head.weight))
+    model.decoder.lm_head.weight.data[:8] = words
+    return model
+
+
+def greedy_ids(model, clip) -> list[int]:
+    """Transformers' own greedy decoding of a clip alone, up to the end."""
+    padded = pad_waveforms([torch.from_numpy(clip)], padded_num_samples(len(clip), model.window_num_samples, model.trimmed))
+    mels, num_samples = log_mel(padded, model.num_mels), torch.tensor([len(clip)])
+    ids = model.generate(mels, num_samples)[0].tolist()
+    return ids[: ids.index(END_ID)] if END_ID in ids else ids
+
+
+def engine_of(model, num_slots, rows=32, tokens=8192) -> Engine:
+    return Engine(Runner(model, model.config.max_new_tokens, num_slots), Scheduler(num_slots, END_ID, rows, tokens))
+
+
+def submit(engine, clip, on_token=None, max_new_tokens=12) -> Request:
+    request = Request(clip, engine.runner.prompt_tokens(len(clip)), max_new_tokens, on_token)
+    engine.submit(request)
+    return request
+
+
+@pytest.mark.parametrize("num_arrivals", [40, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_text_is_the_same_whatever_the_load(random_model, num_arrivals):
+    """Clips arrive in random order and pace, and some of their callers leave: thousands of them in the slow tests."""
+    assert random_model.tokenizer.convert_tokens_to_ids(END_OF_TURN) == END_ID
+    alone = [greedy_ids(random_model, clip) for clip in CLIPS]
+    assert len({len(ids) for ids in alone}) > 3
+    assert len(set(map(tuple, alone))) > 15
+    for seed in range(6):
+        rng = random.Random(seed)
+        engine = engine_of(random_model, rng.choice([1, 3, 8, 16]), rng.choice([1, 4, 32]), rng.choice([60, 8192]))
+        pace, sent = rng.uniform(0.2, 6.0), []
+        while len(sent) < num_arrivals or engine._round():
+            for _ in range(min(int(rng.expovariate(1 / pace)), num_arrivals - len(sent))):
+                number = rng.randrange(len(CLIPS))
+                sent.append((number, submit(engine, CLIPS[number], max_new_tokens=rng.choice([12, 12, rng.randint(1, 12)]))))
+            if sent and rng.random() < 0.05:
+                rng.choice(sent)[1].future.cancel()
+            if len(sent) < num_arrivals:
+                engine._round()
+        answered = [(number, request) for number, request in sent if not request.future.cancelled()]
+        assert len(answered) > 0.7 * num_arrivals
+        for number, request in answered:
+            limit, answer = request.max_new_tokens, request.future.result()
+            assert answer.ids == alone[number][:limit]
+            assert answer.complete == (len(alone[number]) < limit)
+        assert sorted(engine.runner.cache.free) == list(range(engine.runner.cache.num_slots))
+
+
+def test_attention_to_slots_is_plain_attention_at_each_length():
+    torch.manual_seed(0)
+    query, lengths = torch.randn(7, 6, 16), torch.tensor([1, 5, 64, 63, 17, 2, 40])
+    keys, values = torch.randn(2, 7, 64, 3, 16)
+    seen = attend_slots(query, keys, values, lengths)
+    for row, length in enumerate(lengths):
+        q, k, v = (x.transpose(0, 1)[None] for x in (query[row, None], keys[row, :length], values[row, :length]))
+        alone = scaled_dot_product_attention(q, k, v, enable_gqa=True)[0].transpose(0, 1)[0]
+        torch.testing.assert_close(seen[row], alone)
+
+
+def test_clips_of_many_threads_are_answered_as_alone(model):
+    transcriber, clips = Transcriber(model, max_slots=3), [tone(0.3 + 0.2 * i, 150 * (i + 1)) for i in range(12)]
+    alone, tokens = [Transcriber(model)([clip])[0] for clip in clips], {}
+    transcriber.engine.start()
+    answers = {}
+
+    def call(i: int) -> None:
+        tokens[i] = []
+        answers[i] = transcriber.submit(clips[i], tokens[i].append).result(timeout=60)
+
+    threads = [Thread(target=call, args=(i,)) for i in range(len(clips))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    transcriber.engine.close()
+    assert [transcriber.transcript(answers[i]) for i in range(len(clips))] == alone
+    assert [tokens[i] for i in range(len(clips))] == [answers[i].ids for i in range(len(clips))]
+
+
+def test_a_clip_that_cannot_be_computed_fails_alone(model, monkeypatch):
+    engine = Transcriber(model).engine
+    encode = ASRModel.encode_batch
+
+    def encode_or_fail(self, batch, layers):
+        if any(len(clip.pcm) == 4321 for clip in batch.rows):
+            raise RuntimeError("out of memory")
+        return encode(self, batch, layers)
+
+    monkeypatch.setattr(ASRModel, "encode_batch", encode_or_fail)
+    good, bad, other = (submit(engine, tone(1.0)[:n]) for n in (16_000, 4321, 9_000))
+    engine.run()
+    assert good.future.result().complete
+    assert other.future.result().complete
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bad.future.result()
+
+
+def test_what_a_caller_left_runs_no_further(random_model):
+    engine = engine_of(random_model, 2)
+    told = []
+    left = submit(engine, CLIPS[0], lambda token: left.future.cancel())
+    waiting = submit(engine, CLIPS[1], told.append)
+    waiting.future.cancel()
+    engine.run()
+    assert len(left.ids) <= 1
+    assert told == []
+    with pytest.raises(CancelledError):
+        left.future.result()
+
+
+@pytest.mark.parametrize("period", [1, 5, 16])
+def test_a_loop_is_told_from_a_long_text(period):
+    rng = random.Random(0)
+    phrase = [rng.randrange(1000) for _ in range(period)]
+    ids = [rng.randrange(1000) for _ in range(30)] + (phrase * LOOP_TOKENS)[: LOOP_TOKENS - 1]
+    assert not loops(ids)
+    assert loops([*ids, phrase[(LOOP_TOKENS - 1) % period]])
+    assert not loops(list(range(300)))
+
+
+def test_a_text_that_repeats_itself_is_stopped_and_says_so(model, monkeypatch):
+    token = model.tokenizer.convert_tokens_to_ids(END_OF_TURN) + 40
+    monkeypatch.setattr(Runner, "_next_ids", lambda self, hidden, seen: torch.full((len(hidden),), token))
+    transcript = Transcriber(model, max_new_tokens=200)([tone(1.0)])[0]
+    assert (transcript.num_tokens, transcript.complete, transcript.looped) == (LOOP_TOKENS, False, True)

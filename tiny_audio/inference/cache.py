@@ -1,0 +1,31 @@
+"""Keys and values of the transcripts in progress: as many slots as may run together, each long enough for the longest.
+
+A clip is bounded by the encoder's window and its text by a limit, so a slot's size is known and nothing is ever paged.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import torch
+
+
+class SlotCache:
+    """Keys and values of each layer, (slots * length + 1, heads, d), a slot after the other; and the slots that are free.
+
+    The last position takes what padding writes, and is never read.
+    """
+
+    def __init__(self, num_layers: int, num_slots: int, length: int, heads: tuple[int, int], dtype: torch.dtype, device):
+        self.num_slots, self.length = num_slots, length
+        self.waste = num_slots * length
+        shape = (self.waste + 1, *heads)
+        self.keys, self.values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)] for _ in range(2))
+        self.free = list(range(num_slots))  # a heap: the lowest goes first, so that those in use lie close together
+
+    def take(self) -> int:
+        """A free slot, no longer free."""
+        return heapq.heappop(self.free)
+
+    def give_back(self, slot: int) -> None:
+        heapq.heappush(self.free, slot)

@@ -1,0 +1,131 @@
+"""Continuous batching: clips join and leave between decode steps, and one thread at a time works the device.
+
+A round admits clips that wait, prefills them together, makes one token for each transcript in progress, and hands on the
+tokens of the round before while the device computes (nano-vllm and SGLang's scheduler are built alike).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from tiny_audio.inference.scheduler import Answer, Request, Scheduler
+
+PREFILLS_IN_A_ROW = 4  # between two decode steps: a step for a few transcripts takes nearly as long as one for many
+Tokens = Callable[[], list[int]]  # waits for the device; an id for each row
+
+
+class Runner(Protocol):
+    """What computes; `runner.py` has the one that does."""
+
+    lookahead: int  # launches that may be under way while the host goes on
+
+    def join(self, requests: list[Request]) -> None: ...  # gives each a slot
+
+    def leave(self, request: Request) -> None: ...
+
+    def prefill(self, requests: list[Request]) -> Tokens: ...
+
+    def decode(self, requests: list[Request]) -> Tokens: ...
+
+
+class Engine:
+    """Takes clips from any thread; computes on the thread that calls `run`, or on its own after `start`."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler):
+        self.runner, self.scheduler = runner, scheduler
+        self.launched: deque[tuple[list[Request], Tokens]] = deque()
+        self.turn = threading.Lock()  # held by the thread that works the device
+        self.arrived = threading.Event()
+        self.thread: threading.Thread | None = None
+        self.closed = False
+
+    def submit(self, request: Request) -> Future[Answer]:
+        """A request's answer to come. Cancelling it frees what it holds at the next step."""
+        self.scheduler.waiting.append(request)
+        self.arrived.set()
+        return request.future
+
+    def run(self) -> None:
+        """Works until nothing waits or runs."""
+        with self.turn:
+            while self._round():
+                pass
+
+    def start(self) -> None:
+        """Works on a thread of the engine's own from now on, until `close`."""
+        self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Ends the engine's thread once all that was submitted is answered."""
+        self.closed = True
+        self.arrived.set()
+        if self.thread:
+            self.thread.join()
+
+    def _work(self) -> None:
+        while not self.closed or self.scheduler.waiting:
+            self.arrived.wait()
+            self.arrived.clear()
+            self.run()
+
+    def _round(self) -> bool:
+        """Returns whether there is more to do."""
+        try:
+            for _ in range(PREFILLS_IN_A_ROW):
+                if not (admitted := self.scheduler.admit()):
+                    break
+                self._prefill(admitted)
+            rows = self.scheduler.rows()
+            if rows:
+                self._launch(self.runner.decode, rows)
+            else:
+                self._collect(0)
+        except Exception as error:
+            self.launched.clear()
+            self._fail(list(self.scheduler.live.values()), error)
+        return bool(self.launched or self.scheduler.live or self.scheduler.waiting)
+
+    def _prefill(self, requests: list[Request]) -> None:
+        """Lets requests join. Where their batch fails, each is tried alone, so that one cannot fail the others."""
+        self.runner.join(requests)
+        self.scheduler.live |= {request.slot: request for request in requests}
+        try:
+            self._launch(self.runner.prefill, requests)
+        except Exception as error:
+            if len(requests) == 1:
+                self._fail(requests, error)
+                return
+            for request in requests:
+                self._leave(request)
+            for request in requests:
+                self._prefill([request])
+
+    def _launch(self, compute: Callable[[list[Request]], Tokens], requests: list[Request]) -> None:
+        tokens = compute(requests)
+        for request in requests:
+            request.num_launched += 1
+        self.launched.append((requests, tokens))
+        self._collect(self.runner.lookahead)
+
+    def _collect(self, num_left: int) -> None:
+        """Hands on the tokens of all launches but the last `num_left`."""
+        while len(self.launched) > num_left:
+            requests, tokens = self.launched.popleft()
+            for request, token in zip(requests, tokens(), strict=True):
+                running = self.scheduler.live.get(request.slot) is request  # else it ended a step ago
+                if running and self.scheduler.take_token(request, token):
+                    self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        del self.scheduler.live[request.slot]
+        self.runner.leave(request)
+
+    def _fail(self, requests: Sequence[Request], error: Exception) -> None:
+        for request in requests:
+            self._leave(request)
+            request.fail(error)

@@ -1,0 +1,113 @@
+"""Who joins the running transcripts, and when a transcript ends. Pure Python: it knows neither torch nor a device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+LONGEST_PERIOD = 16  # tokens of a phrase that a loop repeats
+LOOP_TOKENS = 64  # so many that repeat a phrase, at least four times, are a loop: 13 s of speech at SmolLM3's rate
+LOOP_CHECK_EVERY = 16  # tokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the decoder wrote: token ids without the end of turn.
+
+    Not `complete` where it was cut off, at the longest transcript or because it `looped`: repeated itself without end.
+    """
+
+    ids: list[int]
+    complete: bool
+    looped: bool
+
+
+@dataclass(eq=False)
+class Request:
+    """A clip on its way to its transcript."""
+
+    pcm: np.ndarray  # (S,) int16 at 16 kHz
+    num_tokens: int  # of its prompt, the audio's with them
+    max_new_tokens: int
+    on_token: Callable[[int], None] | None = None  # told each id as it comes, on the engine's thread
+    future: Future[Answer] = field(default_factory=Future)
+    slot: int = -1
+    num_launched: int = 0  # tokens that the device made or is making
+    ids: list[int] = field(default_factory=list)  # that are known here
+
+    @property
+    def position(self) -> int:
+        """Of the newest token, in the slot."""
+        return self.num_tokens + self.num_launched - 1
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def finish(self, complete: bool, looped: bool) -> None:
+        with suppress(InvalidStateError):  # its caller left in this very moment
+            self.future.set_result(Answer(self.ids, complete, looped))
+
+
+def loops(ids: list[int]) -> bool:
+    """Whether the last LOOP_TOKENS ids are one phrase over and over."""
+    tail = ids[-LOOP_TOKENS:]
+    if len(tail) < LOOP_TOKENS:
+        return False
+    return any(tail[period:] == tail[:-period] for period in range(1, LONGEST_PERIOD + 1))
+
+
+class Scheduler:
+    """Requests that wait, in order of arrival, and those that run, by their slots."""
+
+    def __init__(self, num_slots: int, end_id: int, max_prefill_rows: int, max_prefill_tokens: int):
+        self.num_slots, self.end_id = num_slots, end_id
+        self.max_prefill_rows, self.max_prefill_tokens = max_prefill_rows, max_prefill_tokens
+        self.waiting: deque[Request] = deque()
+        self.live: dict[int, Request] = {}
+
+    def admit(self) -> list[Request]:
+        """Requests that join now: those that waited longest, as many as slots and one prefill's budget allow.
+
+        Where slots are short, they join when there is room for a whole batch: a prefill of a few clips costs as much as
+        a larger one, and holds up all that run.
+        """
+        while self.waiting and self.waiting[0].future.cancelled():
+            self.waiting.popleft()
+        num_free = self.num_slots - len(self.live)
+        if self.live and num_free < min(len(self.waiting), self.max_prefill_rows, self.num_slots):
+            return []
+        admitted: list[Request] = []
+        num_tokens = 0
+        while self.waiting and len(admitted) < min(num_free, self.max_prefill_rows):
+            num_tokens += self.waiting[0].num_tokens
+            if admitted and num_tokens > self.max_prefill_tokens:
+                break
+            request = self.waiting.popleft()
+            if not request.future.cancelled():
+                admitted.append(request)
+        return admitted
+
+    def rows(self) -> list[Request]:
+        """Those that run and need another token."""
+        return [request for request in self.live.values() if request.num_launched < request.max_new_tokens]
+
+    def take_token(self, request: Request, token: int) -> bool:
+        """Adds a token to a request that runs; returns whether it ends there, finished or left by its caller."""
+        if request.future.cancelled():
+            return True
+        if token == self.end_id:
+            request.finish(complete=True, looped=False)
+            return True
+        request.ids.append(token)
+        if request.on_token:
+            request.on_token(token)
+        looped = len(request.ids) % LOOP_CHECK_EVERY == 0 and loops(request.ids)
+        if looped or len(request.ids) == request.max_new_tokens:
+            request.finish(complete=False, looped=looped)
+        return request.future.done()

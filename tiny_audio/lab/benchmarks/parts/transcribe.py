@@ -1,0 +1,248 @@
+"""The speed of transcription on one GPU: the seed's snippet, transformers' `generate` in batches, and the engine.
+
+Backbones have the true shapes and random weights, clips are noise of LoquaciousSet's durations, and each text is 31
+tokens long, what 8.7 s of English are in SmolLM3's: it never ends by itself here. What is timed begins with waveforms in
+host memory and ends with token ids there.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples
+from tiny_audio.audio.features import log_mel, pad_waveforms
+from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.lab.benchmarks.config import BenchmarkConfig
+from tiny_audio.lab.benchmarks.inputs import count_gpus, gpu_facts
+from tiny_audio.lab.benchmarks.step_speed import matmul_tflops
+from tiny_audio.lab.random_backbones import write_random_backbones
+from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.fp8 import freeze_to_fp8
+
+MEAN_S, SIGMA, SHORTEST_S, LONGEST_S = 8.7, 0.6, 0.5, 30.0  # lognormal, clipped: LoquaciousSet's mean is 8.4 to 9 s
+NUM_TOKENS = 31  # of each text
+NO_END = -1  # an id that no token has, so that no text ends before its limit
+NUM_CLIPS = 1024  # offline
+SEED_CLIPS, CLIENT_CLIPS = 8, 60
+GENERATE_BATCHES, GENERATE_CLIPS = (64, 128, 256), 256
+PROFILED_CLIPS, PROFILED_ROWS = 34, 256  # in a prefill (about the tokens that join at once), in a decode step
+COMPARED_CLIPS = 64  # with what the engine makes of each alone
+KERNELS = {  # kernels by what they are named for
+    "attention": ("flash", "fmha", "sdpa"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "gemv", "splitK"),
+    "convolutions": ("conv", "implicit"),
+    "log-mels": ("fft",),
+    "fused elementwise (norms, rotations, activations)": ("triton",),
+    "copies": ("Memcpy", "Memset", "copy", "index"),
+}
+
+
+def noise_clips(count: int, seed: int) -> list[np.ndarray]:
+    """int16 noise of LoquaciousSet's durations."""
+    rng = np.random.default_rng(seed)
+    durations = rng.lognormal(np.log(MEAN_S) - SIGMA**2 / 2, SIGMA, count).clip(SHORTEST_S, LONGEST_S)
+    noise = (rng.standard_normal(int((LONGEST_S + 1) * SAMPLE_RATE)) * 1000).astype(np.int16)
+    starts = rng.integers(0, SAMPLE_RATE, count)
+    return [noise[start : start + int(duration * SAMPLE_RATE)] for start, duration in zip(starts, durations, strict=True)]
+
+
+def seconds_of(clips: list[np.ndarray]) -> float:
+    return sum(len(clip) for clip in clips) / SAMPLE_RATE
+
+
+def generate_ids(model: ASRModel, clips: list[np.ndarray], rows: int, whole_window: bool = False) -> list[list[int]]:
+    """Transformers' `generate` on clips of like length together, `rows` a batch.
+
+    Args:
+        whole_window: each clip is heard as if it filled the encoder's window, as the seed does.
+    """
+    ids: list[list[int]] = [[]] * len(clips)
+    order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        num_samples = torch.tensor([len(clips[i]) for i in part])
+        padded = padded_num_samples(int(num_samples.max()), model.window_num_samples, model.trimmed or whole_window)
+        if whole_window:
+            padded = model.window_num_samples
+            num_samples.fill_(padded)
+        waveforms = pad_waveforms([torch.from_numpy(clips[i]) for i in part], padded).to(model.decoder.device)
+        found = model.generate(log_mel(waveforms, model.num_mels), num_samples, NUM_TOKENS, min_new_tokens=NUM_TOKENS)
+        for i, row in zip(part, found.tolist(), strict=True):
+            ids[i] = row
+    return ids
+
+
+def engine_ids(transcriber: Transcriber, clips: list[np.ndarray]) -> list[list[int]]:
+    """The engine's, all clips waiting from the start, the longest first."""
+    requests = [transcriber.request(clip) for clip in clips]
+    for request in sorted(requests, key=lambda request: -request.num_tokens):
+        transcriber.engine.submit(request)
+    transcriber.engine.run()
+    return [request.future.result().ids for request in requests]
+
+
+def timed(name: str, transcribe: Callable[[list[np.ndarray]], object], clips: list[np.ndarray], **figures: object) -> dict:
+    """Seconds of audio a second, over clips that come all at once."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    transcribe(clips)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    row = {
+        "name": name,
+        "audio_s_per_s": seconds_of(clips) / seconds,
+        "num_clips": len(clips),
+        "mean_clip_s": seconds_of(clips) / len(clips),
+        "tokens_a_clip": NUM_TOKENS,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
+    return row | figures
+
+
+def divergence(ids: list[list[int]], alone: list[list[int]]) -> dict:
+    """How often a token differs from the one that is chosen alone, after the same tokens; and in how many clips any does.
+
+    The weights are random, so that the likeliest tokens lie closer together than trained ones: the worst case.
+    """
+    pairs = zip(ids, alone, strict=True)
+    same = [next((i for i, token in enumerate(row) if token != other[i]), NUM_TOKENS) for row, other in pairs]
+    num_apart = sum(count < NUM_TOKENS for count in same)
+    return {"tokens_diverging": num_apart / (sum(same) + num_apart), "clips_diverging": num_apart / len(same)}
+
+
+def one_client(name: str, transcriber: Transcriber, clips: list[np.ndarray]) -> dict:
+    """Latencies where each clip is sent once the one before is answered."""
+    first, whole = [], []
+    for clip in clips:
+        came: list[float] = []
+        started = time.perf_counter()
+        transcriber.submit(clip, lambda token, came=came: came.append(time.perf_counter())).result()
+        first.append(1000 * (came[0] - started))
+        whole.append(1000 * (time.perf_counter() - started))
+    p95 = float(np.percentile(whole, 95))
+    return {"name": name, "median_ms": median(whole), "p95_ms": p95, "first_token_ms": median(first), "num_clips": len(clips)}
+
+
+def kernel_shares(name: str, run: Callable[[], object]) -> dict:
+    """Where the GPU's time goes, in ms by kind of kernel, and how long it was idle."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        wall_ms = 1000 * (time.perf_counter() - started)
+    kernels = [event for event in profiled.key_averages() if event.self_device_time_total and not event.self_cpu_time_total]
+    groups: dict[str, float] = {}
+    for kernel in kernels:
+        group = next((group for group, words in KERNELS.items() if any(word in kernel.key for word in words)), "other")
+        groups[group] = groups.get(group, 0.0) + kernel.self_device_time_total / 1e3
+    busy_ms = sum(groups.values())
+    return {"name": name, "wall_ms": wall_ms, "gpu_ms": busy_ms, **dict(sorted(groups.items(), key=lambda group: -group[1]))}
+
+
+def profiles(name: str, transcriber: Transcriber, rows: int) -> Iterator[dict]:
+    """One prefill of as many clips as join at once, and one decode step of `rows` transcripts in the middle."""
+    runner, clips = transcriber.runner, noise_clips(rows, seed=7)
+    requests = [transcriber.request(clip) for clip in clips]
+    runner.join(requests)
+    some = requests[:PROFILED_CLIPS]
+    runner.prefill(some)()
+    audio_s = seconds_of([request.pcm for request in some])
+    yield kernel_shares(f"{name}: prefill of {len(some)} clips, {audio_s:.0f} s", lambda: runner.prefill(some)())
+    for request in requests:
+        request.num_launched = NUM_TOKENS // 2
+    runner.decode(requests)()
+    yield kernel_shares(f"{name}: decode step of {rows} transcripts", lambda: runner.decode(requests)())
+    for request in requests:
+        runner.leave(request)
+
+
+def load_model(folder: Path, window: str) -> ASRModel:
+    encoder, decoder = folder / "encoder", folder / "decoder"
+    if not (decoder / "config.json").is_file():
+        write_random_backbones(folder, device="cuda")
+    torch.manual_seed(0)
+    config = ASRConfig(audio_model_id=str(encoder), text_model_id=str(decoder), dtype="bfloat16", encoder_window=window)
+    return ASRModel(config).to("cuda")
+
+
+def ready(model: ASRModel) -> tuple[Transcriber, float]:
+    """A warm engine, and how long it took to become so."""
+    torch._dynamo.reset()  # what another kind of weights was compiled for
+    gc.collect()
+    torch.cuda.empty_cache()
+    started = time.perf_counter()
+    transcriber = Transcriber(model, NUM_TOKENS)
+    transcriber.engine.scheduler.end_id = NO_END
+    transcriber.warm_up()
+    return transcriber, time.perf_counter() - started
+
+
+def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray]) -> Iterator[dict]:
+    """All figures of the engine with one kind of weights and window."""
+    transcriber, warm_up_s = ready(model)
+    engine_ids(transcriber, noise_clips(NUM_CLIPS, seed=1))  # transforms of many lengths are planned
+    alone = [engine_ids(transcriber, [clip])[0] for clip in clips[:COMPARED_CLIPS]]
+    answers: list[list[int]] = []
+    figures = {"slots": transcriber.rows_at_once, "cuda_graphs": transcriber.runner.graphed, "warm_up_s": warm_up_s}
+    row = timed(f"engine, {kind}", lambda clips: answers.extend(engine_ids(transcriber, clips)), clips, **figures)
+    yield row | divergence(answers[:COMPARED_CLIPS], alone)
+    transcriber.engine.start()
+    yield one_client(f"engine, {kind}, one client", transcriber, noise_clips(CLIENT_CLIPS, seed=9))
+    transcriber.engine.close()
+    yield from profiles(f"engine, {kind}", transcriber, PROFILED_ROWS)
+
+
+def measure(config: BenchmarkConfig) -> list[dict]:
+    """Runs all of it on one GPU, in a few minutes; prints each row as it comes.
+
+    Raises:
+        ConfigError: there is no GPU here.
+    """
+    count_gpus(config)
+    folder = config.output_folder / "inputs/backbones"
+    rows = []
+    for row in transcription_rows(folder):
+        rows.append(row | gpu_facts())
+        print(rows[-1], flush=True)
+    return rows
+
+
+def transcription_rows(folder: Path) -> Iterator[dict]:
+    yield {"name": "bf16 product of 8192 x 8192", "tflops": matmul_tflops(), "torch": torch.__version__}
+    model, clips = load_model(folder, "full"), noise_clips(NUM_CLIPS, seed=0)
+    some = clips[:SEED_CLIPS]
+    generate_ids(model, some[:1], 1, whole_window=True)
+    yield timed("the seed's snippet, one clip at a time", lambda clips: generate_ids(model, clips, 1, whole_window=True), some)
+    yield from generate_rows(model, clips)
+    yield from engine_rows(model, "bf16, exact encoder", clips)
+    model.config.encoder_window = "trimmed"
+    yield from engine_rows(model, "bf16, trimmed", clips)
+    freeze_to_fp8(model, trains=False)
+    yield from engine_rows(model, "FP8, trimmed", clips)
+
+
+def generate_rows(model: ASRModel, clips: list[np.ndarray]) -> Iterator[dict]:
+    """Transformers' `generate` in batches, with the exact encoder and trimmed."""
+    alone = generate_ids(model, clips[:SEED_CLIPS], 1)
+    for rows in GENERATE_BATCHES:
+        generate_ids(model, clips[:rows], rows)
+        ids: list[list[int]] = []
+        name = f"transformers' generate, exact encoder, batches of {rows}"
+        row = timed(name, lambda clips, rows=rows, ids=ids: ids.extend(generate_ids(model, clips, rows)), clips[:GENERATE_CLIPS])
+        yield row | divergence(ids[:SEED_CLIPS], alone)
+    model.config.encoder_window = "trimmed"
+    generate_ids(model, clips[:rows], rows)
+    name = f"transformers' generate, trimmed, batches of {rows}"
+    yield timed(name, lambda clips: generate_ids(model, clips, rows), clips[:GENERATE_CLIPS])
+    model.config.encoder_window = "full"

@@ -1,0 +1,41 @@
+"""Transcription under ZeRO 3, where a worker holds a shard of every weight and all must call every module equally often.
+
+The engine owns its weights and paces itself, so it cannot run there: clips go through transformers' `generate` in batches,
+which keeps all workers stepping until the last of them is done. The texts are the engine's, but for loops, which it stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples
+from tiny_audio.audio.features import log_mel, pad_waveforms
+from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.prompt import clean_transcript
+
+MAX_BATCH_S = 960.0  # padded audio seconds a batch; 32 clips of 30 s
+
+
+class ShardedTranscriber:
+    """Transcribes clips with a model whose weights are shared out among the workers."""
+
+    def __init__(self, model: ASRModel, num_workers: int):
+        self.model, self.synced = model, num_workers > 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """Clips that one batch takes, whatever their length."""
+        return max(1, int(MAX_BATCH_S * SAMPLE_RATE // self.model.window_num_samples))
+
+    @torch.inference_mode()
+    def texts(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """The texts of at most `rows_at_once` int16 clips. All workers must call it."""
+        model = self.model
+        num_samples = torch.tensor([len(waveform) for waveform in waveforms])
+        longest = padded_num_samples(int(num_samples.max()), model.window_num_samples, model.trimmed)
+        clips = pad_waveforms([torch.from_numpy(waveform) for waveform in waveforms], longest).to(model.decoder.device)
+        ids = model.generate(log_mel(clips, model.num_mels), num_samples, synced_gpus=self.synced)
+        return [clean_transcript(text) for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
