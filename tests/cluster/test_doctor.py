@@ -69,7 +69,9 @@ def all_checks(nodes, settings):
 
 
 def test_a_healthy_cluster_passes():
-    found = all_checks(cluster(), config())
+    cpu_torch = facts(versions={"python": "3.11.9", "torch": "2.11.0+cpu"})
+    nodes = [a_node("decode", labels={SUBCLUSTER: "decode"}, facts_=cpu_torch), cluster()[1]]
+    found = all_checks(nodes, config())
     assert {finding.verdict for finding in found} == {Verdict.OK}, finding_table(found)
 
 
@@ -183,13 +185,13 @@ def test_two_nodes_that_are_well_and_a_config_that_asks_too_much(local_ray, shar
     said = []
     try:
         well = examine(settings, lambda: None, said.append)
-        settings.num_workers = 64
+        settings.num_workers = settings.data.batch_rows = 64
         ill = examine(settings, lambda: None, said.append, places_timeout_s=0.5)
     finally:
         added.kill()
     assert is_healthy(well), finding_table(well)
     assert "2 workers sum 47 MB" in finding_table(well)
-    assert "written and read by 2 nodes" in finding_table(well)
+    assert "written and read by each node (2)" in finding_table(well)
     assert list((tmp_path / "runs").glob(".doctor*")) == []
     assert [finding.check for finding in ill if finding.verdict == Verdict.FAIL] == ["labels", "workers"]
     assert any("waiting for 64 CPUs" in line for line in said)

@@ -29,10 +29,13 @@ def is_train_node(node: Node, config: TrainConfig) -> bool:
 
 
 def check_versions(nodes: list[Node]) -> list[Finding]:
-    """All nodes run the same Python and packages; the commonest version is taken for the right one."""
+    """All nodes run the same Python and packages; the commonest version is taken for the right one.
+
+    What follows a plus does not count: nodes without GPUs may run torch without CUDA (2.11.0+cpu).
+    """
     findings = []
     for package in nodes[0].facts.versions:
-        versions = {node.name: node.facts.versions[package] for node in nodes}
+        versions = {node.name: node.facts.versions[package].partition("+")[0] for node in nodes}
         common = Counter(versions.values()).most_common(1)[0][0]
         remedy = "run one image on all nodes, or install with -c constraints.txt on each"
         findings += [
@@ -172,4 +175,4 @@ def check_weights(nodes: list[Node], config: TrainConfig) -> list[Finding]:
             else:
                 found, remedy = fail, "copy the folder again, to the same path on every node"
             findings.append(found("weights", node.name, f"{model_id}: {lack}", remedy))
-    return findings or [ok("weights", f"whole on {len(train_nodes)} nodes that can train")]
+    return findings or [ok("weights", f"whole on each node that can train ({len(train_nodes)})")]

@@ -126,7 +126,7 @@ def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None
     """
     listed = [entry for entry in ray.nodes() if entry["Alive"]]
     names = _names(listed)
-    say(f"{len(listed)} nodes are up: {', '.join(names)}")
+    say(f"nodes that are up: {', '.join(names)}")
     probes = {
         name: _Probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(entry["NodeID"], soft=False)).remote()
         for name, entry in zip(names, listed, strict=True)
