@@ -10,9 +10,9 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-# The newest of the supported versions that is here; PYTHON3=/path/to/python3.12 chooses another.
-PYTHON3 ?= $(shell for p in python3.12 python3.11 python3; do \
-	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+# The newest of the supported versions that is here; PYTHON3=/path/to/python3.11 chooses another.
+PYTHON3 ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 # TORCH=cpu installs torch without CUDA.
 TORCH ?= cuda
@@ -24,7 +24,7 @@ TOOLS := .tools
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml $(LOCKS)/run.txt $(LOCKS)/dev.txt $(LOCKS)/torch_$(TORCH).txt
-	@test -n "$(PYTHON3)" || { echo "Python 3.11 or 3.12 with venv is needed; set PYTHON3=/path/to/python3.12" >&2; exit 2; }
+	@test -n "$(PYTHON3)" || { echo "Python 3.11 to 3.13 with venv is needed; set PYTHON3=/path/to/python3.12" >&2; exit 2; }
 	@echo "setting up $(VENV) with $(PYTHON3): about $(if $(filter cpu,$(TORCH)),2,6) GB, 2 to 5 minutes, once"
 	$(PYTHON3) -m venv --clear $(VENV)
 ifeq ($(TORCH),cpu)

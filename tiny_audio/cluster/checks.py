@@ -37,7 +37,7 @@ def check_versions(nodes: list[Node]) -> list[Finding]:
     for package in nodes[0].facts.versions:
         versions = {node.name: node.facts.versions[package].partition("+")[0] for node in nodes}
         common = Counter(versions.values()).most_common(1)[0][0]
-        remedy = "run one image on all nodes, or install with -c constraints.txt on each"
+        remedy = "run one image on all nodes, or the same `make setup` on each"
         findings += [
             fail("versions", name, f"{package} {found}, the others {common}", remedy)
             for name, found in versions.items()
@@ -88,10 +88,8 @@ def check_storage(nodes: list[Node], runs_dir: str) -> list[Finding]:
         findings.append(
             warn("storage", node.name, detail, "raise the file system's throughput; checkpoints stop training meanwhile")
         )
-    speeds = [min(node.reads_and_writes) for node in nodes]
-    return findings or [
-        ok("storage", f"{runs_dir}: written and read by {len(nodes)} nodes, the slowest at {min(speeds):.0f} MB/s")
-    ]
+    slowest = min(min(node.reads_and_writes) for node in nodes)
+    return findings or [ok("storage", f"{runs_dir}: written and read by each node ({len(nodes)}), at {slowest:.0f} MB/s or more")]
 
 
 def check_memory(nodes: list[Node]) -> list[Finding]:
