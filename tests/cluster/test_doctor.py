@@ -173,7 +173,7 @@ def test_inputs_are_checked_as_train_does(tmp_path):
 # ---- a real Ray
 
 
-def test_two_nodes_that_are_well_and_a_config_that_asks_too_much(local_ray, shards, tmp_path):
+def test_two_nodes_that_are_well_and_what_is_not(local_ray, shards, tmp_path, monkeypatch):
     settings = config_of(shards, tmp_path / "runs", "examined", num_workers=2)
     settings.data.decode_label = "decode"
     folder = tmp_path / "ray"
@@ -187,6 +187,8 @@ def test_two_nodes_that_are_well_and_a_config_that_asks_too_much(local_ray, shar
         well = examine(settings, lambda: None, said.append)
         settings.num_workers = settings.data.batch_rows = 64
         ill = examine(settings, lambda: None, said.append, places_timeout_s=0.5)
+        monkeypatch.setattr("tiny_audio.cluster.probe.ANSWER_TIMEOUT_S", 0.001)
+        silent = examine(settings, lambda: None, said.append, places_timeout_s=0.5)
     finally:
         added.kill()
     assert is_healthy(well), finding_table(well)
@@ -195,3 +197,4 @@ def test_two_nodes_that_are_well_and_a_config_that_asks_too_much(local_ray, shar
     assert list((tmp_path / "runs").glob(".doctor*")) == []
     assert [finding.check for finding in ill if finding.verdict == Verdict.FAIL] == ["labels", "workers"]
     assert any("waiting for 64 CPUs" in line for line in said)
+    assert "does not answer within 0.001 s" in finding_table(silent)

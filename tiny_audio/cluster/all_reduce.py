@@ -30,13 +30,13 @@ class _Reducer:
     """One worker of the trial, on a training worker's place."""
 
     def address(self) -> str:
-        """Where this worker would have the others meet: this node's IP, and a port that is free now."""
+        """Returns where this worker would have the others meet: this node's IP, and a port that is free now."""
         ip = ray.util.get_node_ip_address()
         with socket.create_server((ip, 0)) as server:
             return f"tcp://{ip}:{server.getsockname()[1]}"
 
     def measure(self, rank: int, size: int, address: str) -> float:
-        """Seconds of one all-reduce of GRADIENT_BYTES, the least of a few; checks the sums too.
+        """Returns the seconds of one all-reduce of GRADIENT_BYTES, the least of a few; checks the sums too.
 
         Raises:
             RuntimeError: the workers do not meet, or a sum is wrong.
@@ -63,7 +63,7 @@ class _Reducer:
 
 
 def _place(config: TrainConfig, num_workers: int, timeout_s: float, say: Callable[[str], None]) -> PlacementGroup | None:
-    """Asks for the places of a training's workers, which makes an autoscaler start nodes; None if they don't come in time."""
+    """Asks for the workers' places, which makes an autoscaler start nodes; returns None if they don't come in time."""
     resource = "GPU" if config.use_gpu else "CPU"
     places = placement_group([{resource: 1}] * num_workers, strategy="PACK")
     for _ in range(math.ceil(timeout_s / WAIT_STEP_S)):

@@ -29,7 +29,7 @@ def is_train_node(node: Node, config: TrainConfig) -> bool:
 
 
 def check_versions(nodes: list[Node]) -> list[Finding]:
-    """All nodes run the same Python and packages; the commonest version is taken for the right one.
+    """Checks that all nodes run the same Python and packages; the commonest version is taken for the right one.
 
     What follows a plus does not count: nodes without GPUs may run torch without CUDA (2.11.0+cpu).
     """
@@ -48,7 +48,7 @@ def check_versions(nodes: list[Node]) -> list[Finding]:
 
 
 def check_names(nodes: list[Node]) -> list[Finding]:
-    """A host's name resolves to an address at which others reach it: Gloo and NCCL tell it to the other workers."""
+    """Checks that a host's name resolves to an address at which others reach it: Gloo and NCCL tell it to the other workers."""
     remedy = "take the name off the 127.x line of /etc/hosts; or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on all nodes"
     findings = []
     for node in nodes:
@@ -61,7 +61,7 @@ def check_names(nodes: list[Node]) -> list[Finding]:
 
 
 def check_clocks(nodes: list[Node]) -> list[Finding]:
-    """Clocks agree."""
+    """Checks that clocks agree."""
     late = [node for node in nodes if abs(node.clock_offset_s) > MAX_CLOCK_OFFSET_S]
     remedy = "run chrony or systemd-timesyncd on the hosts; a container takes its host's clock"
     findings = [warn("clocks", node.name, f"{node.clock_offset_s:+.1f} s from the driver's", remedy) for node in late]
@@ -69,7 +69,7 @@ def check_clocks(nodes: list[Node]) -> list[Finding]:
 
 
 def check_ports(nodes: list[Node]) -> list[Finding]:
-    """Every node can connect to every other: Ray, Gloo and NCCL take ports of the system's choice."""
+    """Checks that every node can connect to every other: Ray, Gloo and NCCL take ports of the system's choice."""
     remedy = "let all TCP ports pass between the nodes: a security group's rule for itself, or a NetworkPolicy's for its own pods"
     findings = []
     for node in nodes:
@@ -79,7 +79,7 @@ def check_ports(nodes: list[Node]) -> list[Finding]:
 
 
 def check_storage(nodes: list[Node], runs_dir: str) -> list[Finding]:
-    """What one node writes to the runs' folder another reads, fast enough for checkpoints."""
+    """Checks that what one node writes to the runs' folder another reads, fast enough for checkpoints."""
     remedy = "mount the same file system on all nodes, writable for their user; or name object storage in runs_dir"
     findings = [fail("storage", node.name, node.storage_problem, remedy) for node in nodes if node.storage_problem]
     slow = [node for node in nodes if not node.storage_problem and min(node.reads_and_writes) < SLOW_STORAGE_MB_S]
@@ -93,7 +93,7 @@ def check_storage(nodes: list[Node], runs_dir: str) -> list[Finding]:
 
 
 def check_memory(nodes: list[Node]) -> list[Finding]:
-    """/dev/shm holds the object store, and the disk what it spills."""
+    """Checks that /dev/shm holds the object store, and the disk what it spills."""
     findings = []
     for node in nodes:
         store_gib, shared_gib = node.resources.get("object_store_memory", 0) / 2**30, node.facts.shared_memory_gib
@@ -112,7 +112,7 @@ def check_memory(nodes: list[Node]) -> list[Finding]:
 
 
 def check_devices(nodes: list[Node], config: TrainConfig) -> list[Finding]:
-    """GPUs are of one kind, with a driver for torch's CUDA."""
+    """Checks that GPUs are of one kind, with a driver for torch's CUDA."""
     devices = {node.name: node.facts.devices for node in nodes if node.num_gpus}
     if not config.use_gpu:
         return [ok("GPUs", "use_gpu=false: none is asked for")]
@@ -134,7 +134,7 @@ def check_devices(nodes: list[Node], config: TrainConfig) -> list[Finding]:
 
 
 def check_places(nodes: list[Node], config: TrainConfig) -> list[Finding]:
-    """Labels and resources leave room for decode tasks beside the workers."""
+    """Checks that labels and resources leave room for decode tasks beside the workers."""
     label, findings = config.data.decode_label, []
     if label and not any(is_decode_node(node, config) and node.num_cpus for node in nodes):
         remedy = f"start nodes with the label {SUBCLUSTER}={label} and CPUs, or leave data.decode_label out"
@@ -161,7 +161,7 @@ def check_places(nodes: list[Node], config: TrainConfig) -> list[Finding]:
 
 
 def check_weights(nodes: list[Node], config: TrainConfig) -> list[Finding]:
-    """The nodes that train have the backbones' weights."""
+    """Checks that the nodes that train have the backbones' weights."""
     train_nodes = [node for node in nodes if is_train_node(node, config)]
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     findings = []

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tiny_audio.cluster import checks
 from tiny_audio.cluster.all_reduce import check_all_reduce
 from tiny_audio.cluster.findings import Finding, fail, ok
-from tiny_audio.cluster.probe import examine_nodes
+from tiny_audio.cluster.probe import NoAnswer, examine_nodes
 from tiny_audio.config import ConfigError, TrainConfig
 from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.model.backbone import require_decoder, require_encoder
@@ -50,7 +50,7 @@ def examine(
     say: Callable[[str], None],
     places_timeout_s: float = PLACES_TIMEOUT_S,
 ) -> list[Finding]:
-    """Examines driver, nodes and network; returns what was found, good and bad. Starts no training, and leaves no file.
+    """Examines driver, nodes and network; returns what it finds, good and bad. Trains nothing.
 
     Args:
         start_ray: joins the cluster, or starts one here.
@@ -63,7 +63,11 @@ def examine(
     start_ray()
     backbones = [config.model.audio_model_id, config.model.text_model_id]
     places = check_all_reduce(config, places_timeout_s, say)  # first: it makes an autoscaler start the nodes
-    nodes = examine_nodes(config.runs_dir, backbones, say)
+    try:
+        nodes = examine_nodes(config.runs_dir, backbones, say)
+    except NoAnswer as error:
+        remedy = "restart Ray there, or take the node away; logs/raylet.out in its session's folder may say why"
+        return [*findings, fail("nodes", "cluster", str(error), remedy), *places]
     return [
         *findings,
         *checks.check_versions(nodes),

@@ -82,7 +82,7 @@ def _row(rows: list[dict[str, Any]], **wanted) -> dict[str, Any]:
 
 
 def rows_per_s_per_gpu(config: TrainConfig, mean_clip_s: float, figures: dict[str, Any]) -> tuple[float, str]:
-    """Rows that one GPU trains in a second, alone, and the figure that says so.
+    """Returns the rows that one GPU trains in a second, alone, and the figure that says so.
 
     With the exact encoder, which pads all clips to 30 s, a row counts; without it, a second of audio does.
 
@@ -114,7 +114,7 @@ def _cached_speed(config: TrainConfig, shards: Shards, figures: dict[str, Any], 
 
 
 def parallel_share(num_gpus: int, figures: dict[str, Any]) -> tuple[float, str]:
-    """What share of its speed alone a GPU keeps among others, from the largest number measured that is not above `num_gpus`."""
+    """Returns what share of its speed alone a GPU keeps among others, by the largest number measured up to `num_gpus`."""
     rows = [row for row in figures["scale_4_gpus"] if row["zero_stage"] == 2 and row["num_gpus"] <= num_gpus]
     alone, most = _row(rows, num_gpus=1)["samples_per_s"], max(rows, key=lambda row: row["num_gpus"])
     beyond = f", and {num_gpus} were not tried" if num_gpus > most["num_gpus"] else ""
@@ -180,7 +180,7 @@ def _storage_gb(config: TrainConfig) -> float:
 
 
 def cautions(config: TrainConfig, figures: dict[str, Any]) -> list[str]:
-    """What makes this estimate too good, as far as the config tells."""
+    """Says what makes the estimate too good, as far as the config tells."""
     said = [f"measured on {figures['machine'].partition(',')[0]}; other GPUs differ"]
     rows_per_worker = config.data.batch_rows / config.num_workers
     least = min(row["rows_per_step"] for row in figures["step"] if "rows_per_step" in row)

@@ -45,7 +45,7 @@ class NodeFacts:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that must be alike on all nodes; "none" for one that is not there."""
+    """Lists the versions of Python and of the packages that must be alike on all nodes; "none" for one that is missing."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -66,7 +66,7 @@ def gpu_devices() -> list[str]:
 
 
 def resolve(host_name: str) -> str:
-    """The address that a host's name resolves to; empty if to none."""
+    """Returns the address that a host's name resolves to; empty if there is none."""
     try:
         return socket.gethostbyname(host_name)
     except OSError:

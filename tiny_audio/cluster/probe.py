@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -68,6 +69,21 @@ class _Probe:
         return node.read_payload(storage_path(path))
 
 
+class NoAnswer(RuntimeError):
+    """A node that Ray lists does not answer; the message names it."""
+
+
+def _gather(calls: dict[str, ray.ObjectRef], timeout_s: float | None = None) -> dict[str, Any]:
+    """What the nodes answer, by their names."""
+    timeout_s, answers = timeout_s or ANSWER_TIMEOUT_S, {}
+    for name, call in calls.items():
+        try:
+            answers[name] = ray.get(call, timeout=timeout_s)
+        except ray.exceptions.RayError as error:
+            raise NoAnswer(f"{name} does not answer within {timeout_s:g} s ({type(error).__name__})") from error
+    return answers
+
+
 def _names(listed: list[dict]) -> list[str]:
     """Host names; with the beginning of Ray's own id where several nodes share one."""
     hosts = [entry["NodeManagerHostname"] for entry in listed]
@@ -76,12 +92,12 @@ def _names(listed: list[dict]) -> list[str]:
     ]
 
 
-def _clock_offset_s(probe) -> float:
+def _clock_offset_s(name: str, probe: ray.actor.ActorHandle) -> float:
     """How far a node's clock is ahead of this one's, in seconds, by half the way there and back."""
     samples = []
     for _ in range(CLOCK_SAMPLES):
         start_s = time.time()
-        there_s = ray.get(probe.clock_s.remote(), timeout=ANSWER_TIMEOUT_S)
+        there_s = _gather({name: probe.clock_s.remote()})[name]
         end_s = time.time()
         samples.append((end_s - start_s, there_s - (start_s + end_s) / 2))
     return min(samples)[1]
@@ -91,26 +107,25 @@ def _exchange_files(probes: dict[str, ray.actor.ActorHandle], runs_dir: str) -> 
     """Each node writes a file under `runs_dir`, and reads its neighbour's: (MB/s written, MB/s read, what was wrong)."""
     folder = storage_path(runs_dir) / f".doctor-{uuid.uuid4().hex[:8]}"
     files = {name: str(folder / f"{number}.bin") for number, name in enumerate(probes)}
-    written = ray.get([probes[name].write.remote(files[name]) for name in probes], timeout=ANSWER_TIMEOUT_S)
+    written = _gather({name: probe.write.remote(files[name]) for name, probe in probes.items()})
     names = list(probes)
     neighbours = dict(zip(names, [*names[1:], names[0]], strict=True))
-    read = ray.get([probes[name].read.remote(files[neighbours[name]]) for name in names], timeout=ANSWER_TIMEOUT_S)
+    read = _gather({name: probe.read.remote(files[neighbours[name]]) for name, probe in probes.items()})
     try:
         with said_in_one_line(folder):
             remove_folder(folder)
     except ConfigError:
         pass  # nothing was written
-    return {name: (w[0], r[0], w[1] or r[1]) for name, w, r in zip(names, written, read, strict=True)}
+    return {name: (written[name][0], read[name][0], written[name][1] or read[name][1]) for name in names}
 
 
 def _meet(probes: dict[str, ray.actor.ActorHandle], ips: dict[str, str]) -> dict[str, dict[str, str]]:
     """Every node connects to a port that each of the others has just opened; returns which could not, and why."""
-    ports = ray.get([probes[name].listen.remote(ips[name]) for name in probes], timeout=ANSWER_TIMEOUT_S)
-    addresses = {name: (ips[name], port) for name, port in zip(probes, ports, strict=True)}
-    others = [{other: address for other, address in addresses.items() if other != name} for name in probes]
-    timeout_s = ANSWER_TIMEOUT_S + node.CONNECT_TIMEOUT_S * len(probes)
-    calls = [probe.unreachable.remote(there) for probe, there in zip(probes.values(), others, strict=True)]
-    return dict(zip(probes, ray.get(calls, timeout=timeout_s), strict=True))
+    ports = _gather({name: probe.listen.remote(ips[name]) for name, probe in probes.items()})
+    addresses = {name: (ips[name], port) for name, port in ports.items()}
+    others = {name: {other: address for other, address in addresses.items() if other != name} for name in probes}
+    calls = {name: probe.unreachable.remote(others[name]) for name, probe in probes.items()}
+    return _gather(calls, ANSWER_TIMEOUT_S + node.CONNECT_TIMEOUT_S * len(probes))
 
 
 def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None]) -> list[Node]:
@@ -122,7 +137,7 @@ def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None
         say: takes a line on what is done next.
 
     Raises:
-        GetTimeoutError: a node does not answer within ANSWER_TIMEOUT_S.
+        NoAnswer: a node does not, within ANSWER_TIMEOUT_S.
     """
     listed = [entry for entry in ray.nodes() if entry["Alive"]]
     names = _names(listed)
@@ -132,12 +147,12 @@ def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None
         for name, entry in zip(names, listed, strict=True)
     }
     try:
-        facts = ray.get([probe.facts.remote(model_ids) for probe in probes.values()], timeout=ANSWER_TIMEOUT_S)
+        facts = _gather({name: probe.facts.remote(model_ids) for name, probe in probes.items()})
         say(f"writing {node.PAYLOAD_BYTES // 2**20} MiB from each node to {runs_dir}, and reading them from another")
         files = _exchange_files(probes, runs_dir)
         say("connecting each node to all others, and comparing clocks")
         problems = _meet(probes, {name: entry["NodeManagerAddress"] for name, entry in zip(names, listed, strict=True)})
-        offsets = {name: _clock_offset_s(probe) for name, probe in probes.items()}
+        offsets = {name: _clock_offset_s(name, probe) for name, probe in probes.items()}
     finally:
         for probe in probes.values():
             ray.kill(probe)
@@ -148,11 +163,11 @@ def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None
             is_head="node:__internal_head__" in entry["Resources"],
             labels=entry["Labels"],
             resources=entry["Resources"],
-            facts=described,
+            facts=facts[name],
             clock_offset_s=offsets[name],
             reads_and_writes=files[name][:2],
             storage_problem=files[name][2],
             unreachable=problems[name],
         )
-        for name, entry, described in zip(names, listed, facts, strict=True)
+        for name, entry in zip(names, listed, strict=True)
     ]
