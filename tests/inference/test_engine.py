@@ -58,14 +58,14 @@ def submit(engine, clip, on_token=None, max_new_tokens=12) -> Request:
     return request
 
 
-@pytest.mark.parametrize("num_arrivals", [40, pytest.param(300, marks=pytest.mark.slow)])
-def test_a_text_is_the_same_whatever_the_load(random_model, num_arrivals):
+@pytest.mark.parametrize(("num_loads", "num_arrivals"), [(2, 40), pytest.param(6, 300, marks=pytest.mark.slow)])
+def test_a_text_is_the_same_whatever_the_load(random_model, num_loads, num_arrivals):
     """Clips arrive in random order and pace, and some of their callers leave: thousands of them in the slow tests."""
     assert random_model.tokenizer.convert_tokens_to_ids(END_OF_TURN) == END_ID
     alone = [greedy_ids(random_model, clip) for clip in CLIPS]
     assert len({len(ids) for ids in alone}) > 3
     assert len(set(map(tuple, alone))) > 15
-    for seed in range(6):
+    for seed in range(num_loads):
         rng = random.Random(seed)
         engine = engine_of(random_model, rng.choice([1, 3, 8, 16]), rng.choice([1, 4, 32]), rng.choice([60, 8192]))
         pace, sent = rng.uniform(0.2, 6.0), []

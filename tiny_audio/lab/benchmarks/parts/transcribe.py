@@ -178,7 +178,7 @@ def load_model(folder: Path, window: str) -> ASRModel:
 
 def ready(model: ASRModel) -> tuple[Transcriber, float]:
     """A warm engine, and how long it took to become so."""
-    torch._dynamo.reset()  # what another kind of weights was compiled for
+    torch.compiler.reset()  # what another kind of weights was compiled for
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()

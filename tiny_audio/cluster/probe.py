@@ -1,0 +1,173 @@
+"""One actor on every node of a Ray cluster, the head too, and what all of them say together."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tiny_audio.cluster import node
+from tiny_audio.cluster.node import NodeFacts
+from tiny_audio.config import ConfigError, storage_path
+from tiny_audio.storage import remove_folder, said_in_one_line
+
+ANSWER_TIMEOUT_S = 120.0  # a node that is fetching its first imports over a network disk takes half a minute
+CLOCK_SAMPLES = 5  # of which the one with the shortest way there and back counts
+
+
+@dataclass(frozen=True)
+class Node:
+    """A live node as Ray lists it, and as it describes itself.
+
+    `reads_and_writes` is (MB/s written, MB/s read); `problems` are those of storage; `unreachable` maps another node's
+    name to why no connection to it came about; `clock_offset_s` is ahead of the driver's clock.
+    """
+
+    name: str
+    ip: str
+    is_head: bool
+    labels: dict[str, str]
+    resources: dict[str, float]
+    facts: NodeFacts
+    clock_offset_s: float = 0.0
+    reads_and_writes: tuple[float, float] = (0.0, 0.0)
+    storage_problem: str = ""
+    unreachable: dict[str, str] | None = None
+
+    @property
+    def num_gpus(self) -> float:
+        return self.resources.get("GPU", 0.0)
+
+    @property
+    def num_cpus(self) -> float:
+        return self.resources.get("CPU", 0.0)
+
+
+@ray.remote(num_cpus=0)
+class _Probe:
+    def facts(self, model_ids: list[str]) -> NodeFacts:
+        return node.node_facts(model_ids, ray.get_runtime_context().get_temp_dir())
+
+    def clock_s(self) -> float:
+        return time.time()
+
+    def listen(self, ip: str) -> int:
+        return node.listen(ip)
+
+    def unreachable(self, addresses: dict[str, tuple[str, int]]) -> dict[str, str]:
+        return node.unreachable(addresses)
+
+    def write(self, path: str) -> tuple[float, str]:
+        return node.write_payload(storage_path(path))
+
+    def read(self, path: str) -> tuple[float, str]:
+        return node.read_payload(storage_path(path))
+
+
+class NoAnswer(RuntimeError):
+    """A node that Ray lists does not answer; the message names it."""
+
+
+def _gather(calls: dict[str, ray.ObjectRef], timeout_s: float | None = None) -> dict[str, Any]:
+    """What the nodes answer, by their names."""
+    timeout_s, answers = timeout_s or ANSWER_TIMEOUT_S, {}
+    for name, call in calls.items():
+        try:
+            answers[name] = ray.get(call, timeout=timeout_s)
+        except ray.exceptions.RayError as error:
+            raise NoAnswer(f"{name} does not answer within {timeout_s:g} s ({type(error).__name__})") from error
+    return answers
+
+
+def _names(listed: list[dict]) -> list[str]:
+    """Host names; with the beginning of Ray's own id where several nodes share one."""
+    hosts = [entry["NodeManagerHostname"] for entry in listed]
+    return [
+        host if hosts.count(host) == 1 else f"{host}#{entry['NodeID'][:4]}" for host, entry in zip(hosts, listed, strict=True)
+    ]
+
+
+def _clock_offset_s(name: str, probe: ray.actor.ActorHandle) -> float:
+    """How far a node's clock is ahead of this one's, in seconds, by half the way there and back."""
+    samples = []
+    for _ in range(CLOCK_SAMPLES):
+        start_s = time.time()
+        there_s = _gather({name: probe.clock_s.remote()})[name]
+        end_s = time.time()
+        samples.append((end_s - start_s, there_s - (start_s + end_s) / 2))
+    return min(samples)[1]
+
+
+def _exchange_files(probes: dict[str, ray.actor.ActorHandle], runs_dir: str) -> dict[str, tuple[float, float, str]]:
+    """Each node writes a file under `runs_dir`, and reads its neighbour's: (MB/s written, MB/s read, what was wrong)."""
+    folder = storage_path(runs_dir) / f".doctor-{uuid.uuid4().hex[:8]}"
+    files = {name: str(folder / f"{number}.bin") for number, name in enumerate(probes)}
+    written = _gather({name: probe.write.remote(files[name]) for name, probe in probes.items()})
+    names = list(probes)
+    neighbours = dict(zip(names, [*names[1:], names[0]], strict=True))
+    read = _gather({name: probe.read.remote(files[neighbours[name]]) for name, probe in probes.items()})
+    try:
+        with said_in_one_line(folder):
+            remove_folder(folder)
+    except ConfigError:
+        pass  # nothing was written
+    return {name: (written[name][0], read[name][0], written[name][1] or read[name][1]) for name in names}
+
+
+def _meet(probes: dict[str, ray.actor.ActorHandle], ips: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Every node connects to a port that each of the others has just opened; returns which could not, and why."""
+    ports = _gather({name: probe.listen.remote(ips[name]) for name, probe in probes.items()})
+    addresses = {name: (ips[name], port) for name, port in ports.items()}
+    others = {name: {other: address for other, address in addresses.items() if other != name} for name in probes}
+    calls = {name: probe.unreachable.remote(others[name]) for name, probe in probes.items()}
+    return _gather(calls, ANSWER_TIMEOUT_S + node.CONNECT_TIMEOUT_S * len(probes))
+
+
+def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None]) -> list[Node]:
+    """Asks every live node about itself, its clock, the shared storage and its way to the others.
+
+    Args:
+        runs_dir: where a training keeps its runs; a folder of this call's own is made there and removed.
+        model_ids: backbones whose weights the nodes should have.
+        say: takes a line on what is done next.
+
+    Raises:
+        NoAnswer: a node does not, within ANSWER_TIMEOUT_S.
+    """
+    listed = [entry for entry in ray.nodes() if entry["Alive"]]
+    names = _names(listed)
+    say(f"nodes that are up: {', '.join(names)}")
+    probes = {
+        name: _Probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(entry["NodeID"], soft=False)).remote()
+        for name, entry in zip(names, listed, strict=True)
+    }
+    try:
+        facts = _gather({name: probe.facts.remote(model_ids) for name, probe in probes.items()})
+        say(f"writing {node.PAYLOAD_BYTES // 2**20} MiB from each node to {runs_dir}, and reading them from another")
+        files = _exchange_files(probes, runs_dir)
+        say("connecting each node to all others, and comparing clocks")
+        problems = _meet(probes, {name: entry["NodeManagerAddress"] for name, entry in zip(names, listed, strict=True)})
+        offsets = {name: _clock_offset_s(name, probe) for name, probe in probes.items()}
+    finally:
+        for probe in probes.values():
+            ray.kill(probe)
+    return [
+        Node(
+            name=name,
+            ip=entry["NodeManagerAddress"],
+            is_head="node:__internal_head__" in entry["Resources"],
+            labels=entry["Labels"],
+            resources=entry["Resources"],
+            facts=facts[name],
+            clock_offset_s=offsets[name],
+            reads_and_writes=files[name][:2],
+            storage_problem=files[name][2],
+            unreachable=problems[name],
+        )
+        for name, entry in zip(names, listed, strict=True)
+    ]
