@@ -36,8 +36,7 @@ class Arguments(BaseModel, extra="forbid"):
     device: Literal["cpu", "cuda"] = "cpu"
     model_name: str = "tiny_audio"  # what clients call the model
     max_upload_mib: int = Field(25, ge=1)  # OpenAI's limit
-    max_batch_size: int = Field(32, ge=1)  # clips; the library splits what is too many seconds
-    batch_wait_s: float = Field(0.01, ge=0)  # how long an idle model lets a burst gather
+    max_batch_size: int = Field(32, ge=1)  # clips that a replica transcribes together
     max_queued: int = Field(64, ge=1)  # clips waiting for a replica; more are refused with 429
     max_replicas: int = Field(1, ge=1)
     num_threads: int = Field(1, ge=1)  # CPU threads, and CPUs reserved, of a Transcriber replica
@@ -180,22 +179,23 @@ class Ingress:
         await self.get_model(form.model)
         longest = await self._longest()
         clip = await asyncio.to_thread(lambda: decode(form.file.file.read(), longest))
-        text, seconds = await self._ask(self.transcriber.remote(clip)), len(clip) / SAMPLE_RATE
+        transcript, seconds = await self._ask(self.transcriber.remote(clip)), len(clip) / SAMPLE_RATE
         self.requests.inc(tags={"outcome": "ok"})
         self.seconds.inc(seconds)
         if form.response_format == "text":
-            return PlainTextResponse(text)
-        return JSONResponse({"text": text, "usage": {"type": "duration", "seconds": seconds}})
+            return PlainTextResponse(transcript["text"])
+        body = {name: transcript[name] for name in ("text", "complete", "looped")}
+        return JSONResponse({**body, "usage": {"type": "duration", "seconds": seconds}})
 
 
 def build(args: Arguments) -> serve.Application:
     """What Serve runs: the ingress, bound to the model's replicas. Serve calls it with the config's `args`."""
-    in_flight = 2 * args.max_batch_size  # of a replica: one batch runs while the next one gathers
+    in_flight = 2 * args.max_batch_size  # of a replica: what waits there joins as soon as another clip is done
     transcriber = Transcriber.options(
         ray_actor_options={"num_cpus": args.num_threads, "num_gpus": int(args.device == "cuda")},
         max_ongoing_requests=in_flight,
         max_queued_requests=args.max_queued,
         autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
-    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.batch_wait_s)
+    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size)
     # Room for all that the replicas and their queue take, so that it is the ingress that refuses, in OpenAI's shape.
     return Ingress.options(max_ongoing_requests=args.max_replicas * in_flight + args.max_queued + 32).bind(transcriber, args)
