@@ -36,8 +36,7 @@ class Arguments(BaseModel, extra="forbid"):
     device: Literal["cpu", "cuda"] = "cpu"
     model_name: str = "tiny_audio"  # name that clients call the model by
     max_upload_mib: int = Field(25, ge=1)  # OpenAI's limit
-    max_batch_size: int = Field(32, ge=1)  # in clips; the library splits a batch of too many seconds
-    batch_wait_s: float = Field(0.01, ge=0)  # time in which an idle model lets a burst of clips gather
+    max_batch_size: int = Field(32, ge=1)  # clips that a replica transcribes together
     max_queued: int = Field(64, ge=1)  # clips waiting for a replica; any more are refused with 429
     max_replicas: int = Field(1, ge=1)
     num_threads: int = Field(1, ge=1)  # CPU threads of a Transcriber replica, and CPUs reserved for it
@@ -184,22 +183,23 @@ class Ingress:
         await self.get_model(form.model)
         max_duration_s = await self._known_max_duration_s()
         clip = await asyncio.to_thread(lambda: decode(form.file.file.read(), max_duration_s))
-        text, duration_s = await self._answer_of(self.transcriber.remote(clip)), len(clip) / SAMPLE_RATE
+        transcript, duration_s = await self._answer_of(self.transcriber.remote(clip)), len(clip) / SAMPLE_RATE
         self.requests.inc(tags={"outcome": "ok"})
         self.seconds.inc(duration_s)
         if form.response_format == "text":
-            return PlainTextResponse(text)
-        return JSONResponse({"text": text, "usage": {"type": "duration", "seconds": duration_s}})
+            return PlainTextResponse(transcript["text"])
+        body = {name: transcript[name] for name in ("text", "complete", "looped")}
+        return JSONResponse({**body, "usage": {"type": "duration", "seconds": duration_s}})
 
 
 def build(args: Arguments) -> serve.Application:
     """Builds the application that Serve runs, the ingress bound to the model's replicas; `args` is the config's."""
-    in_flight = 2 * args.max_batch_size  # clips in a replica: one batch runs while the next one gathers
+    in_flight = 2 * args.max_batch_size  # clips in a replica: those that wait there join as soon as another clip is done
     transcriber = Transcriber.options(
         ray_actor_options={"num_cpus": args.num_threads, "num_gpus": int(args.device == "cuda")},
         max_ongoing_requests=in_flight,
         max_queued_requests=args.max_queued,
         autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
-    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.batch_wait_s)
+    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size)
     # The ingress admits more clips than the replicas and their queue hold, so that it refuses the rest itself, in OpenAI's shape.
     return Ingress.options(max_ongoing_requests=args.max_replicas * in_flight + args.max_queued + 32).bind(transcriber, args)

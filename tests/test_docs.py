@@ -148,7 +148,11 @@ def flat_keys(values, prefix: str = "") -> set[str]:
 
 def test_every_setting_in_the_text_is_one(parse):
     """`num_workers=8`, `data.batch_rows`: of any job. (`args` of Serve's config are written without their values.)"""
-    jobs = {f"ray_jobs.{path.stem}" for path in (ROOT / "ray_jobs").glob("*.py")} - {"ray_jobs.__init__", "ray_jobs.command", "ray_jobs.compare"}
+    jobs = {f"ray_jobs.{path.stem}" for path in (ROOT / "ray_jobs").glob("*.py")} - {
+        "ray_jobs.__init__",
+        "ray_jobs.command",
+        "ray_jobs.compare",
+    }
     known = set().union(*(flat_keys(parse(job, ["CONFIG"])[0][0]) for job in sorted(jobs)))
     text = {word for name in PAGES for span in INLINE.findall(prose(name)) for word in span.split()}
     named = {word.partition("=")[0] for word in text if re.match(r"[a-z_.]+=\S|(data|model|augment|optimizer)\.[a-z_]+$", word)}

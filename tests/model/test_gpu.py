@@ -5,11 +5,13 @@ import torch
 
 from tests.conftest import DECODER, ENCODER, tone
 from tiny_audio.audio.clip import Clip
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8
-from tiny_audio.model.layers import compiled_layers
+from tiny_audio.model.layers import attend_slots, compiled_layers, flash_attend_slots
 from tiny_audio.model.packing import pack
+from tiny_audio.model.segments import Segments
 from tiny_audio.training.budget import find_micro_batch_s
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -58,3 +60,30 @@ def test_a_budget_is_found_and_is_less_on_a_smaller_gpu():
         torch.cuda.set_per_process_memory_fraction(share)
         budgets.append(find_micro_batch_s(model))
     assert 30 <= budgets[0] < budgets[1]
+
+
+@pytest.mark.parametrize("num_slots", [2, 9, 256])  # long clips of few slots are split among blocks
+def test_flash_attention_to_slots_is_plain_attention_at_each_length(num_slots):
+    torch.manual_seed(0)
+    length = 1056
+    query = torch.randn(num_slots, 16, 128, device="cuda", dtype=torch.bfloat16)
+    keys, values = torch.randn(2, num_slots, length, 4, 128, device="cuda", dtype=torch.bfloat16)
+    lengths = torch.randint(1, length + 1, (num_slots,), device="cuda", dtype=torch.int32)
+    lengths[:2] = torch.tensor([1, length])
+    rows = torch.arange(num_slots + 1, device="cuda", dtype=torch.int32)
+    slots = (Segments(rows, 1), Segments(rows * length, length))
+    seen = flash_attend_slots(query, keys.flatten(0, 1), values.flatten(0, 1), lengths, *slots)
+    expected = attend_slots(query.float(), keys.float(), values.float(), lengths)
+    torch.testing.assert_close(seen.float(), expected, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("window", ["trimmed", "full"])
+def test_the_engine_says_on_a_gpu_what_it_says_on_the_cpu(window):
+    """In float32 to the letter; in bfloat16, as graphs, nearly always."""
+    clips = [clip.pcm for clip in CLIPS]
+    expected = Transcriber(build("cpu", "float32", window), max_new_tokens=24).texts(clips)
+    assert Transcriber(build("cuda", "float32", window), max_new_tokens=24, graphs=False).texts(clips) == expected
+    engine = Transcriber(build("cuda", "bfloat16", window), max_new_tokens=24)
+    together = engine.texts(clips)
+    assert sum(text == alone for text, alone in zip(together, expected, strict=True)) >= 0.5 * len(clips)
+    assert sum(text == engine.texts([clip])[0] for text, clip in zip(together, clips, strict=True)) >= 0.7 * len(clips)

@@ -76,7 +76,7 @@ def client(ray_serve, tmp_path_factory) -> openai.OpenAI:
         port = free.getsockname()[1]
     http_options = CONFIG["http_options"] | {"port": port}
     serve.start(CONFIG["proxy_location"], http_options, controller_options=CONFIG["controller_options"])
-    args = Arguments(model=str(folder), max_upload_mib=1, max_batch_size=8, max_queued=16, batch_wait_s=0)
+    args = Arguments(model=str(folder), max_upload_mib=1, max_batch_size=8, max_queued=16)
     serve.run(build(args), name="tiny_audio")
     return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
 

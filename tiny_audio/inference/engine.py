@@ -93,7 +93,7 @@ class Engine:
     def _prefill(self, requests: list[Request]) -> None:
         """Lets requests join. Where their batch fails, each is tried alone, so that one cannot fail the others."""
         self.runner.join(requests)
-        self.scheduler.live |= {request.slot: request for request in requests}
+        self.scheduler.start(requests)
         try:
             self._launch(self.runner.prefill, requests)
         except Exception as error:

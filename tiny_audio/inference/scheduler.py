@@ -70,6 +70,7 @@ class Scheduler:
         self.max_prefill_rows, self.max_prefill_tokens = max_prefill_rows, max_prefill_tokens
         self.waiting: deque[Request] = deque()
         self.live: dict[int, Request] = {}
+        self.most_live = 0  # so far
 
     def admit(self) -> list[Request]:
         """Requests that join now: those that waited longest, as many as slots and one prefill's budget allow.
@@ -92,6 +93,11 @@ class Scheduler:
             if not request.future.cancelled():
                 admitted.append(request)
         return admitted
+
+    def start(self, requests: list[Request]) -> None:
+        """Lets requests run that have their slots."""
+        self.live |= {request.slot: request for request in requests}
+        self.most_live = max(self.most_live, len(self.live))
 
     def rows(self) -> list[Request]:
         """Those that run and need another token."""
