@@ -148,6 +148,15 @@ def test_what_a_caller_left_runs_no_further(random_model):
         left.future.result()
 
 
+def test_a_caller_whose_callback_fails_fails_alone(model):
+    engine = Transcriber(model).engine
+    good, bad = submit(engine, tone(1.0)), submit(engine, tone(1.0), lambda token: 1 / 0)
+    engine.run()
+    assert good.future.result().ids
+    with pytest.raises(ZeroDivisionError):
+        bad.future.result()
+
+
 @pytest.mark.parametrize("period", [1, 5, 16])
 def test_a_loop_is_told_from_a_long_text(period):
     rng = random.Random(0)

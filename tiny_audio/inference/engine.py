@@ -82,7 +82,7 @@ class Engine:
                 self._prefill(admitted)
             rows = self.scheduler.rows()
             if rows:
-                self._launch(self.runner.decode, rows)
+                self._launched(rows, self.runner.decode(rows))
             else:
                 self._collect(0)
         except Exception as error:
@@ -95,7 +95,7 @@ class Engine:
         self.runner.join(requests)
         self.scheduler.start(requests)
         try:
-            self._launch(self.runner.prefill, requests)
+            tokens = self.runner.prefill(requests)
         except Exception as error:
             if len(requests) == 1:
                 self._fail(requests, error)
@@ -104,9 +104,10 @@ class Engine:
                 self._leave(request)
             for request in requests:
                 self._prefill([request])
+        else:
+            self._launched(requests, tokens)
 
-    def _launch(self, compute: Callable[[list[Request]], Tokens], requests: list[Request]) -> None:
-        tokens = compute(requests)
+    def _launched(self, requests: list[Request], tokens: Tokens) -> None:
         for request in requests:
             request.num_launched += 1
         self.launched.append((requests, tokens))
@@ -117,9 +118,15 @@ class Engine:
         while len(self.launched) > num_left:
             requests, tokens = self.launched.popleft()
             for request, token in zip(requests, tokens(), strict=True):
-                running = self.scheduler.live.get(request.slot) is request  # else it ended a step ago
-                if running and self.scheduler.take_token(request, token):
-                    self._leave(request)
+                if self.scheduler.live.get(request.slot) is request:  # else it ended a step ago
+                    self._hand_on(request, token)
+
+    def _hand_on(self, request: Request, token: int) -> None:
+        try:
+            if self.scheduler.take_token(request, token):
+                self._leave(request)
+        except Exception as error:  # of the caller's `on_token`
+            self._fail([request], error)
 
     def _leave(self, request: Request) -> None:
         del self.scheduler.live[request.slot]
