@@ -1,4 +1,7 @@
-"""Lists audio files by the names that people give: files, folders, globs and URLs. It imports nothing that takes long."""
+"""Lists audio files by the names that people give: files, folders, globs, URLs, and - for standard input.
+
+It imports nothing that takes long.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def folder_files(folder: str) -> list[str]:
 
 
 def _files(name: str) -> list[str]:
-    if name.startswith(WEB):
+    if name == "-" or name.startswith(WEB):
         return [name]
     path = absolute(name)
     files = glob_files(path)
