@@ -273,7 +273,8 @@ def test_a_report_counts_what_is_suspect_by_source():
 @pytest.mark.parametrize(
     ("files", "name", "message"),
     [
-        ({}, "nowhere", "no such"),
+        ({}, "nowhere", "nowhere: no such file or folder; give a folder of audio, a manifest"),
+        ({"a.xlsx": b"x"}, "a.xlsx", "is no input that is known"),
         ({"mine/a.wav": b"x"}, "mine", "no transcript lies beside the audio; clip.wav wants its words in clip.txt"),
         ({"mine/a.doc": b"x"}, "mine", "holds no audio, no Parquet files, and no metadata.csv"),
         ({"a.csv": b"sound,words\nx,y\n"}, "a.csv", r"none of its columns \(sound, words\) is known as wav; name it: columns="),

@@ -85,6 +85,8 @@ def test_a_mistyped_key_is_told_at_once(verb, run_job):
         ("evaluate", [CONFIGS / "evaluate.yaml", "model=./nowhere"], "./nowhere: no saved model there"),
         ("transcribe", [CONFIGS / "transcribe.yaml", "inputs=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
         ("transcribe", [CONFIGS / "transcribe.yaml"], "inputs is empty"),
+        ("prepare", [CONFIGS / "prepare.yaml"], "inputs is empty"),
+        ("prepare", [CONFIGS / "prepare.yaml", "inputs=[nowhere.csv]"], "nowhere.csv: no such file or folder"),
         ("benchmark", [CONFIGS / "benchmark.yaml", "output_dir=s3://bucket/x"], "results are written to folders"),
         ("train", [QUICKSTART, "trackers=wandb"], "trackers must be a list, not 'wandb'; write trackers=[wandb]"),
     ],

@@ -7,6 +7,7 @@ data/sources.py).
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -94,6 +95,10 @@ def silent_clips(seed: int, max_duration_s: float) -> list[Clip]:
     return [replace(clip, pcm=clip.pcm[: int(max_duration_s * SAMPLE_RATE)]) for clip in clips]
 
 
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
 def _count_rejects(rows: list[dict]) -> dict[str, dict[str, int]]:
     rejected: dict[str, dict[str, int]] = {}
     for row in rows:
@@ -125,7 +130,7 @@ def evaluate(
     """
     max_duration_s = read_model_window_s(require_model(config.model))
     output_dir = output_path(config.output_dir)
-    groups = read_dataset(absolute_data(config.data), config.max_rows, columns=config.columns)
+    groups = read_dataset(absolute_data(config.data), config.max_rows, columns=config.columns, warn_of_size=_warn)
     start_ray()
     clips = clip_dataset(plan_pass(groups), max_duration_s, config.columns)
     if config.control_rows:

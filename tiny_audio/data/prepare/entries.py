@@ -14,8 +14,8 @@ import fsspec
 
 from tiny_audio.config import ConfigError, absolute_data, dataset_reference, one_line, require
 from tiny_audio.data.audio_files import folder_files, is_audio
-from tiny_audio.data.dataset_files import is_file
-from tiny_audio.data.footers import list_shards, read_dataset
+from tiny_audio.data.dataset_files import glob_files, is_file
+from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.plan import RowGroup, plan_pass
 from tiny_audio.data.shards import audio_path, read_names
 from tiny_audio.data.sources import dataset_name
@@ -227,8 +227,18 @@ def read_entries(name: str, columns: dict[str, str]) -> list[Entry]:
     filesystem, root = fsspec.core.url_to_fs(path)
     if filesystem.isdir(root):
         return _folder_entries(path, columns)
-    list_shards(path)
+    files, known = glob_files(path), f"a manifest ({', '.join(MANIFESTS)}), a glob of Parquet files, or DATASET:CONFIG:SPLIT"
+    require(bool(files), f"{name}: no such file or folder; give a folder of audio, {known}")
+    others = [file for file in files if not file.endswith(".parquet")]
+    require(not others, f"{others and others[0]}: is no input that is known; give a folder of audio, {known}")
     return _parquet_entries(path, columns)
+
+
+def _stem(name: str) -> str:
+    """What the rows of one input of several are counted by: the name of its dataset, its folder or its manifest."""
+    if name.endswith(MANIFESTS):
+        return PurePosixPath(name).stem
+    return dataset_name(name if dataset_reference(name) else f"{name.rstrip('/')}/x")
 
 
 def read_inputs(inputs: list[str], columns: dict[str, str]) -> list[Entry]:
@@ -236,6 +246,11 @@ def read_inputs(inputs: list[str], columns: dict[str, str]) -> list[Entry]:
     require(bool(inputs), "inputs is empty; name folders, manifests or datasets: inputs=[recordings/,calls.csv]")
     entries = []
     for name in inputs:
-        source = dataset_name(f"{absolute_data(name)}/x") if len(inputs) > 1 else ""
-        entries += [replace(entry, source=entry.source or source) for entry in read_entries(name, columns)]
+        source = _stem(name) if len(inputs) > 1 else ""
+        try:
+            entries += [replace(entry, source=entry.source or source) for entry in read_entries(name, columns)]
+        except ConfigError:
+            raise
+        except Exception as error:  # storage clients raise many kinds
+            raise ConfigError(f"{name}: cannot be listed: {one_line(error)}") from None
     return entries
