@@ -15,7 +15,7 @@ _NUMBERS = re.compile(r"\d+(-\d+)+")  # speaker-chapter-utterance
 _SHARD = re.compile(r"(.+)-\d+-of-\d+\.parquet")
 _HUB_FOLDER = re.compile(r"hf://datasets/[^/]+/[^/]+/")
 SPLITS = ("train", "training", "dev", "validation", "valid", "val", "eval", "test", "data")  # names that say no source
-LOQUACIOUS = "loquacious"  # is in the hub id of LoquaciousSet, and in the folders of those who copied it
+LOQUACIOUS = "loquaciousset"  # is in the hub id of LoquaciousSet, and in the folders of those who copied it
 
 
 def loquacious_source(row_id: str) -> str:
