@@ -107,6 +107,9 @@ MANIFESTS = {
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_names_files_from_its_folder_on(name, tmp_path):
     path = put(tmp_path / name, "\ufeff" + MANIFESTS[name])
+    with pytest.raises(ConfigError, match=rf"{path}: {tmp_path}/a.wav is not there; paths in a manifest begin at its folder"):
+        read_inputs([str(path)], {"words": "text", "who": "spk_id"})
+    put(tmp_path / "sub/b.wav", clip(0))  # one that is missing would be a reject
     entries = read_inputs([str(path)], {"words": "text", "who": "spk_id"})
     assert [(e.id, e.audio, e.text, e.speaker) for e in entries] == [
         ("a", f"{tmp_path}/a.wav", "old, baker", "anna"),
@@ -281,6 +284,7 @@ def test_a_report_counts_what_is_suspect_by_source():
         ({"a.csv": b"path,text\nx,y,z\n"}, "a.csv", "line 2 has more fields than the header"),
         ({"a.csv": b"path,text\nx,caf\xe9\n"}, "a.csv", "is not UTF-8"),
         ({"a.csv": b""}, "a.csv", "has no rows"),
+        ({"a.json": b'[{"path": "x", "text": "y"}]'}, "a.json", "is one list; write a line of JSON for each row"),
         ({"a.jsonl": b'{"path": "x", "text": "y"}\n{"path"\n'}, "a.jsonl", "line 2 is no JSON"),
     ],
 )

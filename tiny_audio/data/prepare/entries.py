@@ -15,7 +15,7 @@ import fsspec
 from tiny_audio.config import ConfigError, absolute_data, dataset_reference, one_line, require
 from tiny_audio.data.audio_files import folder_files, is_audio
 from tiny_audio.data.dataset_files import glob_files, is_file
-from tiny_audio.data.footers import read_dataset
+from tiny_audio.data.footers import PROBED_ROWS, read_dataset
 from tiny_audio.data.plan import RowGroup, plan_pass
 from tiny_audio.data.shards import audio_path, read_names
 from tiny_audio.data.sources import dataset_name
@@ -91,6 +91,8 @@ def _manifest_rows(path: str) -> Iterator[tuple[int, dict]]:
         except csv.Error as error:
             raise ConfigError(f"{path}: line {reader.line_num}: {error}") from None
         return
+    if text.lstrip().startswith("["):
+        raise ConfigError(f"{path}: is one list; write a line of JSON for each row")
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
@@ -142,6 +144,8 @@ def manifest_entries(path: str, columns: dict[str, str], split: str = "") -> lis
             )
         )
     require(bool(entries), f"{path}: has no rows")
+    first = [entry.audio for entry in entries if entry.audio][:PROBED_ROWS]
+    require(any(map(is_file, first)), f"{path}: {first and first[0]} is not there; paths in a manifest begin at its folder")
     return entries if any(ours == "ID" and name in row for name, ours in mapping.items()) else _with_own_ids(entries)
 
 
