@@ -1,12 +1,16 @@
-"""Transcribes audio files and folders to JSON lines: {"path", "text", "duration_s", "complete", "looped"} or {"path", "error"}.
+"""Transcribes audio files to JSON lines, text, CSV or subtitles, as the output's suffix says.
 
 python -m ray_jobs.transcribe ray_jobs/configs/transcribe.yaml "inputs=[clip.wav, recordings/]" output=transcripts.jsonl
+python -m ray_jobs.transcribe ray_jobs/configs/transcribe.yaml "inputs=['s3://bucket/calls/*.mp3']" "output=subtitles/*.srt"
+
+A bad file is a line with its reason. The same command goes on where it stopped; the output appears when all files are done.
 """
 
 from tqdm import tqdm
 
 from ray_jobs.command import run_command, start_ray
-from tiny_audio.inference.config import TranscribeConfig, find_audio
+from tiny_audio.data.audio_files import find_audio
+from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.storage import require_model
 
 

@@ -16,8 +16,9 @@ import pytest
 import requests
 
 from tiny_audio.config import ModelConfig, TrainConfig
+from tiny_audio.data.columns import SCHEMA
 from tiny_audio.lab.ray_cli import free_port
-from tiny_audio.lab.synthetic.dataset import SCHEMA, encode_audio
+from tiny_audio.lab.synthetic.dataset import encode_audio
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 S3_PORT = free_port(5000)  # of the `s3` fixture; chosen here because `local_ray` passes its environment to workers at its start

@@ -15,11 +15,12 @@ from tiny_audio.config import (
     one_line,
 )
 from tiny_audio.config_files import load_config, save_config
+from tiny_audio.data.prepare.config import PrepareConfig
 from tiny_audio.evaluation.config import EvaluateConfig
 from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.pretraining.config import PretrainConfig
-from tiny_audio.lab.synthetic.config import PrepareConfig
+from tiny_audio.lab.synthetic.config import SyntheticConfig
 
 QUICKSTART = ROOT / "ray_jobs/configs/quickstart.yaml"
 
@@ -181,7 +182,7 @@ def test_an_error_in_one_line_is_short_and_never_empty():
 
 def config_class_of(path) -> type:
     """The settings of the job that a YAML file in ray_jobs/configs is for."""
-    others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": PrepareConfig}
+    others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": SyntheticConfig, "prepare": PrepareConfig}
     others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig}
     return others.get(path.stem, TrainConfig)
 

@@ -19,7 +19,7 @@ from tests.conftest import DECODER, ENCODER, ROOT
 LIBRARY = sorted((ROOT / "tiny_audio").rglob("*.py"))
 ALL = [*LIBRARY, *sorted((ROOT / "ray_jobs").rglob("*.py")), *sorted((ROOT / "serve").rglob("*.py"))]
 LONGEST_CHAIN = 9
-LAB_JOBS = {"benchmark", "chaos", "prepare", "pretrain_backbones", "quickstart", "seeds"}
+LAB_JOBS = {"benchmark", "chaos", "pretrain_backbones", "quickstart", "seeds", "synthesize"}
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,7 @@ Text = Annotated[str, BeforeValidator(_as_text)]  # a run may be named 2026
 AtLeastOne = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+ColumnName = Literal["ID", "wav", "text", "spk_id", "duration", "source"]  # see data/columns.py
 Weight = Annotated[float, Field(ge=0.01, le=100)]  # beyond these a slip is likelier than a wish
 
 
@@ -198,7 +199,9 @@ class DataConfig:
     # one dataset, or several with weights, {A: 2, B: 0.5}: an epoch reads A twice, and a different half of B each time
     train: Text | dict[Text, Weight] = "speechbrain/LoquaciousSet:small:train"
     dev: Text = "speechbrain/LoquaciousSet:small:dev"  # the dataset that validations read
-    # how often an epoch takes each row of a source, {yodas: 0.5}; a row's source is told from its ID
+    # the files' names of columns -> ours (ID, wav, text, spk_id, duration, source), {audio: wav, sentence: text}
+    columns: dict[Text, ColumnName] = field(default_factory=dict)
+    # how often an epoch takes each row of a source, {yodas: 0.5}; see "Sources" in ray_jobs/README.md
     source_weights: dict[Text, Annotated[float, Field(ge=0, le=100)]] = field(default_factory=dict)
     truecase: bool = False  # gives labels without case the case of written English, see labels.py
     truecase_text: Text | None = None  # a file of ordinary English, local or a URL, that shows which words are names

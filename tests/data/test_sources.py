@@ -19,7 +19,7 @@ from tiny_audio.data.labels import Truecaser
 from tiny_audio.data.plan import plan_pass, plan_windows
 from tiny_audio.data.rows import Reject
 from tiny_audio.data.shards import decode_slices, row_copies
-from tiny_audio.data.sources import source_of
+from tiny_audio.data.sources import file_id, loquacious_source, source_of
 from tiny_audio.data.stream import WorkerStream, ingest_config, train_dataset
 from tiny_audio.lab.synthetic.dataset import encode_audio
 
@@ -31,7 +31,7 @@ IDS = {
     "peoples_speech": "meeting_SLASH_03-12-2010_DOT_mp3_{:05d}.wav",
 }
 NUM_ROWS = 8  # of each source
-YODAS_REJECTS = {"empty": 2, "not_audio": 1, "truncated": 1, "no_label": 2, "too_long": 1}  # see break_rows
+YODAS_REJECTS = {"empty": 1, "no_file": 1, "not_audio": 1, "truncated": 1, "no_label": 2, "too_long": 1}  # see break_rows
 README = """---
 language: en
 configs:
@@ -84,7 +84,7 @@ def break_rows(rows: list[dict]) -> None:
         {"text": "<unk> [noise]"},
         {"duration": 31.0, "wav": {"bytes": b"", "path": None}},
     ]
-    for change, row in zip(bad, [row for row in rows if source_of(row["ID"]) == "yodas"], strict=True):
+    for change, row in zip(bad, [row for row in rows if loquacious_source(row["ID"]) == "yodas"], strict=True):
         row.update(change)
 
 
@@ -111,13 +111,36 @@ def folder(tmp_path_factory) -> Path:
     [
         *((form.format(7), source) for source, form in IDS.items()),
         ("07282016HFUUforum_SLASH_07-28-2016_HFUUforum_DOT_mp3_00000.flac", "peoples_speech"),
-        ("sentences-00017", "sentences"),
+        ("sentences-00017", "all"),
         ("00017", "all"),
         ("", "all"),
     ],
 )
 def test_a_rows_source_is_in_its_id(row_id, source):
-    assert source_of(row_id) == source
+    assert source_of(row_id, "/mnt/LoquaciousSet/small/a.parquet") == source
+
+
+@pytest.mark.parametrize(
+    ("dataset", "path", "source"),
+    [
+        ("/data/calls/train/*.parquet", "/data/calls/train/a.parquet", "calls"),
+        ("me/calls:default:test", "hf://datasets/me/calls@c0ffee/data/test-00000-of-00001.parquet", "calls"),
+        ("/data/calls/*/b*.parquet", "/data/calls/train/b.parquet", "calls"),
+        ("data/synthetic/test/*.parquet", "data/synthetic/test/voices-00000-of-00002.parquet", "voices"),
+        ("", "/data/calls/dev/dev-00000-of-00001.parquet", "calls"),
+        ("*.parquet", "a.parquet", "all"),
+    ],
+)
+def test_own_data_have_the_name_of_their_dataset_whatever_their_ids(dataset, path, source):
+    for row_id in ("call-17.wav", "interview.flac", "2024-11-05", "550e8400-e29b-41d4", "common_voice_en_1"):
+        assert source_of(row_id, path, dataset) == source
+
+
+def test_a_made_id_stays_when_the_data_move():
+    here = file_id("/data/calls/train/*.parquet", "/data/calls/train/a.parquet")
+    assert here == file_id("s3://bucket/calls/*/*.parquet", "s3://bucket/calls/train/a.parquet") == "calls/train/a"
+    assert file_id("me/calls:default:train", "hf://datasets/me/calls@c0ffee/default/0000.parquet") == "calls/default/0000"
+    assert file_id("/mnt/calls:default:train", "/mnt/calls/default/0000.parquet") == "calls/default/0000"
 
 
 def test_a_dataset_reference_is_its_files(folder):
@@ -168,25 +191,28 @@ def test_bad_rows_are_rejected_by_source_and_reason_and_never_a_crash(folder):
         "yodas": YODAS_REJECTS,
     }
     assert num_rejects(counts) == 8
-    assert rejects_line(counts) == "all: 1 no_id; yodas: 2 empty, 2 no_label, 1 not_audio, 1 too_long, 1 truncated"
-    assert Counter(source_of(clip.id) for clip in clips) == dict.fromkeys(IDS.keys() - {"yodas"}, 8)
+    assert rejects_line(counts) == "all: 1 no_id; yodas: 1 empty, 1 no_file, 2 no_label, 1 not_audio, 1 too_long, 1 truncated"
+    assert Counter(clip.source for clip in clips) == dict.fromkeys(IDS.keys() - {"yodas"}, 8)
     assert clips[0].text == "Row number 0 of Paris"
 
 
 def test_a_source_is_taken_as_often_as_its_weight_says():
     ids = [f"common_voice_en_{i}" for i in range(2000)]
-    taken = {w: [[row_copies(i, {"commonvoice": w}, 0, epoch) for i in ids] for epoch in range(2)] for w in (0.25, 1.5, 2.0)}
+    taken = {
+        w: [[row_copies(i, "commonvoice", {"commonvoice": w}, 0, epoch) for i in ids] for epoch in range(2)]
+        for w in (0.25, 1.5, 2.0)
+    }
     assert sum(taken[0.25][0]) == pytest.approx(500, abs=60)
     assert sum(taken[1.5][0]) == pytest.approx(3000, abs=70)
     assert set(taken[1.5][0]) == {1, 2}
     assert set(taken[2.0][0]) == {2}
     assert sum(a and b for a, b in zip(*taken[0.25], strict=True)) == pytest.approx(125, abs=40)  # another quarter each time
-    assert row_copies("1-2-3", {"commonvoice": 0.0}, 0, 0) == 1
+    assert row_copies("1-2-3", "librispeech", {"commonvoice": 0.0}, 0, 0) == 1
 
 
 def test_left_out_rows_are_counted_and_the_others_come_as_often_as_told(folder):
     window = next(plan_windows(read_footers(list_shards(f"{folder}:small:train")), 0, 20, 2, 1))
-    rows = decode_slices(window.slices, 30.0, copies=lambda row_id: 2 * (source_of(row_id) != "yodas"))
+    rows = decode_slices(window.slices, 30.0, copies=lambda row_id, source: 2 * (source != "yodas"))
     assert len(rows) == window.num_rows
     batches = window_batches(window, rows, seed=0, num_workers=2)
     assert sum((Counter(batch.left_out) for batch in batches), Counter()) == {"yodas": 7}  # the eighth has no ID: its reject
@@ -219,7 +245,7 @@ def test_a_weighted_mix_streams_alike_to_any_workers_and_from_any_step(folder, l
     assert read_stream(folder, 2) == (ids, rejects, left_out)
     assert read_stream(folder, 2, start_step=2)[0] == {step: ids[step] for step in range(2, 6)}
     epoch = Counter(name for step in range(5) for name in ids[step])
-    sources = Counter(source_of(name) for name in epoch.elements())
+    sources = Counter(loquacious_source(name) for name in epoch.elements())
     # 8 train rows and 2 * 1 dev row of each source; all train rows of yodas are bad; the half of librispeech is drawn
     expected = {"voxpopuli": 10, "peoples_speech": 10, "commonvoice": 20, "yodas": 2}
     assert {name: sources[name] for name in expected} == expected

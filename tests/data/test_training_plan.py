@@ -18,6 +18,7 @@ CHANGES = {
     "groups": GROUPS[:1],
     "dataset_weights": {"/here/a.parquet": 1.0, "/here/b.parquet": 2.0},
     "source_weights": {"yodas": 0.25, "all": 2.0},
+    "columns": {"audio": "wav"},
     "truecaser": None,
     "augment": AugmentConfig(noise_share=0.5),
     "audio_model_id": "openai/whisper-base",

@@ -1,6 +1,5 @@
 import pytest
 
-from tiny_audio.data.sources import source_of
 from tiny_audio.evaluation.evaluate import score_row, score_sets, score_silence, shuffle_audio
 from tiny_audio.evaluation.wer import (
     ErrorCount,
@@ -157,12 +156,3 @@ def test_the_interval_contains_the_rate_and_narrows_with_more_data():
 def test_shuffled_audio_gives_every_row_another_transcript():
     lines = [{"reference": word, "hypothesis": word, "num_errors": 0, "num_words": 1} for word in ("a", "b", "c")]
     assert [line["num_errors"] for line in shuffle_audio(lines)] == [1, 1, 1]
-
-
-def test_the_set_of_a_row_is_its_source():
-    assert [source_of(name) for name in ("voices-00017", "1089-134686-0000", "x", "550e8400-e29b-41d4")] == [
-        "voices",
-        "librispeech",
-        "all",
-        "all",
-    ]

@@ -10,8 +10,8 @@ import pytest
 
 from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.lab.ray_cli import submit_job
-from tiny_audio.lab.synthetic.config import PrepareConfig
-from tiny_audio.lab.synthetic.dataset import encode_audio, prepare
+from tiny_audio.lab.synthetic.config import SyntheticConfig
+from tiny_audio.lab.synthetic.dataset import encode_audio, make_dataset
 
 VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in ("__init__", "command"))
 CONFIGS = ROOT / "ray_jobs/configs"
@@ -85,6 +85,8 @@ def test_a_mistyped_key_is_told_at_once(verb, run_job):
         ("evaluate", [CONFIGS / "evaluate.yaml", "model=./nowhere"], "./nowhere: no saved model there"),
         ("transcribe", [CONFIGS / "transcribe.yaml", "inputs=[nowhere.wav]"], "nowhere.wav: no such file or folder"),
         ("transcribe", [CONFIGS / "transcribe.yaml"], "inputs is empty"),
+        ("prepare", [CONFIGS / "prepare.yaml"], "inputs is empty"),
+        ("prepare", [CONFIGS / "prepare.yaml", "inputs=[nowhere.csv]"], "nowhere.csv: no such file or folder"),
         ("benchmark", [CONFIGS / "benchmark.yaml", "output_dir=s3://bucket/x"], "results are written to folders"),
         ("estimate", [QUICKSTART, "data.train=SHARDS/train/*"], "no figure says how fast CPUs train: estimate with use_gpu=true"),
         ("estimate", [QUICKSTART, "usd_per_gpu_hour=-1"], "usd_per_gpu_hour must be at least 0, not -1"),
@@ -117,14 +119,14 @@ def test_transcribe_writes_a_line_for_every_file(saved, tmp_path, run_job):
     assert all(line["duration_s"] == 1.0 and isinstance(line["text"], str) for line in lines.values())
 
 
-def test_prepare_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path, run_job):
+def test_synthesize_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path, run_job):
     pytest.importorskip("espeakng_loader", reason="the extra [data] is not installed")
-    config = PrepareConfig(
+    config = SyntheticConfig(
         output_dir=str(tmp_path / "data"), num_train=40, num_dev=4, num_test=10, num_broken=6, rows_per_row_group=8
     )
-    made = prepare(config)
+    made = make_dataset(config)
     assert made["num_rows"] == 74
-    assert prepare(config) == made
+    assert make_dataset(config) == made
     from datasets import load_dataset
 
     rows = load_dataset("parquet", data_files=str(tmp_path / "data/test/*.parquet"), split="train")

@@ -21,13 +21,13 @@ from tiny_audio.audio.clip import Clip
 from tiny_audio.audio.decode import AudioError, decode
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from tiny_audio.data.batch import WorkerBatch
+from tiny_audio.data.columns import SCHEMA
 from tiny_audio.data.footers import read_footers
 from tiny_audio.data.plan import RowSlice, plan_pass
 from tiny_audio.data.rows import Reject, Row
 from tiny_audio.data.shards import decode_row, decode_slices
 from tiny_audio.lab.local_nodes import named_processes
 from tiny_audio.lab.process_memory import anonymous_mib
-from tiny_audio.lab.synthetic.dataset import SCHEMA
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import JUDGED_ROWS, REJECTS, RejectLog, worst_files

@@ -41,6 +41,7 @@ class Clip:
     text: str
     speaker: str = ""
     copies: int = 1  # how often its epoch takes it
+    source: str = ""  # what it is counted and scored by
 
     @property
     def duration_s(self) -> float:

@@ -46,7 +46,7 @@ def silent_clip(rng: np.random.Generator, name: str) -> Clip:
     noise = make_noise(rng, num_samples, kind) * (kind != SILENCE)
     peak = np.exp(rng.uniform(*np.log(NOISE_PEAK)))
     pcm = noise * peak / max(1e-9, float(np.abs(noise).max()))
-    return Clip(name, pcm.astype(np.int16), text="", speaker=kind)
+    return Clip(name, pcm.astype(np.int16), text="", speaker=kind, source=SILENCE)
 
 
 def _with_silence(rows: list[Row], share: float, window: Window, rng: np.random.Generator) -> list[Row]:

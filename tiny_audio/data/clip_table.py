@@ -17,7 +17,7 @@ from tiny_audio.audio.clip import Clip
 from tiny_audio.data.rows import Reject
 
 SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "text", "speaker", "path", "reason")]
+    [(name, pa.string()) for name in ("id", "text", "speaker", "path", "reason", "source")]
     + [("num_samples", pa.int64()), ("pcm", pa.large_binary())]
 )
 
@@ -25,8 +25,8 @@ SCHEMA = pa.schema(
 def _values(row: Clip | Reject) -> tuple:
     """A value for each field of SCHEMA."""
     if isinstance(row, Reject):
-        return row.id, "", "", row.path, row.reason, 0, b""
-    return row.id, row.text, row.speaker, "", "", len(row.pcm), memoryview(row.pcm.view(np.uint8))
+        return row.id, "", "", row.path, row.reason, row.source, 0, b""
+    return row.id, row.text, row.speaker, "", "", row.source, len(row.pcm), memoryview(row.pcm.view(np.uint8))
 
 
 def clip_structs(decoded: Iterable[Clip | Reject]) -> pa.StructArray:
@@ -46,10 +46,10 @@ def _samples(column: pa.LargeBinaryArray) -> list[np.ndarray]:
 
 def read_structs(structs: pa.StructArray) -> list[Clip | Reject]:
     """Returns what `clip_structs` was given."""
-    texts = [structs.field(name).to_pylist() for name in ("id", "text", "speaker", "path", "reason")]
+    texts = [structs.field(name).to_pylist() for name in ("id", "text", "speaker", "path", "reason", "source")]
     return [
-        Reject(row_id, reason, path) if reason else Clip(row_id, pcm, text, speaker)
-        for row_id, text, speaker, path, reason, pcm in zip(*texts, _samples(structs.field("pcm")), strict=True)
+        Reject(row_id, reason, path, source) if reason else Clip(row_id, pcm, text, speaker, source=source)
+        for row_id, text, speaker, path, reason, source, pcm in zip(*texts, _samples(structs.field("pcm")), strict=True)
     ]
 
 

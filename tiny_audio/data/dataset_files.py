@@ -1,7 +1,8 @@
-"""Lists the Parquet files of DATASET:CONFIG:SPLIT by the patterns in a dataset's README.md, as the `datasets` library does.
+"""Lists the files of a glob, and the Parquet files of DATASET:CONFIG:SPLIT.
 
-Nothing but that README is fetched: no data are downloaded or extracted, and nothing that comes with them is run. A folder
-need not hold all of the dataset, while `datasets.load_dataset_builder` would want the first config's files too.
+The latter go by the patterns in a dataset's README.md, as in the `datasets` library. Nothing but that
+README is fetched: no data are downloaded or extracted, and nothing that comes with them is run. A folder need not hold all
+of the dataset, while `datasets.load_dataset_builder` would want the first config's files too.
 """
 
 from __future__ import annotations
@@ -47,18 +48,39 @@ def _patterns(card: dict) -> dict[str, dict[str, list[str]]]:
     return configs
 
 
+def num_hidden(path: str) -> int:
+    """Counts the folders and the file in a path that are hidden, as Arrow and Spark take them: they begin with "." or "_"."""
+    return sum(part.startswith((".", "_")) and part not in (".", "..") for part in path.split("/"))
+
+
+def glob_files(pattern: str) -> list[str]:
+    """Lists the files of a glob, or the one of that name, local or of any fsspec URL; sorted.
+
+    Hidden files, whose name or folder begins with "." or "_", are left out unless the glob names them: other writers leave
+    their notes there, as Spark's _SUCCESS, and their unfinished work.
+    """
+    filesystem, path = url_to_fs(pattern)
+    names = [path] if filesystem.isfile(path) else []  # a file's own name may hold a bracket
+    if not names and any(c in path for c in "*?["):
+        entries = filesystem.glob(path, detail=True)
+        names = [name for name in sorted(entries) if entries[name]["type"] == "file" and num_hidden(name) <= num_hidden(path)]
+    return [filesystem.unstrip_protocol(name) if "://" in pattern else name for name in names]
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file of this path or URL."""
+    filesystem, name = url_to_fs(path)
+    return filesystem.isfile(name)
+
+
 def _parquet_files(root: str, pattern: str) -> list[str]:
-    """The Parquet files below `root` that match; no hidden ones (`.cache/`, `__pycache__/`) unless the pattern names them.
+    """The Parquet files below `root` that match; no hidden ones (`.cache/`, `_temporary/`) unless the pattern names them.
 
     Raises:
         FileNotFoundError: there are none.
     """
     fs, path = url_to_fs(pattern if "://" in pattern else f"{root}/{pattern}")
-
-    def num_hidden(path: str) -> int:
-        return sum(part.startswith((".", "__")) for part in path.split("/"))
-
-    files = [file for file in fs.glob(path) if file.endswith(".parquet") and num_hidden(file) == num_hidden(path)]
+    files = [file for file in fs.glob(path) if file.endswith(".parquet") and num_hidden(file) <= num_hidden(path)]
     if not files:
         raise FileNotFoundError(path)
     return [file if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(file) for file in files]

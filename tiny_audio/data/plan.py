@@ -15,6 +15,8 @@ import numpy as np
 
 from tiny_audio.config import require
 
+MAX_SLICE_ROWS = 1000  # that a task of a pass decodes: their samples must fit its memory
+
 
 @dataclass(frozen=True, slots=True)  # there may be 100,000
 class RowGroup:
@@ -25,6 +27,7 @@ class RowGroup:
     num_rows: int
     dataset: str = ""  # as the config names it; all groups of a dataset have its weight
     weight: float = 1.0
+    file_id: str = ""  # where the file has no IDs: what those of its rows begin with
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class RowSlice:
     row_group: int
     start: int
     stop: int
+    dataset: str = ""
+    file_id: str = ""  # as the row group's
+
+
+def slice_of(group: RowGroup, start: int, stop: int) -> RowSlice:
+    """Cuts the rows [start, stop) out of a row group."""
+    return RowSlice(group.path, group.index, start, stop, group.dataset, group.file_id)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ def _slices(groups: list[RowGroup], ends: np.ndarray, start: int, stop: int) -> 
     for i in range(int(np.searchsorted(ends, start, side="right")), len(groups)):
         first = int(ends[i]) - groups[i].num_rows
         end = min(stop, int(ends[i]))
-        slices.append(RowSlice(groups[i].path, groups[i].index, position - first, end - first))
+        slices.append(slice_of(groups[i], position - first, end - first))
         position = end
         if position == stop:
             break
@@ -126,6 +136,7 @@ def _epoch_windows(
 
 
 def plan_pass(groups: Sequence[RowGroup]) -> Iterator[RowSlice]:
-    """Yields every row group once, in order, for validation and evaluation."""
+    """Yields every row once, in order, for validation and evaluation: a row group at a time, or a part of a very large one."""
     for group in groups:
-        yield RowSlice(group.path, group.index, 0, group.num_rows)
+        for start in range(0, group.num_rows, MAX_SLICE_ROWS):
+            yield slice_of(group, start, min(start + MAX_SLICE_ROWS, group.num_rows))

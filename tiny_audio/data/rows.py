@@ -5,26 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiny_audio.audio.clip import Clip
-from tiny_audio.data.sources import source_of
 
 UNREADABLE = "unreadable"
+NO_FILE = "no_file"
 
 
 @dataclass(frozen=True)
 class Reject:
     """A row that cannot be used.
 
-    Its `reason` is one of `decode.REASONS`, "silent", "no_id", "no_label", "label_too_long" or UNREADABLE. The last means that
-    the row's file, or its row group, could not be read; then the ID is unknown.
+    Its `reason` is one of `decode.REASONS`, "silent", "no_id", "no_label", "label_too_long", NO_FILE or UNREADABLE. NO_FILE means
+    that the audio file that the row names could not be read; UNREADABLE, that its shard or row group could not, so that its ID
+    is unknown.
     """
 
     id: str
     reason: str
     path: str
-
-    @property
-    def source(self) -> str:
-        return source_of(self.id)
+    source: str = "all"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _decode_window(table: pa.Table, plan: TrainingPlan, steps: range, num_worker
             continue
         window = _to_window(row)
         copies = partial(row_copies, weights=plan.source_weights, seed=plan.seed, epoch=window.epoch)
-        rows = decode_slices(window.slices, plan.max_duration_s, plan.truecaser, copies)
+        rows = decode_slices(window.slices, plan.max_duration_s, plan.truecaser, copies, plan.columns)
         augment = partial(
             augment_clip, config=plan.augment, max_duration_s=plan.max_duration_s, seed=plan.seed, epoch=window.epoch
         )
@@ -181,16 +181,21 @@ class WorkerStream:
         return batch
 
 
-def _decode_slice(table: pa.Table, max_duration_s: float) -> pa.Table:
+def _decode_slice(table: pa.Table, max_duration_s: float, columns: dict[str, str]) -> pa.Table:
     slices = [RowSlice(**row) for row in table.to_pylist()]
-    return clip_table(decode_slices(slices, max_duration_s))
+    return clip_table(decode_slices(slices, max_duration_s, columns=columns))
 
 
-def clip_dataset(slices: Iterable[RowSlice], max_duration_s: float) -> ray.data.Dataset:
+def clip_dataset(
+    slices: Iterable[RowSlice],
+    max_duration_s: float,
+    columns: dict[str, str] = {},  # noqa: B006 (never changed)
+) -> ray.data.Dataset:
     """Decodes clips, a row each, in order; a reject is a row with a `reason` and no PCM."""
+    settings = {"max_duration_s": max_duration_s, "columns": columns}
     parts = [dataclasses.asdict(part) for part in slices]
     return ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
-        _decode_slice, batch_size=None, batch_format="pyarrow", fn_kwargs={"max_duration_s": max_duration_s}
+        _decode_slice, batch_size=None, batch_format="pyarrow", fn_kwargs=settings
     )
 
 

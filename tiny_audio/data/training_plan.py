@@ -21,8 +21,11 @@ KEYS = "keys"  # in a field's metadata: a function from its value to its keys in
 
 
 def _group_keys(groups: tuple[RowGroup, ...]) -> dict[str, Any]:
-    """Identifies row groups by the names of their files and their sizes: a run's data may have moved."""
-    sizes = [(Path(group.path).name, group.num_rows) for group in groups]
+    """Identifies row groups by the names of their files and their sizes: a run's data may have moved.
+
+    Rows without IDs have theirs from their file's place in its dataset, which is told here then in place of the name.
+    """
+    sizes = [(group.file_id or Path(group.path).name, group.num_rows) for group in groups]
     digest = hashlib.sha256(repr(sizes).encode()).hexdigest()[:12]
     return {"num_rows": sum(group.num_rows for group in groups), "shards": digest}
 
@@ -33,6 +36,11 @@ def _weight_keys(weights: dict[str, float]) -> dict[str, str]:
 
 def _source_keys(weights: dict[str, float]) -> dict[str, str]:
     return {"source_weights": " ".join(f"{name}={weight:g}" for name, weight in sorted(weights.items()))}
+
+
+def _column_keys(columns: dict[str, str]) -> dict[str, str]:
+    """No key where no name is mapped, as in every run from before names could be."""
+    return {"columns": " ".join(f"{name}={ours}" for name, ours in columns.items())} if columns else {}
 
 
 def _truecaser_keys(truecaser: Truecaser | None) -> dict[str, Any]:
@@ -51,6 +59,7 @@ class TrainingPlan:
     silence_share: float
     max_duration_s: float  # within the encoder's window
     source_weights: dict[str, float] = field(metadata={KEYS: _source_keys})
+    columns: dict[str, str] = field(metadata={KEYS: _column_keys})
     truecaser: Truecaser | None = field(metadata={KEYS: _truecaser_keys})
     augment: AugmentConfig
     audio_model_id: str
@@ -68,6 +77,7 @@ class TrainingPlan:
             silence_share=config.data.silence_share,
             max_duration_s=config.data.max_duration_s,
             source_weights=config.data.source_weights,
+            columns=config.data.columns,
             truecaser=truecaser,
             augment=config.augment,
             audio_model_id=config.model.audio_model_id,

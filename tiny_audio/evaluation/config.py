@@ -7,7 +7,7 @@ from dataclasses import field
 
 from pydantic import NonNegativeInt
 
-from tiny_audio.config import AtLeastOne, Text, settings
+from tiny_audio.config import AtLeastOne, ColumnName, Text, settings
 
 
 @settings()
@@ -16,6 +16,8 @@ class EvaluateConfig:
 
     model: Text = "runs/quickstart/model"  # a folder that training exported, its URL, or a hub id
     data: Text = "data/synthetic/test/*.parquet"  # a glob, or DATASET:CONFIG:SPLIT as for training
+    # the files' names of columns -> ours (ID, wav, text, spk_id, duration, source), {audio: wav, sentence: text}
+    columns: dict[Text, ColumnName] = field(default_factory=dict)
     output_dir: Text = "runs/evaluation"  # the folder for evaluation.json and utterances.jsonl
     max_rows: AtLeastOne | None = None  # takes only the first rows; null: all
     num_actors: AtLeastOne = 1  # copies of the model that transcribe side by side

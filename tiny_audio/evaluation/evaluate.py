@@ -1,12 +1,13 @@
 """Evaluation: test shards -> transcripts on a pool of actors -> WER per set, with controls that must fail.
 
-Writes utterances.jsonl and evaluation.json into the output folder. A set is a source of rows, known by their IDs (see
+Writes utterances.jsonl and evaluation.json into the output folder. A set is a source of rows (see
 data/sources.py).
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,9 +19,8 @@ from tiny_audio.audio.clip import SAMPLE_RATE, Clip
 from tiny_audio.config import absolute_data, require
 from tiny_audio.counts import count_reject, rejects_line
 from tiny_audio.data.batch import SILENCE, silent_clip
-from tiny_audio.data.footers import list_shards, read_footers
+from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.plan import plan_pass
-from tiny_audio.data.sources import source_of
 from tiny_audio.data.stream import clip_dataset, memory_dataset
 from tiny_audio.evaluation.config import EvaluateConfig
 from tiny_audio.evaluation.wer import (
@@ -63,7 +63,7 @@ def score_row(row: dict) -> dict:
     count, plain, chars = count_errors(*texts), count_errors(*texts, normalize), count_char_errors(*texts)
     return {
         "id": row["id"],
-        "set": source_of(row["id"]),
+        "set": row["source"],
         "reference": normalize_english(row["text"]),
         "hypothesis": normalize_english(row["hypothesis"]),
         "num_errors": count.num_errors,
@@ -129,17 +129,21 @@ def silent_clips(seed: int, max_duration_s: float) -> list[Clip]:
     return [replace(clip, pcm=clip.pcm[: int(max_duration_s * SAMPLE_RATE)]) for clip in clips]
 
 
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
 def _count_rejects(rows: list[dict]) -> dict[str, dict[str, int]]:
     rejected: dict[str, dict[str, int]] = {}
     for row in rows:
         if row["reason"]:
-            count_reject(rejected, source_of(row["id"]), row["reason"])
+            count_reject(rejected, row["source"], row["reason"])
     return rejected
 
 
 def _untrained_score(config: EvaluateConfig, max_duration_s: float) -> dict:
-    groups = read_footers(list_shards(absolute_data(config.data)), config.control_rows)
-    clips = clip_dataset(plan_pass(groups), max_duration_s)
+    groups = read_dataset(absolute_data(config.data), config.control_rows, columns=config.columns)
+    clips = clip_dataset(plan_pass(groups), max_duration_s, config.columns)
     rows = transcribe_dataset(clips, transcribe_settings(config, untrained=True)).iter_rows()
     lines = [score_row(row) for row in rows if not row["reason"]]
     note = f"the same model with a fresh projector; the first {len(lines)} utterances"
@@ -160,9 +164,9 @@ def evaluate(
     """
     max_duration_s = read_model_window_s(require_model(config.model))
     output_dir = output_path(config.output_dir)
-    groups = read_footers(list_shards(absolute_data(config.data)), config.max_rows)
+    groups = read_dataset(absolute_data(config.data), config.max_rows, columns=config.columns, warn_of_size=_warn)
     start_ray()
-    clips = clip_dataset(plan_pass(groups), max_duration_s)
+    clips = clip_dataset(plan_pass(groups), max_duration_s, config.columns)
     if config.control_rows:
         clips = clips.union(memory_dataset(silent_clips(config.seed, max_duration_s)))
     start_s = time.perf_counter()

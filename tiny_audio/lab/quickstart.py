@@ -28,8 +28,8 @@ from tiny_audio.data.shards import read_rows
 from tiny_audio.evaluation.report import worst_utterances, write_report
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.lab.ray_cli import BIN, WITH_TOKEN, Cluster, free_port, submit_job
-from tiny_audio.lab.synthetic.config import PrepareConfig
-from tiny_audio.lab.synthetic.dataset import MANIFEST, encode_audio, prepare
+from tiny_audio.lab.synthetic.config import SyntheticConfig
+from tiny_audio.lab.synthetic.dataset import MANIFEST, encode_audio, make_dataset
 from tiny_audio.storage import is_local
 
 SERVE_START_TIMEOUT_S = 180
@@ -47,7 +47,7 @@ def train_job(cluster: Cluster, config: TrainConfig) -> None:
     before = submitted.read_text() if submitted.is_file() else None
     save_config(config, submitted)  # the job runs in a copy of this folder, without runs/
     if before is not None and result.is_file():
-        inputs = [Path(PrepareConfig().output_dir) / MANIFEST, *(PACKAGE_ROOT / BACKBONES).rglob("*.safetensors")]
+        inputs = [Path(SyntheticConfig().output_dir) / MANIFEST, *(PACKAGE_ROOT / BACKBONES).rglob("*.safetensors")]
         fresh = all(path.stat().st_mtime < result.stat().st_mtime for path in inputs)
         remedy = f"{config.run_dir} was trained with other settings, data or backbones; delete it, or choose another name"
         require(fresh and before == submitted.read_text(), remedy)
@@ -159,10 +159,10 @@ def quickstart(config: TrainConfig, show_progress) -> dict:
     started = time.perf_counter()
     config = config.with_absolute_paths()
     require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: the quickstart wants a folder")
-    data = PrepareConfig()
+    data = SyntheticConfig()
     tests = f"{absolute(data.output_dir)}/test/*.parquet"
     with local_cluster() as cluster:
-        manifest = prepare(data, show_progress)
+        manifest = make_dataset(data, show_progress)
         print(f"data: {manifest['num_rows']} rows, {manifest['hours']:.2f} h of speech in {data.output_dir}", flush=True)
         train_job(cluster, config)
         evaluation = evaluate_job(cluster, config, tests)
@@ -186,10 +186,10 @@ def run_seeds(config: TrainConfig, show_progress) -> list[dict]:
         show_progress: wraps the iterable of data files as they are made.
     """
     require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: the seeds' runs want a folder")
-    data, results = PrepareConfig(), []
+    data, results = SyntheticConfig(), []
     tests = f"{absolute(data.output_dir)}/test/*.parquet"
     with local_cluster() as cluster:
-        prepare(data, show_progress)
+        make_dataset(data, show_progress)
         for seed in range(NUM_SEEDS):
             run = replace(config.with_absolute_paths(), seed=seed, name=f"{config.name}-seed-{seed}")
             train_job(cluster, run)

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import fsspec
-import pyarrow.parquet as pq
-
 from tiny_audio.config import TrainConfig, require
+from tiny_audio.data.columns import Columns
 from tiny_audio.data.footers import is_damage, read_mix
-from tiny_audio.data.plan import RowGroup, epoch_groups, steps_per_epoch
+from tiny_audio.data.plan import RowGroup, epoch_groups, slice_of, steps_per_epoch
 from tiny_audio.data.rows import UNREADABLE
-from tiny_audio.data.shards import row_copies, texts
+from tiny_audio.data.shards import RowNames, read_names, row_copies
 from tiny_audio.run.ledger import LEDGER
 from tiny_audio.run.parts import part_paths, read_part
 from tiny_audio.run.plan_file import kept_plan
@@ -89,28 +87,36 @@ def _rejected(folder: Path) -> dict[int, Rejected]:
     return epochs
 
 
-def _group_ids(group: RowGroup) -> list[str | None] | None:
-    """Reads the IDs of a row group's rows; None if its file is damaged or gone."""
+def _group_rows(group: RowGroup, columns: Columns) -> list[RowNames] | None:
+    """Reads the names of a row group's rows; None if its file is damaged or gone."""
     try:
-        with fsspec.open(group.path, "rb") as file:
-            ids = texts(pq.ParquetFile(file).read_row_group(group.index, columns=["ID"])["ID"])[: group.num_rows]
+        rows = read_names(slice_of(group, 0, group.num_rows), columns)
     except Exception as error:
         if not is_damage(error, group.path):
             raise
         return None
-    return ids if len(ids) == group.num_rows else None
+    return rows if len(rows) == group.num_rows else None
 
 
-def _planned_files(groups: list[RowGroup], copies: Callable[[str], int]) -> dict[str, PlannedFile]:
-    """Lists the rows of an epoch's row groups by the name of their file. Reads the shards' ID column alone."""
+def _planned_files(
+    groups: list[RowGroup], copies: Callable[[str, str], int], columns: Columns
+) -> tuple[dict[str, PlannedFile], dict[str, int]]:
+    """Lists the rows of an epoch's row groups by the name of their file. Reads no audio.
+
+    Also returns how often the epoch takes each row, by its ID, where that is not once.
+    """
     files: dict[str, PlannedFile] = {}
+    times: dict[str, int] = {}
     for group in groups:
-        file, ids = files.setdefault(Path(group.path).name, PlannedFile()), _group_ids(group)
+        file, rows = files.setdefault(Path(group.path).name, PlannedFile()), _group_rows(group, columns)
         file.num_rows += group.num_rows
-        file.is_readable &= ids is not None
-        for row_id in ids or []:
-            file.ids[row_id or ""] += copies(row_id or "")
-    return files
+        file.is_readable &= rows is not None
+        for row in rows or []:
+            count = copies(row.id, row.source)
+            file.ids[row.id] += count
+            if count != 1:
+                times[row.id] = count
+    return files, times
 
 
 def audit_epoch(
@@ -152,7 +158,7 @@ def audit(config: TrainConfig) -> list[EpochAudit]:
     run_dir, data = config.run_dir, config.data
     trained, rejected = _trained_ids(run_dir / LEDGER), _rejected(run_dir / REJECTS)
     require(bool(trained), f"{run_dir}: no {LEDGER} there; name the config.yaml of a run that has trained")
-    groups = kept_plan(run_dir, data) or read_mix(data.train_weights, data.max_train_rows)
+    groups = kept_plan(run_dir, data) or read_mix(data.train_weights, data.max_train_rows, columns=data.columns)
     last_step = max(int(part.stem.split("-")[1]) for part in part_paths(run_dir / LEDGER))
     audits, end = [], 0
     for epoch in range(max(trained | rejected) + 1):
@@ -161,10 +167,10 @@ def audit(config: TrainConfig) -> list[EpochAudit]:
         if end > last_step:
             break
         copies = partial(row_copies, weights=data.source_weights, seed=config.seed, epoch=epoch)
-        files = _planned_files(taken, copies)
+        files, times = _planned_files(taken, copies, data.columns)
         unread = [name for name, file in files.items() if not file.is_readable]
         weighed = bool(unread) and bool(data.source_weights)
         require(not weighed, f"{unread and unread[0]}: cannot be read; with data.source_weights an audit needs all IDs")
         of_epoch = trained.get(epoch, Counter()), rejected.get(epoch, Rejected())
-        audits.append(audit_epoch(epoch, files, *of_epoch, copies))
+        audits.append(audit_epoch(epoch, files, *of_epoch, lambda row_id, times=times: times.get(row_id, 1)))
     return audits

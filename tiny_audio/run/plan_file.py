@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiny_audio.config import DataConfig, dataset_reference, require
-from tiny_audio.data.footers import glob_files, read_mix, whole_footers
+from tiny_audio.data.dataset_files import glob_files
+from tiny_audio.data.footers import read_mix, whole_footers
 from tiny_audio.data.plan import RowGroup
 from tiny_audio.run.checkpoint import has_checkpoint
 from tiny_audio.storage import put, said_in_one_line
@@ -24,6 +25,7 @@ from tiny_audio.versions import FORMAT_VERSION, require_version
 PLAN = "plan.parquet"
 PLAN_VERSION = 1  # of the format; the file's metadata holds it
 TYPES = {"path": pa.string(), "index": pa.int32(), "num_rows": pa.int64(), "dataset": pa.string(), "weight": pa.float64()}
+FILE_ID = {"file_id": pa.string()}  # another column, where there are files without IDs
 PLANNED_FROM = b"planned_from"  # the settings that the row groups follow from, in the file's metadata
 
 
@@ -36,10 +38,11 @@ def keep_plan(run_dir: Path, data: DataConfig, groups: Sequence[RowGroup]) -> No
     """Writes plan.parquet, unless it holds these row groups already."""
     if kept_plan(run_dir, data) == list(groups):
         return
-    columns = {name: [getattr(group, name) for group in groups] for name in TYPES}
+    types = TYPES | (FILE_ID if any(group.file_id for group in groups) else {})
+    columns = {name: [getattr(group, name) for group in groups] for name in types}
     metadata = {PLANNED_FROM: _planned_from(data), FORMAT_VERSION: str(PLAN_VERSION)}
     file = io.BytesIO()
-    pq.write_table(pa.table(columns, pa.schema(TYPES, metadata=metadata)), file)
+    pq.write_table(pa.table(columns, pa.schema(types, metadata=metadata)), file)
     with said_in_one_line(run_dir):
         put(run_dir / PLAN, file.getvalue())
 
@@ -91,13 +94,15 @@ def planned_groups(run_dir: Path, data: DataConfig, warn: Callable[[str], None] 
     with said_in_one_line(run_dir):
         kept = kept_plan(run_dir, data) if has_checkpoint(run_dir) else []
     if not kept:
-        return read_mix(data.train_weights, data.max_train_rows, share, lambda line: warn(f"{line}; left out"))
+        named = {"columns": data.columns, "warn_of_size": warn}
+        return read_mix(data.train_weights, data.max_train_rows, share, lambda line: warn(f"{line}; left out"), **named)
     files: dict[str, list[RowGroup]] = {}
     for group in kept:
         files.setdefault(group.path, []).append(group)
     for dataset in data.train_weights:
         paths = [path for path, groups in files.items() if groups[0].dataset == dataset]
-        for path, now in whole_footers(paths, share, lambda line: warn(f"{line}; rows will be rejected")).items():
+        left_out = lambda line: warn(f"{line}; rows will be rejected")  # noqa: E731
+        for path, now in whole_footers(paths, share, left_out, dataset=dataset, columns=data.columns).items():
             _require_same(path, files[path], now, run_dir, data.max_train_rows)
         new_paths = [path for path in _whole_glob(dataset, data.max_train_rows) if path not in files]
         if new_paths:

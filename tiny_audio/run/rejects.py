@@ -14,7 +14,6 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from tiny_audio.data.batch import WorkerBatch
-from tiny_audio.data.sources import source_of
 from tiny_audio.run.parts import part_paths, read_part, write_part
 
 REJECTS = "rejects.parquet"
@@ -33,10 +32,7 @@ class SkippedRow(NamedTuple):
     step: int
     id: str
     rank: int
-
-    @property
-    def source(self) -> str:
-        return source_of(self.id)
+    source: str = "all"
 
 
 def worst_files(run_dir: Path) -> list[dict]:
@@ -72,8 +68,7 @@ class RejectLog:
         for reject in batch.rejects:
             self.num_by_kind[reject.source, reject.reason] += 1
             self.num_by_file[reject.path] += 1
-            row = {"epoch": batch.epoch, "step": batch.step, "source": reject.source}
-            self.unwritten.append(row | dataclasses.asdict(reject))
+            self.unwritten.append({"epoch": batch.epoch, "step": batch.step} | dataclasses.asdict(reject))
 
     def add_skipped(self, skipped: list[SkippedRow]) -> None:
         """Takes in any worker's rows that were read but could not be trained; their path stays empty: a clip has none."""

@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer
 from tiny_audio.config import ConfigError, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.counts import name_rows
-from tiny_audio.data.footers import list_shards, read_footers
+from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.labels import make_truecaser
 from tiny_audio.data.stream import PREFETCH_STEPS, ingest_config, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
@@ -205,7 +205,7 @@ def resolve(config: TrainConfig) -> ResolvedRun:
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
     groups, truecaser = planned_groups(config.run_dir, config.data, _warn), make_truecaser(config.data)
-    read_footers(list_shards(config.data.dev), config.data.max_dev_rows)
+    read_dataset(config.data.dev, config.data.max_dev_rows, columns=config.data.columns)
     require(bool(groups), f"{config.data.train}: the training shards hold no rows")
     plan = TrainingPlan.of(config, groups, truecaser)
     return ResolvedRun(config, config.run_dir, plan, plan.identity(), uuid.uuid4().hex)

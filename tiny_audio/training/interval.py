@@ -43,6 +43,7 @@ class MicroBatch(NamedTuple):
     epoch: int
     step: int
     ids: list[str]  # "" for synthetic silence
+    sources: list[str]
     finite: torch.Tensor  # (B,) booleans on the device
 
 
@@ -62,7 +63,7 @@ class Interval:
         """Records a micro-batch after its backward pass."""
         self.num_tokens += check.num_label_tokens
         ids = [clip.id if clip.text else "" for clip in clips]
-        self.micro_batches.append(MicroBatch(batch.epoch, batch.step, ids, check.finite))
+        self.micro_batches.append(MicroBatch(batch.epoch, batch.step, ids, [clip.source for clip in clips], check.finite))
 
     def _finite(self) -> torch.Tensor:
         return torch.cat([part.finite for part in self.micro_batches])
@@ -81,7 +82,8 @@ class Interval:
         """Gathers the rows of all workers whose clips were not finite, sorted by step. All workers must call it."""
         rank, finite, skipped = distributed.get_rank(), iter(self._finite().tolist()), []
         for part in self.micro_batches:
-            skipped += [SkippedRow(part.epoch, part.step, name, rank) for name in part.ids if not next(finite) and name]
+            rows = zip(part.ids, part.sources, strict=True)
+            skipped += [SkippedRow(part.epoch, part.step, name, rank, of) for name, of in rows if not next(finite) and name]
         return sorted(all_gathered(skipped), key=lambda row: (row.step, row.rank, row.id))
 
     def fault(self, step: int, sums: Sums, skipped: list[SkippedRow], lowest_loss: float, max_loss_rise: float) -> str:

@@ -12,7 +12,7 @@ from tiny_audio.audio.clip import Clip
 from tiny_audio.config import ConfigError, DataConfig, require
 from tiny_audio.counts import name_rows
 from tiny_audio.data.batch import deal, load_s, num_micro_batches
-from tiny_audio.data.footers import list_shards, read_footers
+from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.labels import make_truecaser
 from tiny_audio.data.plan import plan_pass
 from tiny_audio.data.rows import UNREADABLE, Reject
@@ -30,8 +30,8 @@ def load_dev_clips(data: DataConfig) -> list[Clip]:
         OSError: a file cannot be read now; a new start of the worker may find it readable.
         ConfigError: no row is usable.
     """
-    groups = read_footers(list_shards(data.dev), data.max_dev_rows)
-    decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data))
+    groups = read_dataset(data.dev, data.max_dev_rows, columns=data.columns)
+    decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data), columns=data.columns)
     clips, rejects = ([row for row in decoded if isinstance(row, kind)] for kind in (Clip, Reject))
     unreadable = sorted({reject.path for reject in rejects if reject.reason == UNREADABLE})
     if unreadable:

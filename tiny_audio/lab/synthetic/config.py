@@ -8,7 +8,7 @@ from tiny_audio.config import AtLeastOne, Text, require, settings
 
 
 @settings()
-class PrepareConfig:
+class SyntheticConfig:
     """The size and the place of the synthetic data set."""
 
     output_dir: Text = "data/synthetic"  # the folder for train/, dev/ and test/

@@ -21,22 +21,13 @@ import soundfile
 import soxr
 
 from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.data.columns import SCHEMA
 from tiny_audio.data.stream import map_each
-from tiny_audio.lab.synthetic.config import PrepareConfig
+from tiny_audio.lab.synthetic.config import SyntheticConfig
 from tiny_audio.lab.synthetic.sentences import novel_sentences, unique_sentences
 from tiny_audio.lab.synthetic.speech import Voice, held_out_voices, synthesize, training_voices
 from tiny_audio.storage import output_path
 
-SCHEMA = pa.schema(
-    [
-        ("ID", pa.string()),
-        ("duration", pa.float32()),
-        ("wav", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("spk_id", pa.string()),
-        ("sex", pa.string()),
-        ("text", pa.string()),
-    ]
-)
 MANIFEST = "manifest.json"
 # Shares of the encodings of clips: most are stored as in LoquaciousSet, the others as users store theirs.
 ENCODINGS = {"wav": 0.76, "flac": 0.08, "mp3": 0.08, "stereo": 0.03, "8-bit": 0.03, "44.1 kHz": 0.02}
@@ -123,7 +114,7 @@ def _sentences(name: str, texts: list[str], voices: list[Voice], rng: random.Ran
     return [Sentence(f"{name}-{i:05d}", text, rng.choice(voices).name) for i, text in enumerate(texts)]
 
 
-def _splits(config: PrepareConfig) -> dict[str, list[Sentence]]:
+def _splits(config: SyntheticConfig) -> dict[str, list[Sentence]]:
     rng, known, held_out = random.Random(config.seed), training_voices(), held_out_voices()
     texts = unique_sentences(config.num_train + config.num_dev + 2 * config.num_test, config.seed)
     cut = [config.num_train, config.num_train + config.num_dev, config.num_train + config.num_dev + config.num_test]
@@ -140,7 +131,7 @@ def _splits(config: PrepareConfig) -> dict[str, list[Sentence]]:
     }
 
 
-def _tasks(config: PrepareConfig) -> list[dict]:
+def _tasks(config: SyntheticConfig) -> list[dict]:
     tasks = []
     for split, sentences in _splits(config).items():
         count = -(-len(sentences) // config.rows_per_file)
@@ -157,7 +148,7 @@ def _tasks(config: PrepareConfig) -> list[dict]:
     return tasks
 
 
-def prepare(config: PrepareConfig, show_progress=lambda files: files) -> dict:
+def make_dataset(config: SyntheticConfig, show_progress=lambda files: files) -> dict:
     """Makes the shards, unless the same config made them before; returns the manifest that lies beside them.
 
     Ray must be up.

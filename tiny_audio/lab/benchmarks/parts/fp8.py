@@ -17,7 +17,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     count_gpus(config)
     runs_dir = clear_runs(config)
     with local_cluster() as cluster:
-        submit_job(cluster, "python", "-m", "ray_jobs.prepare", str(CONFIGS / "synthetic.yaml"), f"output_dir={runs_dir}/data")
+        submit_job(cluster, "python", "-m", "ray_jobs.synthesize", str(CONFIGS / "synthetic.yaml"), f"output_dir={runs_dir}/data")
         return [_learning(cluster, runs_dir, name, fp8) for name, fp8 in (("bf16", False), ("fp8", True))]
 
 

@@ -1,0 +1,115 @@
+"""The files that transcripts are written to: JSON lines, text, CSV, or subtitles of a single cue."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiny_audio.config import require
+from tiny_audio.storage import output_path, put
+
+COLUMNS = ("path", "text", "duration_s", "complete", "error")
+REJECTED_S = 0.001  # how long a subtitle tells that a file was rejected
+
+
+def _jsonl(lines: list[dict]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _shown(line: dict) -> str:
+    """The text of a file, in one line; for a file that was rejected, its reason and path."""
+    return f"[{line['error']}] {line['path']}" if "error" in line else " ".join(line["text"].split())
+
+
+def _text(lines: list[dict]) -> str:
+    return "".join(_shown(line) + "\n" for line in lines)
+
+
+def _csv(lines: list[dict]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def _time(seconds: float, point: str) -> str:
+    milliseconds = round(1000 * seconds)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
+
+
+def _cue(line: dict, point: str) -> str:
+    """A cue over the whole file; nothing for a file in which nothing is said."""
+    if "error" not in line and not line["text"].strip():
+        return ""
+    return f"{_time(0, point)} --> {_time(line.get('duration_s', REJECTED_S), point)}\n{_shown(line)}\n"
+
+
+def _srt(lines: list[dict]) -> str:
+    cue = _cue(lines[0], ",")
+    return f"1\n{cue}" if cue else ""
+
+
+def _vtt(lines: list[dict]) -> str:
+    return "WEBVTT\n\n" + _cue(lines[0], ".").replace("&", "&amp;").replace("<", "&lt;")
+
+
+FORMS: dict[str, Callable[[list[dict]], str]] = {".jsonl": _jsonl, ".txt": _text, ".csv": _csv, ".srt": _srt, ".vtt": _vtt}
+OF_ONE_FILE = (".srt", ".vtt")  # each has a time line of its own
+
+
+def _stem(path: str) -> str:
+    """The name of an input without its folder, its suffix and a URL's query: "stdin" for standard input."""
+    name = path.partition("?")[0].rstrip("/").rpartition("/")[2] if path != "-" else "stdin"
+    return name.rpartition(".")[0] or name
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the transcripts of these inputs go. `name` is absolute, and may hold a *."""
+
+    name: str
+    paths: list[str]
+
+    @classmethod
+    def of(cls, name: str, paths: list[str]) -> Output:
+        """Checks an output's name.
+
+        Raises:
+            ConfigError: its suffix stands for no form, or the form wants a file for each input.
+        """
+        suffix = Path(name).suffix.lower()
+        require(suffix in FORMS, f"output={name}: must end in {', '.join(FORMS)}, which says its form")
+        single = suffix in OF_ONE_FILE and "*" not in name and len(paths) > 1
+        remedy = f"make one for each, as output=subtitles/*{suffix}"
+        require(not single, f"output={name}: {suffix} has the subtitles of one file, and there are {len(paths)}; {remedy}")
+        require("*" not in str(Path(name).parent), f"output={name}: a * may stand in the file's name, not in a folder's")
+        output = cls(str(output_path(name)), paths)
+        files: dict[Path, str] = {}
+        for path in paths if "*" in name else ():
+            other = files.setdefault(output.file(path), path)
+            require(other == path, f"output={name}: {other} and {path} would be the same file; transcribe them one by one")
+        return output
+
+    def file(self, path: str) -> Path:
+        """The file that an input's transcript is written to."""
+        return Path(self.name.replace("*", _stem(path)))
+
+    @property
+    def journal(self) -> Path:
+        """A file beside the output that keeps the lines which are done until all are."""
+        path = Path(self.name.replace("*", "all"))
+        return path.with_name(f".{path.name}.begun")
+
+    def write(self, lines: dict[str, dict]) -> None:
+        """Writes all lines, by input and in the inputs' order; each file is written beside and renamed."""
+        form, files = FORMS[Path(self.name).suffix.lower()], {}
+        for path in self.paths:
+            files.setdefault(self.file(path), []).append(lines[path])
+        for file, of_file in files.items():
+            put(file, form(of_file).encode())
