@@ -227,7 +227,7 @@ def test_nulls_bad_letters_and_long_labels_are_rejected_and_repeated_ids_are_not
     rows = decode_slices(plan_pass(read_footers([str(tmp_path / "a.parquet")])), 8.0)
     assert [clip.id for clip in clips_of(rows)] == ["row-0"] * 5
     reasons = Counter(reject.reason for reject in rejects_of(rows))
-    assert reasons == {"no_id": 2, "empty": 2, "no_label": 2, "label_too_long": 2}
+    assert reasons == {"no_id": 2, "empty": 1, "no_file": 1, "no_label": 2, "label_too_long": 2}
 
 
 def test_a_file_that_stalls_is_named_while_its_read_goes_on(tmp_path, monkeypatch, caplog):
@@ -254,7 +254,7 @@ def test_validation_never_goes_on_without_some_of_its_rows(tmp_path, monkeypatch
 
 
 def batch(step: int, num_read: int, *rejects: tuple[str, str]) -> WorkerBatch:
-    rejected = [Reject(f"yodas-{step}", *reject) for reject in rejects]
+    rejected = [Reject(f"yodas-{step}", *reject, "yodas") for reject in rejects]
     return WorkerBatch(step, 0, 0, num_read - len(rejected), 0.0, [], rejected)
 
 
@@ -381,11 +381,8 @@ def test_a_run_goes_on_past_bad_rows_and_files_that_break_before_and_after_plann
     broken = {f"bad-{number}": reason for number, (_, reason) in enumerate(TWENTY.values())}
     assert reasons == {**broken, "long-1": "label_too_long"}
     assert len(rejects) == len(unreadable) + len(reasons) + 4
-    assert training["rejects"] == {
-        "all": {"unreadable": len(unreadable), "no_id": 4},
-        "bad": dict(Counter(broken.values())),
-        "long": {"label_too_long": 1},
-    }
+    counted = Counter(reasons.values()) | Counter(unreadable=len(unreadable), no_id=4)
+    assert training["rejects"] == {bad_folder.name: dict(counted)}
     assert training["num_rows"] == num_rows - len(rejects)
     files = {Path(file["path"]).stem: sum(file["reasons"].values()) for file in training["reject_files"]}
     assert files == {**num_lost, "rows": len(reasons), "nulls": 4}
@@ -398,10 +395,10 @@ def test_a_run_of_mostly_bad_rows_stops_on_all_workers_with_one_line(local_ray, 
     from tiny_audio.training.driver import train
 
     good = encode_audio(tone(0.3), "wav")
-    rows = [(f"mine-{i}", b"" if i % 10 else good, "a quiet river") for i in range(600)]
-    write_shard(tmp_path / "train/rows.parquet", rows, 50)
-    shard(tmp_path / "dev/dev.parquet", ["dev-1"])
-    config = config_of(tmp_path, num_steps=20, log_every=3, checkpoint_every=3)
+    rows = [(f"row-{i}", b"" if i % 10 else good, "a quiet river") for i in range(600)]
+    write_shard(tmp_path / "mine/train/rows.parquet", rows, 50)
+    shard(tmp_path / "mine/dev/dev.parquet", ["dev-1"])
+    config = config_of(tmp_path / "mine", num_steps=20, log_every=3, checkpoint_every=3)
     config.data.batch_rows, config.data.steps_per_window = 100, 2
     with pytest.raises(
         ConfigError, match=r"90% of the last 600 rows .* 540 as empty in source mine, and 540 in .*rows.parquet;"

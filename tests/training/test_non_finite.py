@@ -109,7 +109,7 @@ def test_rows_that_are_not_finite_are_skipped_counted_and_named(local_ray, poiso
     rejects = pq.read_table(config.run_dir / "rejects.parquet").to_pylist()
     first_epoch = sorted(row["id"] for row in rejects if row["epoch"] == 0)
     assert (first_epoch, {row["reason"] for row in rejects}) == (["row-003", "row-011", "row-020"], {"loss_not_finite"})
-    assert training["rejects"] == {"row": {"loss_not_finite": len(rejects)}}
+    assert training["rejects"] == {rows.name: {"loss_not_finite": len(rejects)}}
     assert training["num_rows"] == pq.read_table(config.run_dir / LEDGER).num_rows
     assert audit(config) == [EpochAudit(0, 24, 21, 3, 0, 0)]
 
