@@ -127,7 +127,8 @@ def test_a_loop_is_a_phrase_four_times_over_that_nobody_said(reference, hypothes
 
 
 def test_a_line_carries_both_rates_and_a_set_their_sums():
-    row = {"id": "voices-1", "text": "Twenty-five, please", "hypothesis": "25 please", "num_samples": 16_000, "speaker": "a"}
+    row = {"id": "voices-1", "source": "voices", "text": "Twenty-five, please", "hypothesis": "25 please"}
+    row |= {"num_samples": 16_000, "speaker": "a", "looped": False}
     line = score_row({**row, "complete": True})
     assert (line["num_errors"], line["num_words"], line["plain_errors"], line["plain_words"]) == (0, 2, 2, 3)
     scores = score_sets([line, score_row({**row, "hypothesis": "25 cheese", "complete": False})])["voices"]

@@ -115,7 +115,8 @@ def test_odd_audio_is_accepted(kind):
 
 def test_digital_silence_under_a_label_is_a_reject():
     row = {"ID": "row-1", "text": "a quiet river", "wav": encode(np.zeros(32_000, np.int16)), "spk_id": "a"}
-    assert decode_row(row, "a.parquet", 8.0) == Reject("row-1", "silent", "a.parquet")
+    row |= {"duration": None, "source": "rivers"}
+    assert decode_row(row, "a.parquet", 8.0) == Reject("row-1", "silent", "a.parquet", "rivers")
     assert isinstance(decode_row({**row, "wav": WAV}, "a.parquet", 8.0), Clip)
 
 
