@@ -25,7 +25,7 @@ from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.counts import name_rows
 from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.labels import make_truecaser
-from tiny_audio.data.stream import PREFETCH_STEPS, ingest_config, train_dataset
+from tiny_audio.data.stream import ingest_config, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.model.config import ASRConfig
@@ -111,10 +111,10 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     )
 
 
-def _files_of_step(plan: TrainingPlan, num_steps: int, step: int) -> str:
-    """Names the files that must be read before workers get their rows of a step: those of its window, and of those ahead."""
-    windows = plan.windows(num_steps=min(step + 1 + PREFETCH_STEPS, num_steps), start_step=step)
-    return name_rows(list(dict.fromkeys(part.path for window in windows for part in window.slices)))
+def _files_of_step(plan: TrainingPlan, step: int) -> str:
+    """Names the files that must be read before workers get their rows of a step: those of its window."""
+    (window,) = plan.windows(num_steps=step + 1, start_step=step)
+    return name_rows(list(dict.fromkeys(part.path for part in window.slices)))
 
 
 def _fit(run: ResolvedRun, watch) -> str:
@@ -123,7 +123,7 @@ def _fit(run: ResolvedRun, watch) -> str:
     Raises:
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
-    follower = HangFollower(watch, partial(_files_of_step, run.plan, run.config.num_steps))
+    follower = HangFollower(watch, partial(_files_of_step, run.plan))
     try:
         with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
             return _trainer(run, watch, scratch).fit().return_value  # rank 0's
