@@ -20,9 +20,10 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from tiny_audio.config import ConfigError, TrainConfig, require
+from tiny_audio.config import ConfigError, DataConfig, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.counts import name_rows
+from tiny_audio.data.dev_clips import load_dev_clips
 from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.labels import make_truecaser
 from tiny_audio.data.stream import ingest_config, train_dataset
@@ -90,13 +91,24 @@ def _train_loop(loop_config: dict) -> str:
     return train_loop(loop_config)
 
 
+def _start_decoding_dev_clips(data: DataConfig) -> ray.ObjectRef:
+    """Starts the task that decodes the clips to validate on, once for all workers, where the training rows are decoded.
+
+    It asks for no CPU: the decode tasks of the training rows may hold all of them until the workers, which wait for these
+    clips, take their first step.
+    """
+    nodes = {SUBCLUSTER: data.decode_label} if data.decode_label else None
+    task = ray.remote(num_cpus=0, label_selector=nodes, retry_exceptions=[OSError])(load_dev_clips)
+    return task.remote(data)
+
+
 def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     """Makes the trainer. Ray Train keeps an empty file in `scratch`; it is told of no checkpoint, and recovers nothing."""
     config = run.config
     num_workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     return TorchTrainer(
         _train_loop,
-        train_loop_config={"run": run.for_workers(), "watch": watch},
+        train_loop_config={"run": run.for_workers(), "watch": watch, "dev_clips": _start_decoding_dev_clips(config.data)},
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
         ),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import ray.train
 import torch
@@ -49,7 +50,7 @@ from tiny_audio.training.zero import Engine
 class Worker:
     """The state of one rank through `train_loop`."""
 
-    def __init__(self, run: ResolvedRun, watchdog: Watchdog):
+    def __init__(self, run: ResolvedRun, watchdog: Watchdog, dev_clips: ray.ObjectRef):
         context, config = ray.train.get_context(), run.config
         self.run, self.rank, self.num_workers = run, context.get_world_rank(), context.get_world_size()
         self.device, self.watchdog = ray.train.torch.get_device(), watchdog
@@ -66,8 +67,9 @@ class Worker:
             self.engine.load_moments(moments, self.progress.step)
         synced = {"synced_gpus": True} if config.zero_stage == 3 and self.num_workers > 1 else {}
         transcriber, on_part = Transcriber(self.model, **synced), partial(self.tell, VALIDATING)
+        rows_at_once, max_wer_rows = transcriber.rows_at_once, config.data.max_wer_rows
         self.validation = Validation(
-            config.data, self.model, transcriber.texts, transcriber.rows_at_once, self.micro_batch_s, grouped, on_part
+            made_once(dev_clips), max_wer_rows, self.model, transcriber.texts, rows_at_once, self.micro_batch_s, grouped, on_part
         )
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
         self.ledger = Ledger(run.folder, self.rank)
@@ -269,6 +271,14 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     return model
 
 
+def made_once(item: ray.ObjectRef) -> Any:
+    """Returns what a task made for all workers, or raises its error as if it had been made here."""
+    try:
+        return ray.get(item)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
 def trim_heap() -> None:
     """Returns free memory to the system: blocks of ever different sizes leave holes in glibc's heap, by which it would grow."""
     with suppress(AttributeError):  # another C library
@@ -286,13 +296,13 @@ def train_loop(loop_config: dict) -> str:
         return final
     with Watchdog(watch, ray.train.get_context().get_world_rank()) as watchdog:
         try:
-            return train_to_end(run, watchdog)
+            return train_to_end(run, watchdog, loop_config["dev_clips"])
         except ConfigError as error:
             ray.get(watch.end.remote(str(error)))
             return str(error)
 
 
-def train_to_end(run: ResolvedRun, watchdog: Watchdog) -> str:
+def train_to_end(run: ResolvedRun, watchdog: Watchdog, dev_clips: ray.ObjectRef) -> str:
     """Trains from the start or the last checkpoint to the end; returns what stopped the run before, or an empty string.
 
     The validation at the start is only logged: an untrained projector's score is no mark to beat, and its model none to keep.
@@ -302,7 +312,7 @@ def train_to_end(run: ResolvedRun, watchdog: Watchdog) -> str:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
     stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
-    worker = Worker(run, watchdog)
+    worker = Worker(run, watchdog, dev_clips)
     feed = worker.feed(stream)
     if worker.progress.step == 0:
         worker.validate()
