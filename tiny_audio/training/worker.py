@@ -28,7 +28,7 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.layers import compiled_layers
-from tiny_audio.run.checkpoint import CheckpointWriter, Progress, latest_checkpoint, load_checkpoint, load_progress
+from tiny_audio.run.checkpoint import Checkpoint, CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.run.claim import require_claim
 from tiny_audio.run.ledger import LEDGER, Ledger
 from tiny_audio.run.metrics import append_metrics, append_warning
@@ -36,7 +36,7 @@ from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.storage import said_in_one_line
 from tiny_audio.training.budget import find_micro_batch_s
-from tiny_audio.training.collectives import all_min
+from tiny_audio.training.collectives import all_min, from_rank_zero
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
@@ -88,22 +88,23 @@ class Worker:
     def _restore(self) -> dict[str, torch.Tensor] | None:
         """Loads the weights and progress of the last checkpoint, if there is one; returns its moments.
 
-        Raises:
-            RuntimeError: the workers find different checkpoints, as on a shared disk that is slow to show them.
+        Rank 0 reads it for all, so that the storage gives it out once, and to no two workers another one.
         """
-        damaged: list[str] = []
-        checkpoint = latest_checkpoint(self.run.folder, damaged.append)  # the driver makes the stream from it too
-        step = load_progress(checkpoint).step if checkpoint else 0
-        if all_min(step, self.device) != -all_min(-step, self.device):
-            raise RuntimeError(f"rank {self.rank} finds the checkpoint of step {step}, another worker finds another one")
-        with self.writing():
-            for line in damaged if self.rank == 0 else []:
-                append_warning(self.run.folder, step, line)
+        checkpoint = from_rank_zero(self._read_checkpoint)
         if checkpoint is None:
             return None
-        weights, moments, self.progress = load_checkpoint(checkpoint)
+        weights, moments, self.progress = checkpoint
         self.model.projector.load_state_dict(weights)
         return moments
+
+    def _read_checkpoint(self) -> Checkpoint | None:
+        damaged: list[str] = []
+        folder = latest_checkpoint(self.run.folder, damaged.append)  # the driver makes the stream from it too
+        checkpoint = load_checkpoint(folder) if folder else None
+        with self.writing():
+            for line in damaged:
+                append_warning(self.run.folder, checkpoint[2].step if checkpoint else 0, line)
+        return checkpoint
 
     @contextmanager
     def writing(self) -> Iterator[None]:
