@@ -45,6 +45,14 @@ def from_rank_zero(make: Callable[[], Item]) -> Item:
     return made[0]
 
 
+def gathered_by_rank_zero(item: Item) -> list[Item]:
+    """Returns, on rank 0, every worker's item, by rank; on the others an empty list."""
+    is_first = distributed.get_rank() == 0
+    items = [item] * distributed.get_world_size() if is_first else []
+    distributed.gather_object(item, items if is_first else None)
+    return items
+
+
 def all_gathered(items: list[Item]) -> list[Item]:
     """Returns the items of all workers in one list, by rank."""
     lists: list[list[Item]] = [[] for _ in range(distributed.get_world_size())]

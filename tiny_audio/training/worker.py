@@ -30,13 +30,13 @@ from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.layers import compiled_layers
 from tiny_audio.run.checkpoint import Checkpoint, CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.run.claim import require_claim
-from tiny_audio.run.ledger import LEDGER, Ledger
+from tiny_audio.run.ledger import LEDGER, Ledger, write_ledger
 from tiny_audio.run.metrics import append_metrics, append_warning
 from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.storage import said_in_one_line
 from tiny_audio.training.budget import find_micro_batch_s
-from tiny_audio.training.collectives import all_min, from_rank_zero
+from tiny_audio.training.collectives import all_min, from_rank_zero, gathered_by_rank_zero
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
@@ -72,7 +72,7 @@ class Worker:
             made_once(dev_clips), max_wer_rows, self.model, transcriber.texts, rows_at_once, self.micro_batch_s, grouped, on_part
         )
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
-        self.ledger = Ledger(run.folder, self.rank)
+        self.ledger = Ledger()
         self.rejects = RejectLog(run.folder, config.data.max_reject_share)
         self.checkpoints = CheckpointWriter(
             run.folder, config.keep_checkpoints, config.score_metric, partial(require_claim, run.folder, run.claim)
@@ -242,13 +242,13 @@ class Worker:
         """
         self.tell(SAVING)
         started = time.perf_counter()
+        trained = gathered_by_rank_zero(self.ledger.take())
         with self.writing():
-            self.ledger.write(self.progress.step)
-            if self.rank == 0:
+            if self.rank == 0:  # before the checkpoint is begun: whatever that counts is in the tables
+                write_ledger(self.run.folder, self.progress.step, trained)
                 self.rejects.write(self.progress.step)
         self.progress.scores = {name: score for name, score in scores.items() if math.isfinite(score)}
         weights, moments = self.engine.weights(), self.engine.moments()
-        all_min(0.0, self.device)  # waits for all: no checkpoint may be whole before its rows are in every worker's ledger
         if self.rank == 0:
             self.checkpoints.begin(weights, moments, self.progress)
             self.save_stall_s = time.perf_counter() - started
