@@ -95,7 +95,9 @@ def _decode_window(table: pa.Table, plan: TrainingPlan, steps: range, num_worker
         batches = window_batches(window, rows, seed=plan.seed, num_workers=num_workers, silence_share=plan.silence_share)
         batches = [batch for batch in batches if batch.step in steps]
         num_steps = steps_per_block(plan.batch_rows, num_workers, block_rows)
-        yield from map(_to_table, _blocks(batches, num_workers, num_steps))
+        num_first = sum(batch.step == steps.start for batch in batches)  # by themselves, so that a start waits for no more
+        for part in (batches[:num_first], batches[num_first:]):
+            yield from map(_to_table, _blocks(part, num_workers, num_steps))
 
 
 def _plan_steps(table: pa.Table, plan: TrainingPlan, steps: range) -> Iterator[pa.Table]:
@@ -138,7 +140,7 @@ def window_dataset(plan: TrainingPlan, steps: range) -> ray.data.Dataset:
 def train_dataset(plan: TrainingPlan, steps: range, num_workers: int, block_rows: int = BLOCK_ROWS) -> ray.data.Dataset:
     """The stream of training batches, in the order of the steps. It is lazy: nothing is planned or read until a worker asks.
 
-    A block holds `steps_per_block` steps, or those that are left of a window.
+    A block holds `steps_per_block` steps, or those that are left of a window; the very first step has blocks of its own.
 
     At a stream's end Ray's equal split deals out what is left in runs, not in turns; so rows that nobody reads follow.
     """
