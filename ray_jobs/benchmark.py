@@ -1,6 +1,6 @@
 """Measures this machine's GPUs on models of the real size, with random weights and noise for speech.
 
-Prints a table and writes it as JSON. The parts `plan` and `soak` need no GPU.
+Prints a table and writes it as JSON. The parts `data`, `plan` and `soak` need no GPU.
 
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=step      one GPU: the seed's step, ours in its variants
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=memory    one GPU: budgets for 24 GB, 80 GB and all of it
@@ -10,6 +10,7 @@ python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=scale     all 
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=restart   all GPUs: a worker is killed, and what that costs
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=fp8       one GPU: learning in FP8 beside bfloat16
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=transcribe  one GPU: the engine, generate, the seed's snippet
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=data      no GPU: steps a second of the data stream alone
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=plan      no GPU: planning and resuming at 10 million rows
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=soak      no GPU: memory over a long training
 """

@@ -83,8 +83,8 @@ def window_clips(shards, num_workers, augment):
     settings = {"batch_rows": 4, "steps_per_window": 4, "max_duration_s": 3.1, "silence_share": 0.1, "augment": augment}
     plan = plan_of(read_footers(list_shards(f"{shards}/train/*.parquet")), seed=0, **settings)
     window = next(plan.windows(num_steps=4))
-    tables = _decode_window(pa.table({"window": [json.dumps(asdict(window))]}), plan, range(4), num_workers)
-    batches = [_from_table(table) for table in tables]
+    tables = _decode_window(pa.table({"window": [json.dumps(asdict(window))]}), plan, range(4), num_workers, block_rows=8)
+    batches = [batch for table in tables for batch in _from_table(table)]
     pcm = {clip.id: clip.pcm.tobytes() for batch in batches for clip in batch.clips}
     steps = {(batch.step, len(clip.pcm), clip.id) for batch in batches for clip in batch.clips}
     return pcm, steps

@@ -37,11 +37,13 @@ def test_a_row_of_a_table_has_the_same_samples():
     assert clip_table([]).num_rows == 0
 
 
-def test_a_training_row_holds_a_share_of_a_step_whole():
-    batch = WorkerBatch(7, 1, 0, 5, 12.5, CLIPS, REJECTS, {"yodas": 2})
-    for sent in (batch, WorkerBatch(7, 1, 1, 5, 12.5, [])):
+def test_a_training_row_holds_the_shares_of_its_steps_whole():
+    full = WorkerBatch(7, 1, 0, 5, 12.5, CLIPS, REJECTS, {"yodas": 2})
+    empty, other = WorkerBatch(8, 1, 0, 5, 12.5, []), WorkerBatch(9, 1, 0, 5, 12.5, CLIPS[:1])
+    for sent in ([full, empty, other], [empty]):
         table = _to_table(sent)
         assert table.num_rows == 1
-        read = _from_table(table)
-        assert all(same(*pair) for pair in zip(read.clips, sent.clips, strict=True))
-        assert read == WorkerBatch(**vars(sent) | {"clips": read.clips})
+        read = list(_from_table(table))
+        for batch, original in zip(read, sent, strict=True):
+            assert all(same(*pair) for pair in zip(batch.clips, original.clips, strict=True))
+            assert batch == WorkerBatch(**vars(original) | {"clips": batch.clips})

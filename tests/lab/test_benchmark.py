@@ -14,5 +14,5 @@ def test_a_part_is_a_module_that_measures_and_help_names_it(part):
 
 
 def test_an_unknown_part_is_refused():
-    with pytest.raises(ConfigError, match=r"part must be one of fp8, .*, not 'stop'"):
+    with pytest.raises(ConfigError, match=r"part must be one of data, .*, not 'stop'"):
         BenchmarkConfig(part="stop")

@@ -16,7 +16,7 @@ from tiny_audio.lab.local_nodes import kill, named_processes
 from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import EpochAudit, PlannedFile, Rejected, audit, audit_epoch
 from tiny_audio.run.checkpoint import has_checkpoint
-from tiny_audio.run.ledger import LEDGER, SCHEMA
+from tiny_audio.run.ledger import LEDGER, SCHEMA, write_ledger
 from tiny_audio.run.metrics import read_lines, read_metrics
 from tiny_audio.run.parts import write_part
 from tiny_audio.run.rejects import REJECTS
@@ -78,9 +78,9 @@ def test_an_epoch_of_rejects_alone_and_rows_without_an_id_are_counted(tmp_path):
     config.data.batch_rows, config.data.steps_per_window = 4, 1  # a step is an epoch
     rejects = [{"epoch": 0, "step": 0, "id": name} for name in ("row-1", "", "", "row-2")]
     rejects += [{"epoch": 1, "step": 1, "id": ""}] * 2
-    write_part(config.run_dir / REJECTS, 2, 0, rejects, REJECTS_SCHEMA)
+    write_part(config.run_dir / REJECTS, 2, pa.Table.from_pylist(rejects, REJECTS_SCHEMA))
     trained = [{"epoch": 1, "step": 1, "id": name} for name in ("row-1", "row-2")]
-    write_part(config.run_dir / LEDGER, 2, 0, trained, SCHEMA)
+    write_ledger(config.run_dir, 2, [pa.Table.from_pylist([row], SCHEMA) for row in trained])
     assert audit(config) == [EpochAudit(0, 4, 0, 4, 0, 0), EpochAudit(1, 4, 2, 2, 0, 0)]
 
 

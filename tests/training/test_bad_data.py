@@ -22,6 +22,7 @@ from tiny_audio.audio.decode import AudioError, decode
 from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.columns import SCHEMA
+from tiny_audio.data.dev_clips import load_dev_clips
 from tiny_audio.data.footers import read_footers
 from tiny_audio.data.plan import RowSlice, plan_pass
 from tiny_audio.data.rows import Reject, Row
@@ -31,7 +32,6 @@ from tiny_audio.lab.process_memory import anonymous_mib
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import JUDGED_ROWS, REJECTS, RejectLog, worst_files
-from tiny_audio.training.validation import load_dev_clips
 
 PCM = tone(2.0)
 
@@ -246,7 +246,6 @@ def test_a_file_that_stalls_is_named_while_its_read_goes_on(tmp_path, monkeypatc
 
 
 def test_validation_never_goes_on_without_some_of_its_rows(tmp_path, monkeypatch):
-    """Each worker reads all of them: one that missed some would get out of step with the others."""
     shard(tmp_path / "a.parquet", ["row-1"])
     shard(tmp_path / "b.parquet", ["row-2"])
     damage_row_group(tmp_path / "b.parquet", 0)

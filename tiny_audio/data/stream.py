@@ -1,7 +1,8 @@
 """The Ray Data graph, and the only file that builds one: shards -> decode -> batches, on CPU nodes, streamed to workers.
 
-A row of the training stream is one worker's share of one step, ready-made, in a block of its own: Ray Train's split
-deals the blocks out in turn, so worker r of n gets rows r, r + n, ... `WorkerStream` checks that it does.
+A row of the training stream holds one worker's shares of some consecutive steps, ready-made, and is a block of its own:
+Ray Train's split deals the blocks out in turn, so worker r of n gets rows r, r + n, ... `WorkerStream` checks that it does.
+The split is a single Python process that passes on some 165 blocks a second, hence several steps to a block.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ExecutionOptions, TaskPoolStrategy
@@ -28,7 +31,7 @@ from tiny_audio.data.shards import decode_slices, row_copies
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.ray_names import SUBCLUSTER
 
-PREFETCH_STEPS = 2  # steps that Ray Data fetches ahead: a worker gets a step once these are there too, or the data have ended
+BLOCK_ROWS = 256  # clips for one worker in a block, about: 71 MB at LoquaciousSet's 8.7 s, and a worker holds up to three blocks
 STEPS_PER_PLAN = 256  # steps of a planning task: at 10 million rows it takes under a second, and feeds minutes of decoding
 END = -1  # the step of the rows after the last one; see train_dataset
 
@@ -39,19 +42,23 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _to_table(batch: WorkerBatch) -> pa.Table:
-    """A share of a step as a table of one row: its clips and rejects in one list, all else in a JSON header."""
-    header = dataclasses.asdict(dataclasses.replace(batch, clips=[], rejects=[]))
-    structs = clip_structs([*batch.clips, *batch.rejects])
-    clips = pa.LargeListArray.from_arrays(pa.array([0, len(structs)], pa.int64()), structs)
-    return pa.table({"header": [json.dumps(header)], "clips": clips})
+def _to_table(batches: list[WorkerBatch]) -> pa.Table:
+    """A worker's shares of some steps as a table of one row: a list of clips and rejects for each, all else in JSON headers."""
+    headers = [dataclasses.asdict(dataclasses.replace(batch, clips=[], rejects=[])) for batch in batches]
+    rows = [[*batch.clips, *batch.rejects] for batch in batches]
+    ends = np.cumsum([0, *map(len, rows)])
+    shares = pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), clip_structs(chain.from_iterable(rows)))
+    clips = pa.LargeListArray.from_arrays(pa.array([0, len(batches)], pa.int64()), shares)
+    return pa.table({"headers": [json.dumps(headers)], "clips": clips})
 
 
-def _from_table(table: pa.Table) -> WorkerBatch:
-    """Returns what `_to_table` made a row of; the clips' samples are views of the table."""
-    rows = read_structs(table["clips"][0].values)
-    clips, rejects = ([row for row in rows if isinstance(row, kind)] for kind in (Clip, Reject))
-    return WorkerBatch(**json.loads(table["header"][0].as_py()) | {"clips": clips, "rejects": rejects})
+def _from_table(table: pa.Table) -> Iterator[WorkerBatch]:
+    """Yields what `_to_table` made a row of; the clips' samples are views of the table."""
+    headers = json.loads(table["headers"][0].as_py())
+    for header, share in zip(headers, table["clips"][0].values, strict=True):
+        rows = read_structs(share.values)
+        clips, rejects = ([row for row in rows if isinstance(row, kind)] for kind in (Clip, Reject))
+        yield WorkerBatch(**header | {"clips": clips, "rejects": rejects})
 
 
 def _to_window(row: dict) -> Window:
@@ -59,12 +66,24 @@ def _to_window(row: dict) -> Window:
     return Window(**{**values, "slices": tuple(RowSlice(**part) for part in values["slices"])})
 
 
-def _decode_window(table: pa.Table, plan: TrainingPlan, steps: range, num_workers: int) -> Iterator[pa.Table]:
-    """The task on a CPU node: takes one planned window, and yields a one-row table for each of its steps and workers."""
+def steps_per_block(batch_rows: int, num_workers: int, block_rows: int = BLOCK_ROWS) -> int:
+    """Counts the steps that make about `block_rows` clips for one worker; it is at least one."""
+    return max(1, block_rows * num_workers // batch_rows)
+
+
+def _blocks(batches: list[WorkerBatch], num_workers: int, num_steps: int) -> Iterator[list[WorkerBatch]]:
+    """Yields each worker's batches of `num_steps` steps, worker by worker, then those of the steps that follow."""
+    size = num_steps * num_workers
+    for start in range(0, len(batches), size):
+        yield from (batches[start : start + size][rank::num_workers] for rank in range(num_workers))
+
+
+def _decode_window(table: pa.Table, plan: TrainingPlan, steps: range, num_workers: int, block_rows: int) -> Iterator[pa.Table]:
+    """The task on a CPU node: takes one planned window, and yields the blocks of all workers in order, each a one-row table."""
     for row in table.to_pylist():
         if row["window"] == "":
             for rank in range(num_workers):
-                yield _to_table(WorkerBatch(END, END, rank, 0, 0.0, []))
+                yield _to_table([WorkerBatch(END, END, rank, 0, 0.0, [])])
             continue
         window = _to_window(row)
         copies = partial(row_copies, weights=plan.source_weights, seed=plan.seed, epoch=window.epoch)
@@ -73,9 +92,12 @@ def _decode_window(table: pa.Table, plan: TrainingPlan, steps: range, num_worker
             augment_clip, config=plan.augment, max_duration_s=plan.max_duration_s, seed=plan.seed, epoch=window.epoch
         )
         rows = [augment(row) if isinstance(row, Clip) else row for row in rows]  # before dealing: durations change
-        for batch in window_batches(window, rows, seed=plan.seed, num_workers=num_workers, silence_share=plan.silence_share):
-            if batch.step in steps:
-                yield _to_table(batch)
+        batches = window_batches(window, rows, seed=plan.seed, num_workers=num_workers, silence_share=plan.silence_share)
+        batches = [batch for batch in batches if batch.step in steps]
+        num_steps = steps_per_block(plan.batch_rows, num_workers, block_rows)
+        num_first = sum(batch.step == steps.start for batch in batches)  # by themselves, so that a start waits for no more
+        for part in (batches[:num_first], batches[num_first:]):
+            yield from map(_to_table, _blocks(part, num_workers, num_steps))
 
 
 def _plan_steps(table: pa.Table, plan: TrainingPlan, steps: range) -> Iterator[pa.Table]:
@@ -115,12 +137,14 @@ def window_dataset(plan: TrainingPlan, steps: range) -> ray.data.Dataset:
     return dataset
 
 
-def train_dataset(plan: TrainingPlan, steps: range, num_workers: int) -> ray.data.Dataset:
+def train_dataset(plan: TrainingPlan, steps: range, num_workers: int, block_rows: int = BLOCK_ROWS) -> ray.data.Dataset:
     """The stream of training batches, in the order of the steps. It is lazy: nothing is planned or read until a worker asks.
+
+    A block holds `steps_per_block` steps, or those that are left of a window; the very first step has blocks of its own.
 
     At a stream's end Ray's equal split deals out what is left in runs, not in turns; so rows that nobody reads follow.
     """
-    settings = {"plan": plan.without_groups(), "steps": steps, "num_workers": num_workers}
+    settings = {"plan": plan.without_groups(), "steps": steps, "num_workers": num_workers, "block_rows": block_rows}
     dataset = window_dataset(plan, steps).map_batches(_decode_window, batch_size=1, batch_format="pyarrow", fn_kwargs=settings)
     dataset.context.target_max_block_size = 1  # as above
     dataset.context.enable_progress_bars = False
@@ -151,13 +175,16 @@ class WorkerStream:
     """A worker's batches in the order of the steps, from its share of the dataset.
 
     Decoding begins when the stream is made, before its first batch is asked for: Ray Data takes ten seconds to start, and
-    the model can be loaded meanwhile.
+    the model can be loaded meanwhile. While a worker trains the steps of a block, a thread of Ray Data fetches the next one;
+    no step waits for a later block.
     """
 
     def __init__(self, shard: ray.data.DataIterator, rank: int):
         self.rank, self.next_step = rank, 0
-        self.rows = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCH_STEPS))
-        self.first = ThreadPoolExecutor(1, "stream").submit(next, self.rows)
+        # Prefetching, as Ray calls it, holds a block back until those after it have been decoded too.
+        blocks = shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0)
+        self.batches = chain.from_iterable(map(_from_table, blocks))
+        self.first = ThreadPoolExecutor(1, "stream").submit(next, self.batches)
 
     def begin_at(self, step: int) -> WorkerStream:
         """Sets the step that the first batch must belong to; without it, step 0."""
@@ -172,7 +199,7 @@ class WorkerStream:
         """
         try:
             first, self.first = self.first, None
-            batch = _from_table(first.result() if first else next(self.rows))
+            batch = first.result() if first else next(self.batches)
         except StopIteration:
             raise RuntimeError(f"the data ended before step {self.next_step}") from None
         if (batch.step, batch.rank) != (self.next_step, self.rank):

@@ -130,7 +130,10 @@ def load_progress(folder: Path) -> Progress:
     return Progress(**values)
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Progress]:
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Progress]  # weights, moments and progress
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
     """Reads the weights, moments and progress of a checkpoint folder. Else as `load_progress`."""
     return load_weights(folder), load((folder / MOMENTS).read_bytes()), load_progress(folder)
 

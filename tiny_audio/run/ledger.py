@@ -21,10 +21,8 @@ SCHEMA = pa.schema([("epoch", pa.int32()), ("step", pa.int64()), ("id", pa.strin
 
 @dataclass
 class Ledger:
-    """One worker's part of the ledger."""
+    """What one worker has trained since the last part."""
 
-    run_dir: Path
-    rank: int
     unwritten: list[dict] = field(default_factory=list)
 
     def add(self, batch: WorkerBatch) -> None:
@@ -37,7 +35,12 @@ class Ledger:
         for row in skipped:
             self.unwritten.remove({"epoch": row.epoch, "step": row.step, "id": row.id})
 
-    def write(self, step: int) -> None:
-        """Writes a part with the rows up to `step` that are in none yet."""
-        write_part(self.run_dir / LEDGER, step, self.rank, self.unwritten, SCHEMA)
-        self.unwritten = []
+    def take(self) -> pa.Table:
+        """Returns the rows that are in no part yet, and forgets them."""
+        rows, self.unwritten = self.unwritten, []
+        return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def write_ledger(run_dir: Path, step: int, tables: list[pa.Table]) -> None:
+    """Writes a part with the rows that all workers have trained up to `step`."""
+    write_part(run_dir / LEDGER, step, pa.concat_tables(tables))

@@ -1,4 +1,6 @@
-"""Tables that a run writes as it goes: folders of Parquet parts, one for each worker and checkpoint, named by its step.
+"""Tables that a run writes as it goes: folders of Parquet parts, one for each checkpoint, named by its step.
+
+Rank 0 writes them. Earlier versions wrote a part for each worker, and such folders are still read.
 
 A part is written before its checkpoint is begun. So whatever a checkpoint counts is in the tables, no matter what is killed
 when; a part without its checkpoint is dropped by the next start, which will train its rows again.
@@ -23,14 +25,14 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.parquet"))
 
 
-def write_part(folder: Path, step: int, rank: int, rows: list[dict], schema: pa.Schema) -> None:
-    """Adds a part of one worker's rows up to `step`, whole or not at all; without rows it adds none."""
+def write_part(folder: Path, step: int, rows: pa.Table) -> None:
+    """Adds a part of rows up to `step`, whole or not at all; without rows it adds none."""
     if not rows:
         return
     data = io.BytesIO()
     metadata = {FORMAT_VERSION: str(PARTS_VERSION)}
-    pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata(metadata)), data)
-    put(folder / f"step-{step:08d}-rank-{rank}.parquet", data.getvalue())
+    pq.write_table(rows.replace_schema_metadata(metadata), data)
+    put(folder / f"step-{step:08d}-rank-0.parquet", data.getvalue())
 
 
 def read_part(part: Path, columns: list[str]) -> pa.Table:

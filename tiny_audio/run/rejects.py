@@ -80,7 +80,7 @@ class RejectLog:
 
     def write(self, step: int) -> None:
         """Writes the rejects up to `step` that are not written yet, as a part of rejects.parquet."""
-        write_part(self.run_dir / REJECTS, step, 0, self.unwritten, SCHEMA)
+        write_part(self.run_dir / REJECTS, step, pa.Table.from_pylist(self.unwritten, SCHEMA))
         self.unwritten = []
 
     def judge(self) -> str:

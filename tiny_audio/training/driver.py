@@ -20,12 +20,13 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from tiny_audio.config import ConfigError, TrainConfig, require
+from tiny_audio.config import ConfigError, DataConfig, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.counts import name_rows
+from tiny_audio.data.dev_clips import load_dev_clips
 from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.labels import make_truecaser
-from tiny_audio.data.stream import PREFETCH_STEPS, ingest_config, train_dataset
+from tiny_audio.data.stream import ingest_config, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.model.config import ASRConfig
@@ -90,13 +91,24 @@ def _train_loop(loop_config: dict) -> str:
     return train_loop(loop_config)
 
 
+def _start_decoding_dev_clips(data: DataConfig) -> ray.ObjectRef:
+    """Starts the task that decodes the clips to validate on, once for all workers, where the training rows are decoded.
+
+    It asks for no CPU: the decode tasks of the training rows may hold all of them until the workers, which wait for these
+    clips, take their first step.
+    """
+    nodes = {SUBCLUSTER: data.decode_label} if data.decode_label else None
+    task = ray.remote(num_cpus=0, label_selector=nodes, retry_exceptions=[OSError])(load_dev_clips)
+    return task.remote(data)
+
+
 def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     """Makes the trainer. Ray Train keeps an empty file in `scratch`; it is told of no checkpoint, and recovers nothing."""
     config = run.config
     num_workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     return TorchTrainer(
         _train_loop,
-        train_loop_config={"run": run.for_workers(), "watch": watch},
+        train_loop_config={"run": run.for_workers(), "watch": watch, "dev_clips": _start_decoding_dev_clips(config.data)},
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
         ),
@@ -111,10 +123,10 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     )
 
 
-def _files_of_step(plan: TrainingPlan, num_steps: int, step: int) -> str:
-    """Names the files that must be read before workers get their rows of a step: those of its window, and of those ahead."""
-    windows = plan.windows(num_steps=min(step + 1 + PREFETCH_STEPS, num_steps), start_step=step)
-    return name_rows(list(dict.fromkeys(part.path for window in windows for part in window.slices)))
+def _files_of_step(plan: TrainingPlan, step: int) -> str:
+    """Names the files that must be read before workers get their rows of a step: those of its window."""
+    (window,) = plan.windows(num_steps=step + 1, start_step=step)
+    return name_rows(list(dict.fromkeys(part.path for part in window.slices)))
 
 
 def _fit(run: ResolvedRun, watch) -> str:
@@ -123,7 +135,7 @@ def _fit(run: ResolvedRun, watch) -> str:
     Raises:
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
-    follower = HangFollower(watch, partial(_files_of_step, run.plan, run.config.num_steps))
+    follower = HangFollower(watch, partial(_files_of_step, run.plan))
     try:
         with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
             return _trainer(run, watch, scratch).fit().return_value  # rank 0's

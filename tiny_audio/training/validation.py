@@ -9,36 +9,13 @@ import torch
 from torch import distributed
 
 from tiny_audio.audio.clip import Clip
-from tiny_audio.config import ConfigError, DataConfig, require
+from tiny_audio.config import ConfigError
 from tiny_audio.counts import name_rows
 from tiny_audio.data.batch import deal, load_s, num_micro_batches
-from tiny_audio.data.footers import read_dataset
-from tiny_audio.data.labels import make_truecaser
-from tiny_audio.data.plan import plan_pass
-from tiny_audio.data.rows import UNREADABLE, Reject
-from tiny_audio.data.shards import decode_slices
 from tiny_audio.evaluation.wer import count_errors, normalize
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.packing import PackedBatch, pack, silence
 from tiny_audio.training.collectives import all_gathered, all_sums
-
-
-def load_dev_clips(data: DataConfig) -> list[Clip]:
-    """Decodes the first `max_dev_rows` dev rows, in order; they are few enough for every worker to decode them all.
-
-    Raises:
-        OSError: a file cannot be read now; a new start of the worker may find it readable.
-        ConfigError: no row is usable.
-    """
-    groups = read_dataset(data.dev, data.max_dev_rows, columns=data.columns)
-    decoded = decode_slices(plan_pass(groups), data.max_duration_s, make_truecaser(data), columns=data.columns)
-    clips, rejects = ([row for row in decoded if isinstance(row, kind)] for kind in (Clip, Reject))
-    unreadable = sorted({reject.path for reject in rejects if reject.reason == UNREADABLE})
-    if unreadable:
-        raise OSError(f"{unreadable[0]}: cannot be read; validation needs all of data.dev, on every worker")
-    reasons = sorted({reject.reason for reject in rejects})
-    require(bool(clips), f"{data.dev}: every validation row is rejected: {', '.join(reasons)}")
-    return clips
 
 
 def wer_parts(clips: list[Clip], rank: int, num_workers: int, rows_at_once: int) -> list[list[Clip]]:
@@ -57,7 +34,8 @@ class Validation:
 
     def __init__(
         self,
-        data: DataConfig,
+        clips: list[Clip],
+        max_wer_rows: int,  # of the clips, the first so many are transcribed
         model: ASRModel,
         transcribe: Transcribe,
         rows_at_once: int,  # clips in one batch of the transcriber
@@ -66,11 +44,11 @@ class Validation:
         on_part: Callable[[list[str]], None],  # called with the row ids of each part before it is computed
     ):
         rank, num_workers = distributed.get_rank(), distributed.get_world_size()
-        clips, packing = load_dev_clips(data), model.packing(grouped)
+        packing = model.packing(grouped)
         shares = deal(clips, num_workers)
         num_parts = num_micro_batches(max(load_s(share) for share in shares), micro_batch_s)
         self.loss_parts = [pack(part, packing) for part in deal(shares[rank], num_parts)]
-        self.wer_parts = wer_parts(clips[: data.max_wer_rows], rank, num_workers, rows_at_once)
+        self.wer_parts = wer_parts(clips[:max_wer_rows], rank, num_workers, rows_at_once)
         self.model, self.transcribe, self.on_part = model, transcribe, on_part
 
     def __call__(self) -> dict[str, float]:

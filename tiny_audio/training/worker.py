@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import ray.train
 import torch
@@ -27,15 +28,15 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.layers import compiled_layers
-from tiny_audio.run.checkpoint import CheckpointWriter, Progress, latest_checkpoint, load_checkpoint, load_progress
+from tiny_audio.run.checkpoint import Checkpoint, CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.run.claim import require_claim
-from tiny_audio.run.ledger import LEDGER, Ledger
+from tiny_audio.run.ledger import LEDGER, Ledger, write_ledger
 from tiny_audio.run.metrics import append_metrics, append_warning
 from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.storage import said_in_one_line
 from tiny_audio.training.budget import find_micro_batch_s
-from tiny_audio.training.collectives import all_min
+from tiny_audio.training.collectives import all_min, from_rank_zero, gathered_by_rank_zero
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
@@ -50,7 +51,7 @@ from tiny_audio.training.zero import Engine
 class Worker:
     """The state of one rank through `train_loop`."""
 
-    def __init__(self, run: ResolvedRun, watchdog: Watchdog):
+    def __init__(self, run: ResolvedRun, watchdog: Watchdog, dev_clips: ray.ObjectRef):
         context, config = ray.train.get_context(), run.config
         self.run, self.rank, self.num_workers = run, context.get_world_rank(), context.get_world_size()
         self.device, self.watchdog = ray.train.torch.get_device(), watchdog
@@ -69,10 +70,12 @@ class Worker:
         if config.zero_stage == 3:
             sharded = ShardedTranscriber(self.model, self.num_workers)
             transcribe, rows_at_once = sharded.texts, sharded.rows_at_once
-        on_part = partial(self.tell, VALIDATING)
-        self.validation = Validation(config.data, self.model, transcribe, rows_at_once, self.micro_batch_s, grouped, on_part)
+        clips, on_part = made_once(dev_clips), partial(self.tell, VALIDATING)
+        self.validation = Validation(
+            clips, config.data.max_wer_rows, self.model, transcribe, rows_at_once, self.micro_batch_s, grouped, on_part
+        )
         self.cache = FeatureCache(config.cache_features_gib * 2**30)
-        self.ledger = Ledger(run.folder, self.rank)
+        self.ledger = Ledger()
         self.rejects = RejectLog(run.folder, config.data.max_reject_share)
         self.checkpoints = CheckpointWriter(
             run.folder, config.keep_checkpoints, config.score_metric, partial(require_claim, run.folder, run.claim)
@@ -88,22 +91,23 @@ class Worker:
     def _restore(self) -> dict[str, torch.Tensor] | None:
         """Loads the weights and progress of the last checkpoint, if there is one; returns its moments.
 
-        Raises:
-            RuntimeError: the workers find different checkpoints, as on a shared disk that is slow to show them.
+        Rank 0 reads it for all, so that the storage gives it out once, and to no two workers another one.
         """
-        damaged: list[str] = []
-        checkpoint = latest_checkpoint(self.run.folder, damaged.append)  # the driver makes the stream from it too
-        step = load_progress(checkpoint).step if checkpoint else 0
-        if all_min(step, self.device) != -all_min(-step, self.device):
-            raise RuntimeError(f"rank {self.rank} finds the checkpoint of step {step}, another worker finds another one")
-        with self.writing():
-            for line in damaged if self.rank == 0 else []:
-                append_warning(self.run.folder, step, line)
+        checkpoint = from_rank_zero(self._read_checkpoint)
         if checkpoint is None:
             return None
-        weights, moments, self.progress = load_checkpoint(checkpoint)
+        weights, moments, self.progress = checkpoint
         self.model.projector.load_state_dict(weights)
         return moments
+
+    def _read_checkpoint(self) -> Checkpoint | None:
+        damaged: list[str] = []
+        folder = latest_checkpoint(self.run.folder, damaged.append)  # the driver makes the stream from it too
+        checkpoint = load_checkpoint(folder) if folder else None
+        with self.writing():
+            for line in damaged:
+                append_warning(self.run.folder, checkpoint[2].step if checkpoint else 0, line)
+        return checkpoint
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -241,13 +245,13 @@ class Worker:
         """
         self.tell(SAVING)
         started = time.perf_counter()
+        trained = gathered_by_rank_zero(self.ledger.take())
         with self.writing():
-            self.ledger.write(self.progress.step)
-            if self.rank == 0:
+            if self.rank == 0:  # before the checkpoint is begun: whatever that counts is in the tables
+                write_ledger(self.run.folder, self.progress.step, trained)
                 self.rejects.write(self.progress.step)
         self.progress.scores = {name: score for name, score in scores.items() if math.isfinite(score)}
         weights, moments = self.engine.weights(), self.engine.moments()
-        all_min(0.0, self.device)  # waits for all: no checkpoint may be whole before its rows are in every worker's ledger
         if self.rank == 0:
             self.checkpoints.begin(weights, moments, self.progress)
             self.save_stall_s = time.perf_counter() - started
@@ -271,6 +275,14 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     return model
 
 
+def made_once(item: ray.ObjectRef) -> Any:
+    """Returns what a task made for all workers, or raises its error as if it had been made here."""
+    try:
+        return ray.get(item)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
 def trim_heap() -> None:
     """Returns free memory to the system: blocks of ever different sizes leave holes in glibc's heap, by which it would grow."""
     with suppress(AttributeError):  # another C library
@@ -288,13 +300,13 @@ def train_loop(loop_config: dict) -> str:
         return final
     with Watchdog(watch, ray.train.get_context().get_world_rank()) as watchdog:
         try:
-            return train_to_end(run, watchdog)
+            return train_to_end(run, watchdog, loop_config["dev_clips"])
         except ConfigError as error:
             ray.get(watch.end.remote(str(error)))
             return str(error)
 
 
-def train_to_end(run: ResolvedRun, watchdog: Watchdog) -> str:
+def train_to_end(run: ResolvedRun, watchdog: Watchdog, dev_clips: ray.ObjectRef) -> str:
     """Trains from the start or the last checkpoint to the end; returns what stopped the run before, or an empty string.
 
     The validation at the start is only logged: an untrained projector's score is no mark to beat, and its model none to keep.
@@ -304,7 +316,7 @@ def train_to_end(run: ResolvedRun, watchdog: Watchdog) -> str:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
     stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
-    worker = Worker(run, watchdog)
+    worker = Worker(run, watchdog, dev_clips)
     feed = worker.feed(stream)
     if worker.progress.step == 0:
         worker.validate()

@@ -45,7 +45,7 @@ def count_gpus(config: BenchmarkConfig) -> int:
         ConfigError: it has none.
     """
     num_gpus = torch.cuda.device_count()
-    require(num_gpus > 0, f"part={config.part} measures GPUs, and there is none here; part=plan and part=soak need none")
+    require(num_gpus > 0, f"part={config.part} measures GPUs, and there is none here; data, plan and soak need none")
     return num_gpus
 
 

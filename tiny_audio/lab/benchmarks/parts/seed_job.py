@@ -9,7 +9,7 @@ from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.plan import Window, plan_pass
 from tiny_audio.data.shards import decode_slices
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
-from tiny_audio.lab.benchmarks.inputs import Inputs, make_inputs
+from tiny_audio.lab.benchmarks.inputs import make_inputs
 from tiny_audio.lab.benchmarks.runs import clear_runs, timed_job
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.run.metrics import read_metrics
@@ -36,14 +36,14 @@ def measure(config: BenchmarkConfig) -> list[dict]:
         "data_wait_share": sum(line["data_wait_share"] for line in steps[1:]) / len(rates),
         "peak_gib": steps[-1]["peak_gib"],
         "num_evaluations": sum("val_loss" in line for line in lines) - 1,
-        "decode_rows_per_s_and_core": decode_rate(inputs),
+        "decode_rows_per_s_and_core": decode_rate(inputs.dev),
     }
     return [row]
 
 
-def decode_rate(inputs: Inputs) -> float:
+def decode_rate(shards: str) -> float:
     """Returns the rows a second that one CPU core decodes and lays out for the workers: it gives the number of decode nodes."""
-    slices = list(plan_pass(read_footers(list_shards(inputs.dev))))
+    slices = list(plan_pass(read_footers(list_shards(shards))))
     started = time.perf_counter()
     rows = decode_slices(slices, 30.0)
     window_batches(Window(0, 0, 0, max(1, len(rows) // 32), tuple(slices)), rows, seed=0, num_workers=1)
