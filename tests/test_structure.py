@@ -115,6 +115,14 @@ def test_only_the_jobs_of_the_lab_name_it():
     assert not [str(path) for path in product if re.search(r"tiny_audio[./]lab\b", path.read_text())]
 
 
+def test_every_module_imports():
+    """Those too that no other test runs, such as the pre-training of the embedded backbones."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in ALL]
+    code = f"import importlib; [importlib.import_module(name) for name in {modules!r}]"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_product_works_without_the_lab(tmp_path):
     """Its modules, its jobs and its service import with `lab/` and the lab's own jobs deleted."""
     for name in ("tiny_audio", "ray_jobs", "serve"):

@@ -11,7 +11,8 @@ SAMPLE_RATE = 16_000
 N_FFT = 400  # 25 ms, Whisper's window (Radford et al. 2022, 2.2)
 HOP_SAMPLES = 160  # 10 ms
 SAMPLES_PER_ENCODER_FRAME = 2 * HOP_SAMPLES  # Whisper's second convolution has stride 2
-SAMPLES_PER_TOKEN = 2 * SAMPLES_PER_ENCODER_FRAME  # and so has the projector's
+FRAMES_PER_TOKEN = 2  # encoder frames that the projector makes a token of: its convolution has stride 2
+SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * SAMPLES_PER_ENCODER_FRAME
 PADDED_TOKENS = 16  # trimmed clips are padded to multiples of this many tokens
 
 

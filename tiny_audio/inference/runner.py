@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tiny_audio.audio.clip import Clip, num_audio_tokens
+from tiny_audio.audio.clip import FRAMES_PER_TOKEN, Clip, num_audio_tokens
 from tiny_audio.inference.cache import SlotCache
 from tiny_audio.inference.engine import Tokens
 from tiny_audio.inference.graphs import Graphed, next_size, padded
@@ -125,7 +125,7 @@ class Runner:
             return self.model.encoder_layers(hidden, frames)
         if frames is None:
             return self.encode_windows(padded(hidden, next_size(len(hidden), WINDOW_SIZES)))[: len(hidden)]
-        num_frames = 2 * next_size(-(-len(hidden) // 2), PROMPT_SIZES)
+        num_frames = FRAMES_PER_TOKEN * next_size(-(-len(hidden) // FRAMES_PER_TOKEN), PROMPT_SIZES)
         return self.encode_packed(padded(hidden, num_frames), padded(frames.bounds, MAX_PREFILL_ROWS + 1, len(hidden)))[
             : len(hidden)
         ]
@@ -205,7 +205,7 @@ class Runner:
         bounds = zeros(MAX_PREFILL_ROWS + 1, dtype=torch.int32)
         for size in reversed(PROMPT_SIZES):
             if self.model.trimmed:
-                self.encode_packed(zeros(2 * size, encoder.d_model, dtype=dtype), bounds)
+                self.encode_packed(zeros(FRAMES_PER_TOKEN * size, encoder.d_model, dtype=dtype), bounds)
             where = self._wasted(zeros(0), size)
             self.read_prompts(zeros(size, width, dtype=dtype), zeros(size), where, bounds, zeros(MAX_PREFILL_ROWS))
         if not self.model.trimmed:

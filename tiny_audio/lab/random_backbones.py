@@ -19,8 +19,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from tiny_audio.audio.clip import SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
+from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.config import BACKBONES, PACKAGE_ROOT
+from tiny_audio.model.backbone import window_num_samples
 from tiny_audio.model.backbone_weights import quiet_transformers
 
 PROMPT_PIECES = ["system", "user", "assistant", "Trans", "cribe", "<think>", "</think>", "\n\n"]
@@ -83,7 +84,7 @@ def write_encoder(folder: str | Path, config: dict, device: str = "cpu", max_sha
     """
     whisper = WhisperConfig(**config)
     _write_model(WhisperForConditionalGeneration, whisper, Path(folder), device, max_shard_size)
-    window_s = whisper.max_source_positions * SAMPLES_PER_ENCODER_FRAME // SAMPLE_RATE
+    window_s = window_num_samples(whisper) // SAMPLE_RATE
     WhisperFeatureExtractor(feature_size=whisper.num_mel_bins, chunk_length=window_s).save_pretrained(folder)
 
 

@@ -14,10 +14,10 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME, SAMPLES_PER_TOKEN, num_audio_tokens
+from tiny_audio.audio.clip import FRAMES_PER_TOKEN, HOP_SAMPLES, SAMPLES_PER_TOKEN, num_audio_tokens
 from tiny_audio.audio.features import estimated_num_samples, log_mel
 from tiny_audio.audio.masks import apply_masks
-from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer
+from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer, window_num_samples
 from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
 from tiny_audio.model.layers import Layers, encoder_layers, stem
@@ -70,7 +70,7 @@ class ASRModel(PreTrainedModel):
     @property
     def window_num_samples(self) -> int:
         """The longest audio that the encoder takes, in samples: 480,000 (30 s) for Whisper."""
-        return self.encoder.config.max_source_positions * SAMPLES_PER_ENCODER_FRAME
+        return window_num_samples(self.encoder.config)
 
     @property
     def num_mels(self) -> int:
@@ -202,7 +202,7 @@ class ASRModel(PreTrainedModel):
             raise ValueError(f"num_samples is more than the {log_mels.shape[-1]} frames of input_features hold")
         log_mels = pad(log_mels, (0, max(0, missing)), mode="replicate")  # the last token's, where it was cut
         group = Group(0, len(num_tokens), log_mels.shape[-1] * HOP_SAMPLES)
-        num_frames = [2 * n for n in num_tokens]
+        num_frames = [FRAMES_PER_TOKEN * n for n in num_tokens]
         index = frame_index([group], num_frames).to(log_mels.device)
         return self.encode([log_mels], [index], segments(num_frames).to(log_mels.device))
 

@@ -88,7 +88,12 @@ def read_window_s(model_id: str) -> float:
     Raises:
         ConfigError: there is no such checkpoint.
     """
-    return read_config(model_id, "whisper").max_source_positions * SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
+    return window_num_samples(read_config(model_id, "whisper")) / SAMPLE_RATE
+
+
+def window_num_samples(config: PreTrainedConfig) -> int:
+    """Computes the longest audio that a Whisper encoder takes, in samples at 16 kHz: 480,000 for 30 s."""
+    return config.max_source_positions * SAMPLES_PER_ENCODER_FRAME
 
 
 def require_encoder(model_id: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
+from tiny_audio.audio.clip import FRAMES_PER_TOKEN
 from tiny_audio.model.prompt import IGNORED_LABEL
 from tiny_audio.model.segments import Segments
 
@@ -43,7 +44,7 @@ class ClipCheck:
     def check_frames(self, frames: torch.Tensor) -> torch.Tensor:
         """Returns encoder frames (2 A, C) with zeros for what is not finite: a weight's gradient would be NaN * 0 there."""
         good = frames.isfinite()
-        self.finite &= _all_of_each(good.all(1).unflatten(0, (-1, 2)).all(1), self.tokens)
+        self.finite &= _all_of_each(good.all(1).unflatten(0, (-1, FRAMES_PER_TOKEN)).all(1), self.tokens)
         return torch.where(good, frames, 0)
 
     def check_gradients(self, audio: torch.Tensor) -> torch.Tensor:

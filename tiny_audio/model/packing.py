@@ -16,6 +16,7 @@ import torch
 
 from tiny_audio.audio.augment import MaskSpans
 from tiny_audio.audio.clip import (
+    FRAMES_PER_TOKEN,
     SAMPLE_RATE,
     SAMPLES_PER_ENCODER_FRAME,
     SAMPLES_PER_TOKEN,
@@ -191,7 +192,7 @@ def pack(
     else:
         answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in rows])
     groups = group_clips([len(clip.pcm) for clip in fresh], packing)
-    num_frames = [2 * n for n in num_tokens[len(known) :]]
+    num_frames = [FRAMES_PER_TOKEN * n for n in num_tokens[len(known) :]]
     return PackedBatch(
         rows=rows,
         known=torch.cat(list(known.values())) if known else None,

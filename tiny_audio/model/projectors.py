@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, linear
 
+from tiny_audio.audio.clip import FRAMES_PER_TOKEN
+
 INIT_STD = 0.02  # the seed's, for every projector weight
 
 
@@ -19,7 +21,7 @@ class PairConv(nn.Conv1d):
             frames: the clips, end to end.
             first: (B,) each clip's first output.
         """
-        pairs = frames.unflatten(0, (-1, 2))
+        pairs = frames.unflatten(0, (-1, FRAMES_PER_TOKEN))
         before = pairs[:, 1].roll(1, 0).index_fill(0, first, 0.0)  # a clip begins after silence
         taps = torch.stack([before, pairs[:, 0], pairs[:, 1]], dim=-1)
         return linear(taps.flatten(1), self.weight.flatten(1))
@@ -30,7 +32,9 @@ class Projector(nn.Module):
 
     def __init__(self, encoder_width: int, decoder_width: int):
         super().__init__()
-        self.conv = PairConv(encoder_width, encoder_width, kernel_size=3, stride=2, padding=1, bias=False, dtype=torch.float32)
+        self.conv = PairConv(
+            encoder_width, encoder_width, kernel_size=3, stride=FRAMES_PER_TOKEN, padding=1, bias=False, dtype=torch.float32
+        )
         self.linear_1 = nn.Linear(encoder_width, decoder_width, bias=False, dtype=torch.float32)
         self.linear_2 = nn.Linear(decoder_width, decoder_width, bias=False, dtype=torch.float32)
         for weight in self.parameters():

@@ -32,13 +32,7 @@ from tiny_audio.model.backbone import read_window_s, require_decoder, require_en
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.saved import save_projector
 from tiny_audio.ray_names import HEALTH_TIMEOUT, START_TIMEOUT, SUBCLUSTER
-from tiny_audio.run.checkpoint import (
-    best_checkpoint,
-    latest_checkpoint,
-    load_progress,
-    load_weights,
-    require_same_plan,
-)
+from tiny_audio.run.checkpoint import best_checkpoint, latest_checkpoint, load_progress, load_weights, require_same_plan
 from tiny_audio.run.claim import claim_run, require_claim
 from tiny_audio.run.metrics import MetricsFollower, append_warning
 from tiny_audio.run.plan_file import keep_plan, planned_groups

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from tiny_audio.audio.clip import Clip, num_audio_tokens
+from tiny_audio.audio.clip import FRAMES_PER_TOKEN, Clip, num_audio_tokens
 from tiny_audio.config import OptimizerConfig
 from tiny_audio.data.batch import deal, load_s, num_micro_batches
 from tiny_audio.lab.benchmarks.noise import noise_clips
@@ -54,7 +54,7 @@ def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
     encoder, decoder = model.encoder.config, model.decoder.config
     tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in clips], float)
     answers = np.array([len(ids) for ids in label_ids(model.tokenizer, model.prompt, [clip.text for clip in clips])], float)
-    frames = 2 * tokens if model.trimmed else np.full(len(clips), float(encoder.max_source_positions))
+    frames = FRAMES_PER_TOKEN * tokens if model.trimmed else np.full(len(clips), float(encoder.max_source_positions))
     width = encoder.d_model
     encoder_layer = frames * (8 * width**2 + 4 * width * encoder.encoder_ffn_dim) + 4 * frames**2 * width
     stem = frames * (2 * 2 * 3 * encoder.num_mel_bins * width + 2 * 3 * width**2)

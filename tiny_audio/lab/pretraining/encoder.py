@@ -22,7 +22,7 @@ from tiny_audio.lab.pretraining.config import PretrainConfig
 from tiny_audio.lab.pretraining.recipe import WINDOW_S, one_cycle, save_backbone, update
 from tiny_audio.lab.synthetic.sentences import CHARACTERS, Grammar
 from tiny_audio.lab.synthetic.speech import synthesize, training_voices
-from tiny_audio.model.layers import encode
+from tiny_audio.model.layers import encoder_layers, stem
 
 
 def _speak(job: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
@@ -132,7 +132,7 @@ def pretrain_encoder(config: PretrainConfig) -> dict:
         waves, lengths, texts = data.batch(config.encoder_batch, rng)
         mels = _mask_mels(log_mel(_augment(waves), 128), rng)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits = head(encode(encoder, mels))
+            logits = head(encoder_layers(encoder, stem(encoder, mels), None))
         targets = torch.tensor([CHARACTERS.index(c) + 1 for text in texts for c in text], device=device)
         frames = torch.div(lengths + 2 * HOP_SAMPLES - 1, 2 * HOP_SAMPLES, rounding_mode="floor")
         target_lengths = torch.tensor([len(text) for text in texts], device=device)
@@ -162,7 +162,7 @@ def _ctc_error(encoder: nn.Module, head: nn.Module, data: Utterances, rng: rando
     pairs = []
     for _ in range(4):
         waves, _, texts = data.batch(64, rng)
-        best = head(encode(encoder, log_mel(waves, 128))).argmax(-1).tolist()
+        best = head(encoder_layers(encoder, stem(encoder, log_mel(waves, 128)), None)).argmax(-1).tolist()
         for ids, text in zip(best, texts, strict=True):
             characters = [i for i, before in zip(ids, [0, *ids[:-1]], strict=True) if i != before and i != 0]
             pairs.append((text, "".join(CHARACTERS[i - 1] for i in characters)))
