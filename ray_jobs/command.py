@@ -29,9 +29,10 @@ KEY_WIDTH = 30  # columns of `--help` before the meaning of a key
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    """The comment at each field of a dataclass, above it or behind it, which says what the field means."""
+    """Returns the comments above or behind the fields of a dataclass, inherited ones too: they say what the fields mean."""
+    lines = [line for base in reversed(cls.__mro__[:-1]) for line in inspect.getsource(base).splitlines()]
     comments, above = {}, []
-    for line in inspect.getsource(cls).splitlines():
+    for line in lines:
         own_line = re.fullmatch(r"    # (.+)", line)
         field = re.match(r"    (\w+): ", line)
         if field:

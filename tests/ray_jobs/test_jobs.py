@@ -13,7 +13,8 @@ from tiny_audio.lab.ray_cli import submit_job
 from tiny_audio.lab.synthetic.config import SyntheticConfig
 from tiny_audio.lab.synthetic.dataset import encode_audio, make_dataset
 
-VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in ("__init__", "command"))
+WITHOUT_SETTINGS = ("__init__", "command", "compare")
+VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in WITHOUT_SETTINGS)
 CONFIGS = ROOT / "ray_jobs/configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
 SLOW_PACKAGES = {"torch", "ray", "transformers", "datasets", "pyarrow", "pandas"}
@@ -58,6 +59,15 @@ def test_help_teaches_every_key_and_answers_at_once(verb, run_job):
     for key, entry in entries:
         assert re.search(r"\s{2,}\S.*\w", entry), f"{key} has no meaning"
     assert not split_imports(done.stderr)[0] & SLOW_PACKAGES
+
+
+def test_compare_answers_at_once_too(run_job):
+    for arguments, code in ((["--help"], 0), (["nowhere", "nowhere"], 2)):
+        done = run_job("compare", *arguments, options=("-X", "importtime"))
+        imports, lines = split_imports(done.stderr)
+        assert done.returncode == code
+        assert not imports & SLOW_PACKAGES
+        assert len(lines) == (code == 2)
 
 
 @pytest.mark.parametrize("verb", VERBS)
