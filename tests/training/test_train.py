@@ -94,13 +94,13 @@ def test_the_losses_are_the_same_on_any_workers_at_any_stage(plain, shards, tmp_
             torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=5e-5)
 
 
-def test_a_run_leaves_its_model_its_config_and_its_counts(plain):
+def test_a_run_leaves_its_model_its_config_and_its_counts(plain, shards):
     folder = plain.run_dir
     assert len(losses(plain)) == 4
     assert scores(plain)[-1] < scores(plain)[0]
     training = json.loads((folder / "training.json").read_text())
     assert training["step"] == 4
-    assert training["rejects"] == {"row": {"empty": 1, "truncated": 1}}
+    assert training["rejects"] == {shards.name: {"empty": 1, "truncated": 1}}  # the source is the dataset
     assert training["num_rows"] + 2 == 4 * plain.data.batch_rows
     assert (folder / "config.yaml").is_file()
     assert [line["step"] for line in read_metrics(folder) if line.get("save_stall_s", 0) > 0] == [3]  # the next line has it
@@ -252,7 +252,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(plai
     assert losses(config) == pytest.approx(losses(plain), rel=1e-5)
     assert scores(config) == pytest.approx(scores(plain), rel=1e-5)
     assert training["step"] == training["exported_step"] == 4
-    assert training["rejects"] == {"row": {"empty": 1, "truncated": 1}}
+    assert training["rejects"] == {shards.name: {"empty": 1, "truncated": 1}}  # the source is the dataset
     assert sorted(path.name for path in newest.parent.glob("step-*")) == ["step-00000002", "step-00000004"]
 
 
