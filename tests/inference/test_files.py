@@ -68,9 +68,9 @@ def test_inputs_that_are_none_are_told_in_a_line(inputs, message, tmp_path, monk
 
 
 LINES = [
-    {"path": "/r/a.wav", "text": "the old, baker", "duration_s": 3723.5, "complete": True},
+    {"path": "/r/a.wav", "text": "the old, baker", "duration_s": 3723.5, "complete": True, "looped": False},
     {"path": "/r/b.wav", "error": "not_audio"},
-    {"path": "/r/c.wav", "text": "", "duration_s": 1.0, "complete": True},
+    {"path": "/r/c.wav", "text": "", "duration_s": 1.0, "complete": True, "looped": False},
 ]
 
 

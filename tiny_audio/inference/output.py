@@ -12,7 +12,7 @@ from pathlib import Path
 from tiny_audio.config import require
 from tiny_audio.storage import output_path, put
 
-COLUMNS = ("path", "text", "duration_s", "complete", "error")
+COLUMNS = ("path", "text", "duration_s", "complete", "looped", "error")
 REJECTED_S = 0.001  # how long a subtitle tells that a file was rejected
 
 

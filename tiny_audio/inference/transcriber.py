@@ -80,6 +80,7 @@ class Transcriber:
         Raises:
             ValueError: a clip is empty, longer than the encoder's window, or has several channels.
         """
+        require_clips(waveforms, self.model.window_num_samples)  # of (S, 2) stereo, each sample would be a clip
         requests = [self.request(waveform) for waveform in waveforms]
         for request in sorted(requests, key=lambda request: -request.num_tokens):  # the longest first, so that all end together
             self.engine.submit(request)
