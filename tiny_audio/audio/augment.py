@@ -1,7 +1,7 @@
-"""Training clips made harder: another speed, noise, and the spans of a spectrogram to hide. Numpy; knows nothing of Ray.
+"""Makes training clips harder with another speed, noise and masked spans of the spectrogram; uses numpy and not Ray.
 
-What a clip becomes follows from the seed, the epoch and its id alone; so it is the same on any number of workers, and
-after a restart. Only training calls this: validation and evaluation hear every clip as it is.
+The result depends only on the seed, the epoch and the clip's id, so it is the same on any number of workers and after a
+restart. Only training calls this module: validation and evaluation hear every clip as it is.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from tiny_audio.config import AugmentConfig
 
 WHITE, BROWN = NOISES = ("white noise", "brown noise")
 FULL_SCALE = 32767
-FRAME_SAMPLES = SAMPLE_RATE // 100  # of a mel frame: `features.HOP_SAMPLES`, without torch
-MAX_TIME_MASK_SHARE = 0.2  # of a clip's frames, for one time mask: p of the policies SM and SS (Park et al. 2019, table 1)
+FRAME_SAMPLES = SAMPLE_RATE // 100  # samples per mel frame: `clip.HOP_SAMPLES`
+MAX_TIME_MASK_SHARE = 0.2  # largest share of frames per time mask: p of SM and SS (Park et al. 2019, table 1)
 
 
 def clip_rng(seed: int, epoch: int, clip_id: str, purpose: str) -> np.random.Generator:
-    """Random numbers of a clip in an epoch. One stream a `purpose`: switching one kind on leaves the others as they were."""
+    """Returns a clip's random generator for an epoch; each `purpose` has its own stream, independent of the others."""
     digest = hashlib.sha256(f"{purpose}\0{clip_id}".encode()).digest()
     return np.random.default_rng((seed, epoch, int.from_bytes(digest[:8])))
 
 
 def make_noise(rng: np.random.Generator, num_samples: int, kind: str) -> np.ndarray:
-    """(S,) float64 of any loudness: white noise has equal power at all frequencies, brown noise 6 dB less an octave."""
+    """Returns (S,) float64 noise of any loudness: white noise has a flat spectrum, brown noise falls by 6 dB per octave."""
     noise = rng.standard_normal(num_samples)
     if kind == BROWN:
         noise = np.cumsum(noise)
@@ -37,7 +37,7 @@ def make_noise(rng: np.random.Generator, num_samples: int, kind: str) -> np.ndar
 
 
 def change_speed(pcm: np.ndarray, factor: float) -> np.ndarray:
-    """(S,) int16 -> (about S / factor,) int16: tempo and pitch together, as a tape played faster (Ko et al. 2015)."""
+    """Changes tempo and pitch together, like a faster tape (Ko et al. 2015): (S,) int16 to (about S / factor,) int16."""
     if factor == 1.0:
         return pcm
     faster = soxr.resample(pcm.astype(np.float32), SAMPLE_RATE * factor, SAMPLE_RATE)
@@ -45,9 +45,9 @@ def change_speed(pcm: np.ndarray, factor: float) -> np.ndarray:
 
 
 def add_noise(pcm: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """(S,) int16 with `noise` of the same length under it, quieter by `snr_db`; softer as a whole where it would clip.
+    """Mixes `noise` of the same length into (S,) int16, quieter by `snr_db`, and turns the mix down where it would clip.
 
-    The ratio is that of the mean powers over the clip. Digital silence, which has none, stays as it is.
+    The ratio compares the mean powers over the clip. Digital silence has no power and stays as it is.
     """
     power, noise_power = np.mean(np.square(pcm, dtype=np.float64)), np.mean(np.square(noise))
     if power == 0 or noise_power == 0:
@@ -57,7 +57,7 @@ def add_noise(pcm: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
 
 
 def augment_clip(clip: Clip, config: AugmentConfig, max_duration_s: float, seed: int, epoch: int) -> Clip:
-    """The clip at one of `speed_factors`, and for `noise_share` of the clips in noise. It never gets longer than allowed."""
+    """Plays the clip at one of `speed_factors`, never beyond `max_duration_s`, and adds noise to `noise_share` of the clips."""
     pcm = clip.pcm
     if config.speed_factors:
         factor = float(clip_rng(seed, epoch, clip.id, "speed").choice(config.speed_factors))
@@ -72,33 +72,33 @@ def augment_clip(clip: Clip, config: AugmentConfig, max_duration_s: float, seed:
 
 @dataclass(frozen=True)
 class MaskSpans:
-    """What of a batch's (B, M, F) log-mels to hide: half-open spans; one whose start is its stop hides nothing."""
+    """Holds the half-open spans of a batch's (B, M, F) log-mels to hide; a span that stops where it starts hides nothing."""
 
     time: np.ndarray  # (B, time masks, 2) frames
     frequency: np.ndarray  # (B, frequency masks, 2) mel bins
     num_frames: np.ndarray  # (B,) frames of each clip, without its padding
 
     def of(self, first: int, last: int) -> MaskSpans:
-        """Those of clips [first, last)."""
+        """Returns the spans of clips [first, last)."""
         return MaskSpans(self.time[first:last], self.frequency[first:last], self.num_frames[first:last])
 
 
 def _draw_spans(rng: np.random.Generator, count: int, widest: int, length: int) -> np.ndarray:
-    """(count, 2): a width from 0 to `widest`, then a start that keeps it within [0, length)."""
+    """Draws (count, 2) spans: first a width from 0 to `widest`, then a start that keeps the span within [0, length)."""
     widths = rng.integers(0, min(widest, length), count, endpoint=True)
     starts = rng.integers(0, length - widths, endpoint=True)
     return np.stack([starts, starts + widths], axis=1)
 
 
 def draw_masks(rng: np.random.Generator, num_frames: int, num_mels: int, config: AugmentConfig) -> tuple[np.ndarray, np.ndarray]:
-    """SpecAugment's masks for one clip (Park et al. 2019, 2.2): (time masks, 2) frames and (frequency masks, 2) mel bins."""
+    """Draws SpecAugment masks (Park et al. 2019, 2.2): (time masks, 2) in frames and (frequency masks, 2) in mel bins."""
     widest = min(config.time_mask_frames, int(num_frames * MAX_TIME_MASK_SHARE))
     time = _draw_spans(rng, config.time_masks, widest, num_frames)
     return time, _draw_spans(rng, config.frequency_masks, config.frequency_mask_mels, num_mels)
 
 
 def batch_masks(clips: list[Clip], num_mels: int, config: AugmentConfig, seed: int, epoch: int) -> MaskSpans | None:
-    """The masks of a training batch; None where the config asks for none, or the batch is empty."""
+    """Draws the masks of a training batch, or returns None if the config asks for none or the batch is empty."""
     if not clips or not (config.time_masks or config.frequency_masks):
         return None
     num_frames = [-(-len(clip.pcm) // FRAME_SAMPLES) for clip in clips]

@@ -1,4 +1,4 @@
-"""A clip of sound, and how long it is: in samples, encoder frames and tokens. The rates that all else derives from."""
+"""Defines a clip of sound, its length in samples, encoder frames and tokens, and the rates that everything else uses."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ SAMPLE_RATE = 16_000
 N_FFT = 400  # 25 ms, Whisper's window (Radford et al. 2022, 2.2)
 HOP_SAMPLES = 160  # 10 ms
 SAMPLES_PER_ENCODER_FRAME = 2 * HOP_SAMPLES  # Whisper's second convolution has stride 2
-FRAMES_PER_TOKEN = 2  # encoder frames that the projector makes a token of: its convolution has stride 2
+FRAMES_PER_TOKEN = 2  # encoder frames per token: the projector's convolution has stride 2
 SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * SAMPLES_PER_ENCODER_FRAME
-PADDED_TOKENS = 16  # trimmed clips are padded to multiples of this many tokens
+PADDED_TOKENS = 16  # padding step of trimmed clips, in tokens
 
 
 def num_audio_tokens(num_samples):
-    """Decoder positions that `num_samples` of audio take: 25 a second, rounded up. For ints and tensors."""
+    """Returns the decoder positions that `num_samples` of audio take (25 per second, rounded up), for ints and tensors."""
     return -(-num_samples // SAMPLES_PER_TOKEN)
 
 
 def padded_num_samples(longest: int, window: int, trimmed: bool) -> int:
-    """Length that log-mels are made at: the encoder's whole `window`, or (trimmed) at least a token past the longest clip.
+    """Returns the length to make log-mels at: the encoder's whole `window`, or (trimmed) at least a token past the longest clip.
 
-    A token of silence behind a clip keeps its last frames independent of how far it is padded. Few lengths occur, since
-    an FFT of a new size must be planned.
+    A token of silence after a clip keeps its last frames independent of the padding. The lengths are rounded so that few
+    sizes occur, because the FFT of every new size must be planned.
     """
     if not trimmed:
         return window
@@ -35,14 +35,14 @@ def padded_num_samples(longest: int, window: int, trimmed: bool) -> int:
 
 @dataclass(frozen=True)
 class Clip:
-    """A decoded row: (S,) int16 PCM at 16 kHz, its label and where it came from."""
+    """Holds a decoded row: (S,) int16 PCM at 16 kHz, its label and its origin."""
 
     id: str
     pcm: np.ndarray
     text: str
     speaker: str = ""
-    copies: int = 1  # how often its epoch takes it
-    source: str = ""  # what it is counted and scored by
+    copies: int = 1  # number of times per epoch
+    source: str = ""  # key for counts and scores
 
     @property
     def duration_s(self) -> float:
@@ -52,7 +52,7 @@ class Clip:
 def require_clips(clips: Sequence, window_num_samples: int) -> None:
     """Raises ValueError unless `clips` are one-channel waveforms, (S,) each, no longer than the encoder's window.
 
-    One array of two dimensions is refused, for it may be a stereo recording as well as two clips.
+    It also refuses a two-dimensional array, because that could be a stereo recording or two clips.
     """
     for clip in [clips] if getattr(clips, "ndim", 1) > 1 else clips:
         shape = np.shape(clip)

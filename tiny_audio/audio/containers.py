@@ -1,8 +1,8 @@
-"""What kind of file some bytes are, where its streams begin, and whether all that the container promises is there.
+"""Identifies the kind of a file, finds where its streams begin, and checks that everything its container promises is there.
 
-A decoder reads a file that was cut in half without a word, and stops after the first of two streams. A container tells
-better: its boxes, pages and frames carry their sizes, so a walk over them (no sample is decoded) finds the cut and the
-seam. Sizes that streaming writers leave unset promise nothing.
+A decoder silently accepts a file that was cut in half, and stops after the first of two streams. The container knows
+better: its boxes, pages and frames carry their sizes, so walking over them finds the cut and the seam without decoding a
+sample. Sizes that streaming writers leave unset promise nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 
 TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
-MAX_LINKS = 64  # streams that one file may hold end to end
+MAX_LINKS = 64  # most streams end to end in one file
 LEVEL_1 = {b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b", b"\x1f\x43\xb6\x75"} | {
     b"\x12\x54\xc3\x67",
     b"\x10\x43\xa7\x70",
@@ -30,12 +30,12 @@ MAGIC = {
     b"\x00\x00\x01\xba": "mpeg",
 }
 SEGMENT, CLUSTER, EBML = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\x1a\x45\xdf\xa3"
-AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)  # of a frame, by its type (RFC 4867, 5.3)
+AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)  # bytes per frame, by frame type (RFC 4867, 5.3)
 AMR_WB_BYTES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 1, 1, 1, 1, 1, 1)
 
 
 def sniff(head: bytes) -> str:
-    """The kind of file that begins like this, or "" where none that is known does."""
+    """Returns the kind of file that begins with `head`, or "" if the kind is unknown."""
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
         return "wav" if head[8:12] == b"WAVE" else ""
     if head[:4] == b"FORM":
@@ -48,7 +48,7 @@ def sniff(head: bytes) -> str:
 
 
 def _ogg_pages(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """(position, flags, serial number, sequence number) of every page."""
+    """Yields (position, flags, serial number, sequence number) of every page; raises EOFError if the last one is incomplete."""
     position = 0
     while position + 27 <= len(data):
         if data[position : position + 4] != b"OggS":
@@ -96,7 +96,7 @@ def _mp4_links(data: memoryview) -> list[int]:
         if size == 1 and position + 16 <= len(data):
             size, header = int.from_bytes(data[position + 8 : position + 16], "big"), 16
         if size == 0:
-            size = len(data) - position  # the last box goes on to the end
+            size = len(data) - position  # last box, up to the end of the file
         if size < header:
             raise ValueError(f"the MP4 file holds a box of {size} bytes")
         if position + size > len(data):
@@ -113,7 +113,7 @@ def _mp4_links(data: memoryview) -> list[int]:
 
 
 def _ebml_number(data: memoryview, position: int, keep_marker: bool) -> tuple[int, int]:
-    """(value, bytes it takes) of an EBML number; -1 for the size that means unknown."""
+    """Returns an EBML number as (value, its length in bytes), with the value -1 for an unknown size."""
     first = data[position] if position < len(data) else 0
     length = 9 - first.bit_length() if first else 9
     if length > 8 or position + length > len(data):
@@ -137,7 +137,7 @@ def _webm_links(data: memoryview) -> list[int]:
             starts.append(start)
         if size > len(data) - position:
             raise EOFError(f"{size - (len(data) - position)} bytes of a WebM element are missing")
-        if name not in (SEGMENT, CLUSTER):  # these two are walked through, for theirs may be unknown
+        if name not in (SEGMENT, CLUSTER):  # no skipping of these two: possibly unknown sizes
             if size < 0:
                 raise ValueError("the WebM file holds an element of no size")
             position += size
@@ -160,13 +160,13 @@ def _amr_links(data: memoryview) -> list[int]:
 
 
 def _mpeg_links(data: memoryview) -> list[int]:
-    """An MPEG program stream: packs and packets with their sizes, and no promise beyond."""
+    """Walks an MPEG program stream, where packs and packets carry their sizes but nothing gives the total; returns [0]."""
     position = 0
     while position + 6 <= len(data) and data[position : position + 3] == b"\x00\x00\x01":
         if data[position + 3] == 0xB9:  # the program's end
             position += 4
         elif data[position + 3] == 0xBA:
-            newer = data[position + 4] >> 6 == 1  # MPEG 2, else 1
+            newer = data[position + 4] >> 6 == 1  # MPEG 2, otherwise MPEG 1
             position += 14 + (data[position + 13] & 7) if newer and position + 14 <= len(data) else 12
         else:
             position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
@@ -194,4 +194,4 @@ LINKS: dict[str, Callable[[memoryview], list[int]]] = {
     "mpegts": _mpegts_links,
     "ogg": _ogg_links,
     "webm": _webm_links,
-}  # where the streams in a file begin, by its kind; EOFError where a part of one is missing
+}  # finders of stream starts, by kind of file; EOFError for a missing part

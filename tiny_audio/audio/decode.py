@@ -1,7 +1,7 @@
-"""Audio bytes to mono 16 kHz PCM, or a reason why not. Runs on CPU nodes and in the HTTP ingress; knows nothing of Ray.
+"""Decodes audio bytes to mono 16 kHz PCM, or gives a reason for refusing; runs on CPU nodes and in the HTTP ingress, without Ray.
 
-libsndfile reads WAV, FLAC, MP3, Ogg, Opus and their like; what it cannot read goes to FFmpeg (see `foreign`), and soxr
-resamples. int16 travels on from here: 32 kB for a second of audio, where 128 float32 mels would be 51 kB.
+libsndfile reads WAV, FLAC, MP3, Ogg, Opus and similar formats, FFmpeg reads the rest (see `foreign`), and soxr resamples.
+The output is int16, since a second of it takes 32 kB where 128 float32 mels would take 51 kB.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 
 REASONS = ("empty", "not_audio", "truncated", "damaged", "no_samples", "not_finite", "too_long")
 TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
-MIN_SAMPLES = SAMPLE_RATE // 100  # 10 ms, one mel frame: less is no speech
-MP3_FRAME = 1152  # samples that an MP3's header may promise too many
-MAX_SAMPLES_PER_S = 8 * 48_000  # over all channels: a small file must not decode to gigabytes
-BYTES_PER_SAMPLE = 4  # of the widest audio that is taken: float32
+MIN_SAMPLES = SAMPLE_RATE // 100  # 10 ms, one mel frame: too short for speech
+MP3_FRAME = 1152  # samples: tolerated excess of an MP3 header's promise
+MAX_SAMPLES_PER_S = 8 * 48_000  # over all channels: protection against small files that decode to gigabytes
+BYTES_PER_SAMPLE = 4  # widest accepted audio: float32
 SPARE_BYTES = 2**20  # for headers, tags and a cover picture
 SAMPLE_RATES = range(1000, 1_000_000)
-BLOCK_SAMPLES = 2**18  # over all channels, read at once
-SHORTEST_HEADER = 43  # bytes; of a file that ends in it one cannot tell what it was
-MAX_LINKS = 64  # streams that one file may hold end to end
-LARGEST_SAMPLE = 2.0**32  # beyond every scale that a float file may have
-PLAIN = {  # kinds of file whose headers are made to say what is there
+BLOCK_SAMPLES = 2**18  # block size of a read, over all channels
+SHORTEST_HEADER = 43  # bytes: a file cut within its header has no recognizable format
+MAX_LINKS = 64  # most streams end to end in one file
+LARGEST_SAMPLE = 2.0**32  # beyond any plausible scale of a float file
+PLAIN = {  # header repairs, by kind of file
     "aiff": riff.plain_aiff,
     "au": riff.plain_au,
     "caf": riff.plain_caf,
@@ -38,7 +38,7 @@ PLAIN = {  # kinds of file whose headers are made to say what is there
     "w64": riff.plain_w64,
     "wav": riff.plain_wav,
 }
-NATIVE = (*PLAIN, "ogg")  # that libsndfile reads
+NATIVE = (*PLAIN, "ogg")  # kinds for libsndfile
 LINKS = {
     **containers.LINKS,
     "adts": mpeg.adts_links,
@@ -49,7 +49,7 @@ LINKS = {
 
 
 class AudioError(ValueError):
-    """Audio that cannot be used. `reason` is one of `REASONS`, to count by; the message says it to a person."""
+    """Reports audio that cannot be used: `reason` is one of `REASONS`, for counting, and the message explains it to a person."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -60,12 +60,12 @@ class AudioError(ValueError):
 
 
 def max_bytes(max_duration_s: float) -> int:
-    """The size of the largest file that can hold a clip of this length: 8 channels of float32 at 48 kHz, 47 MB at 30 s."""
+    """Returns the largest size of a file with a clip this long: 8 channels of float32 at 48 kHz, so 47 MB at 30 s."""
     return int(max_duration_s * MAX_SAMPLES_PER_S) * BYTES_PER_SAMPLE + SPARE_BYTES
 
 
 def _seconds(duration_s: float, limit_s: float) -> str:
-    """A duration over a limit, with as many digits as tell it from the limit."""
+    """Formats a duration over a limit with enough digits to tell it from the limit."""
     digits = next((digits for digits in range(1, 6) if round(duration_s, digits) > limit_s), 6)
     return f"{duration_s:.{digits}f} s"
 
@@ -75,7 +75,7 @@ def _too_long(duration_s: float, limit_s: float) -> AudioError:
 
 
 def _read_native(data: memoryview | bytes, max_duration_s: float) -> tuple[np.ndarray, int]:
-    """(S, channels) float32 and the sample rate, as libsndfile reads them; its idea of the length is not relied on."""
+    """Reads (S, channels) float32 and the sample rate with libsndfile, without relying on the length that it reports."""
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         rate, channels, promised = file.samplerate, file.channels, file.frames
         if rate not in SAMPLE_RATES:
@@ -91,7 +91,7 @@ def _read_native(data: memoryview | bytes, max_duration_s: float) -> tuple[np.nd
 
 
 def _read_all(file: soundfile.SoundFile, limit: int) -> np.ndarray:
-    """(S, channels) float32, up to where nothing more can be read; S is over `limit` where more is there than that."""
+    """Reads (S, channels) float32 until nothing more can be read, or until S exceeds `limit`."""
     blocks, num_samples = [np.zeros((0, file.channels), np.float32)], 0
     while num_samples <= limit:
         try:
@@ -106,18 +106,18 @@ def _read_all(file: soundfile.SoundFile, limit: int) -> np.ndarray:
 
 
 def _read(data: memoryview, kind: str, max_duration_s: float) -> list[tuple[np.ndarray, int]]:
-    """One stream's samples and sample rate; several where they change on the way."""
+    """Reads one stream as (samples, sample rate), with several pairs if the format changes midway."""
     plain = PLAIN[kind](data) if kind in PLAIN else data
     if kind in NATIVE:
         try:
             return [_read_native(plain, max_duration_s)]
         except soundfile.LibsndfileError:
-            pass  # a codec that it lacks, or damage that FFmpeg may name
+            pass  # unsupported codec, or damage that FFmpeg may identify
     return foreign.read_foreign(plain, kind, max_duration_s, int(max_duration_s * MAX_SAMPLES_PER_S))
 
 
 def _kind(data: memoryview) -> str:
-    """The kind of file, past an ID3 tag; MP3 and AAC, which have no header, are looked for last."""
+    """Identifies the kind of file after any ID3 tag, and tries MP3 and AAC last because they have no header."""
     start = mpeg.id3_bytes(data)
     head = bytes(data[start : start + 64 * 1024])
     kind = containers.sniff(head) or mpeg.sniff(head)
@@ -127,7 +127,7 @@ def _kind(data: memoryview) -> str:
 
 
 def _links(data: memoryview, kind: str) -> list[memoryview]:
-    """The streams that lie end to end in a file, mostly one: each a file that a decoder reads to its end."""
+    """Splits a file into its end-to-end streams, usually one; a decoder can read each to its end as a file of its own."""
     starts = LINKS[kind](data)[1:] if kind in LINKS else []
     if len(starts) >= MAX_LINKS:
         raise AudioError("damaged", f"the file holds over {MAX_LINKS} streams end to end")
@@ -135,7 +135,7 @@ def _links(data: memoryview, kind: str) -> list[memoryview]:
 
 
 def _waveform(samples: np.ndarray, rate: int) -> np.ndarray:
-    """(S, channels) float32 to (S',) float32 at 16 kHz."""
+    """Converts (S, channels) float32 to mono (S',) float32 at 16 kHz; raises AudioError if a sample is not finite or is huge."""
     if not np.isfinite(samples).all():
         raise AudioError("not_finite", "the audio holds NaN or infinite samples")
     if np.abs(samples).max() > LARGEST_SAMPLE:
@@ -168,7 +168,7 @@ def _require_size(data: memoryview, max_duration_s: float) -> None:
 
 
 def _header_seconds(data: memoryview) -> str:
-    """How long a file lasts by its header, for a person to read; "" where it does not say."""
+    """Says how long a file lasts according to its header, for a person to read, or returns "" if the header does not say."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             return f"{file.frames / file.samplerate:.0f} s and "
@@ -177,17 +177,17 @@ def _header_seconds(data: memoryview) -> str:
 
 
 def decode(data: bytes | memoryview, max_duration_s: float = 30.0) -> np.ndarray:
-    """Decodes one clip.
+    """Decodes one clip of audio in any supported format.
 
     Args:
-        data: the bytes of an audio file, any channels and sample rate.
-        max_duration_s: longer clips are refused, once so much is decoded; so are files over `max_bytes` of it.
+        data: the bytes of an audio file with any number of channels and any sample rate.
+        max_duration_s: longer clips are refused as soon as this much is decoded, and so are files larger than its `max_bytes`.
 
     Returns:
         (S,) int16, mono, 16 kHz.
 
     Raises:
-        AudioError: with its reason. Nothing else is raised, whatever the bytes.
+        AudioError: the audio cannot be used, for its `reason`. Nothing else is raised, whatever the bytes.
     """
     view = memoryview(data).cast("B")
     _require_size(view, max_duration_s)
@@ -200,5 +200,5 @@ def decode(data: bytes | memoryview, max_duration_s: float = 30.0) -> np.ndarray
     except EOFError as error:
         reason = "truncated" if len(view) > SHORTEST_HEADER else "not_audio"
         raise AudioError(reason, f"the file is cut short: {error}") from None
-    except Exception as error:  # a header that leads its reader astray: the bytes are a stranger's
+    except Exception as error:  # misleading header in untrusted bytes
         raise AudioError("damaged", f"not readable as audio: {error}") from error

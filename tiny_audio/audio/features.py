@@ -1,7 +1,7 @@
-"""Waveforms to log-mel spectrograms, on the device that trains or serves; and the one length formula.
+"""Turns waveforms into log-mel spectrograms on the device that trains or serves, and estimates lengths from spectrograms.
 
-Letters in shapes: B clips, S samples at 16 kHz, M mel bins, F mel frames (100 a second), E encoder frames (50 a
-second), A audio tokens (25 a second), C encoder width, D decoder width, T decoder positions, L label tokens.
+The letters in shapes mean: B clips, S samples at 16 kHz, M mel bins, F mel frames (100 per second), E encoder frames
+(50 per second), A audio tokens (25 per second), C encoder width, D decoder width, T decoder positions, L label tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _mel_filters(num_mels: int, device: torch.device) -> torch.Tensor:
 
 
 def log_mel(waveforms: torch.Tensor, num_mels: int) -> torch.Tensor:
-    """Whisper's log-mel spectrogram of zero-padded clips.
+    """Computes Whisper's log-mel spectrogram of zero-padded clips.
 
     Args:
         waveforms: (B, S) float32 in [-1, 1], or int16; S a multiple of 320.
@@ -47,9 +47,9 @@ def pad_waveforms(waveforms: list[torch.Tensor], num_samples: int) -> torch.Tens
 
 
 def estimated_num_samples(input_features: torch.Tensor) -> torch.Tensor:
-    """Length in samples (B,) of the clips behind (B, M, F) log-mels, where nobody kept it.
+    """Estimates the lengths (B,) in samples of the clips behind (B, M, F) log-mels when they were not kept.
 
-    Frames at a clip's end whose bins all lie on its floor are padding; exact to a frame (10 ms).
+    Final frames count as padding if all their bins lie on the clip's floor. The estimate is exact to a frame (10 ms).
     """
     audible = (input_features > input_features.amin(dim=(1, 2), keepdim=True) + 1e-6).any(dim=1)  # (B, F)
     frames = torch.arange(1, audible.shape[1] + 1, device=audible.device)

@@ -1,4 +1,4 @@
-"""FLAC files: how many samples they truly hold. An encoder that writes to a pipe never says, and a header can be wrong."""
+"""Finds how many samples a FLAC file really holds: an encoder that writes to a pipe never says, and a header can be wrong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _crc16(data: bytes) -> int:
 
 
 def _coded_number(data: bytes) -> tuple[int, int]:
-    """(value, bytes) of a number coded as UTF-8 codes characters, but to 36 bits; (-1, 0) for none."""
+    """Reads a number of up to 36 bits in UTF-8 style as (value, length in bytes), or returns (-1, 0) if there is none."""
     if not data:
         return -1, 0
     length = 8 - (~data[0] & 0xFF).bit_length()
@@ -54,7 +54,7 @@ def _coded_number(data: bytes) -> tuple[int, int]:
 
 
 def _frame_end(tail: bytes, position: int, block_size: int) -> int:
-    """The number of the first sample after a frame that may begin here, or 0 where none does."""
+    """Returns the number of the first sample after the frame that may begin here, or 0 if none does."""
     header = tail[position : position + 16]
     number, length = _coded_number(header[4:])
     code = header[2] >> 4 if len(header) > 6 else 0
@@ -72,7 +72,7 @@ def _frame_end(tail: bytes, position: int, block_size: int) -> int:
 
 
 def _last_frames(tail: bytes, block_size: int) -> Iterator[tuple[int, int]]:
-    """(position, end in samples) of the last few places where a frame seems to begin, the last one first."""
+    """Yields (position, end in samples) of the last four places where a frame seems to begin, starting with the last."""
     position, seen = len(tail), 0
     while seen < 4 and (position := max(tail.rfind(b"\xff\xf8", 0, position), tail.rfind(b"\xff\xf9", 0, position))) >= 0:
         if end := _frame_end(tail, position, block_size):
@@ -81,15 +81,15 @@ def _last_frames(tail: bytes, block_size: int) -> Iterator[tuple[int, int]]:
 
 
 def exact_header(data: memoryview) -> memoryview | bytes:
-    """The file with the number of its samples as the last frame has it, where the header says another or none.
+    """Returns the file, with the sample count taken from the last frame if the header gives a different count or none.
 
     Raises:
         EOFError: the last frame is incomplete, or there is none.
     """
-    start = bytes(data[: 2**20]).find(STREAM_INFO)  # past an ID3 tag
+    start = bytes(data[: 2**20]).find(STREAM_INFO)  # after an ID3 tag
     if start < 0:
         return data
-    field = start + 8 + 13  # 4 bits of another, then 36 of the number of samples
+    field = start + 8 + 13  # 4 bits of another field, then 36 bits of sample count
     promised = int.from_bytes(data[field : field + 5], "big") & (1 << 36) - 1
     block_size = int.from_bytes(data[start + 10 : start + 12], "big")
     tail = bytes(data[-MAX_FRAME_BYTES:])

@@ -1,7 +1,7 @@
-"""Formats that libsndfile does not read, through FFmpeg: in processes of their own, so that a hostile file harms nobody.
+"""Reads formats that libsndfile cannot, with FFmpeg in separate processes, so that a hostile file does no harm.
 
-Such a process has no files, no network and little memory; what it cannot decode in time ends with it. It is kept for the
-next file, and leaves by itself after a minute without one, and after 1,000 files. PyAV, which brings FFmpeg, is optional
+Each process has no files, no network and little memory, and it is stopped if a file takes too long. It is kept for the next
+file, and exits by itself after a minute without one or after 1,000 files. PyAV brings FFmpeg and is optional
 (`pip install av`): its code is BSD, but its wheels hold GPL libraries (x264, x265), so users install it and no image has it.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-DEMUXERS = {  # of FFmpeg, by kind of file; there are no others
+DEMUXERS = {  # all permitted FFmpeg demuxers, by kind of file
     "adts": "aac",
     "aiff": "aiff",
     "amr": "amr",
@@ -37,23 +37,23 @@ DEMUXERS = {  # of FFmpeg, by kind of file; there are no others
     "webm": "matroska",
 }
 REMEDY = "pip install av"
-MAX_PROCESSES = 4  # at once, of each process that decodes
-LIMIT_S = 60.0  # of the clock, for a clip of up to a minute; the process's own CPU time is limited to a third
+MAX_PROCESSES = 4  # at a time, per calling process
+LIMIT_S = 60.0  # wall-clock time for clips up to a minute; CPU time limit: a third of it
 GRACE_S = 1.0
-SPARE_BYTES = 2**20  # of an answer, beyond its samples
+SPARE_BYTES = 2**20  # answer size beyond its samples
 _ERROR = b"-"
 _idle: list[_Process] = []
 _slots = threading.BoundedSemaphore(MAX_PROCESSES)
 
 
 def _environment() -> dict[str, str]:
-    """Where Python finds its modules and libraries, and none of the secrets that an environment may hold."""
+    """Returns an environment that tells Python where its modules and libraries are, and leaves out any secrets."""
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     return {**kept, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class Refused(ValueError):
-    """A file that is not decoded, for a reason that `decode` counts by."""
+    """Reports a file that is not decoded, with a `reason` that `decode` counts by."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -61,7 +61,7 @@ class Refused(ValueError):
 
 
 class _Process:
-    """One FFmpeg process and the socket to it."""
+    """Holds one FFmpeg process and the socket to it."""
 
     def __init__(self):
         ours, theirs = socket.socketpair()
@@ -77,7 +77,7 @@ class _Process:
         self.socket, self.owner = ours, os.getpid()
 
     def stop(self) -> None:
-        """Ends it. One that leaves by itself gets the time to, so that its exit code says so."""
+        """Ends the process, after giving it a second to exit by itself so that its exit code shows that it did."""
         self.socket.close()
         try:
             self.process.wait(GRACE_S)
@@ -86,10 +86,10 @@ class _Process:
             self.process.wait()
 
     def ask(self, head: bytes, data: memoryview, max_answer: int, deadline: float) -> tuple[bytes, bytearray]:
-        """(status, body) of its answer.
+        """Sends a file to the process and returns the (status, body) of its answer.
 
         Raises:
-            OSError: it died, was not done in time, or says that it has more than `max_answer` bytes to say.
+            OSError: the process died, ran out of time, or announced an answer of more than `max_answer` bytes.
         """
         self.socket.settimeout(max(0.1, deadline - time.monotonic()))
         self.socket.sendall(head)
@@ -115,16 +115,16 @@ def _take_idle() -> _Process | None:
     while _idle:
         try:
             process = _idle.pop()
-        except IndexError:  # another thread was faster
+        except IndexError:  # race with another thread
             return None
         if process.owner == os.getpid() and process.process.poll() is None:
             return process
-        process.socket.close()  # it left, or belongs to the process that this one was forked from
+        process.socket.close()  # already ended, or owned by the parent of this fork
     return None
 
 
 def _ask(head: bytes, data: memoryview, max_answer: int, limit_s: float) -> tuple[bytes, bytearray]:
-    """The answer of an idle process, or of a new one where there is none, or where it left at this very moment."""
+    """Returns the answer of an idle process, or of a new one if there is none or if it exits at this very moment."""
     deadline = time.monotonic() + limit_s
     for process in (_take_idle(), None):
         process = process or _Process()
@@ -141,11 +141,11 @@ def _ask(head: bytes, data: memoryview, max_answer: int, limit_s: float) -> tupl
 
 
 def read_foreign(data: memoryview | bytes, kind: str, max_duration_s: float, max_samples: int) -> list[tuple[np.ndarray, int]]:
-    """The sound of a file as FFmpeg decodes it: (S, channels) float32 and sample rate, a pair for each change of either.
+    """Decodes a file with FFmpeg to pairs of (S, channels) float32 and sample rate, with a new pair at each change of format.
 
     Raises:
-        Refused: it cannot be decoded, is longer than `max_duration_s`, has more than `max_samples` over all channels, or
-            the decoder is not installed.
+        Refused: the file cannot be decoded, is longer than `max_duration_s` or has more than `max_samples` over all channels,
+            or the decoder is not installed.
     """
     if kind not in DEMUXERS:
         raise Refused("not_audio", f"this {kind} file is not readable")

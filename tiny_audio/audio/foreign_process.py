@@ -1,7 +1,7 @@
-"""The process behind `foreign`: decodes one file after the other from its standard input, a socket, with FFmpeg.
+"""Runs as the process behind `foreign`, and decodes one file after another with FFmpeg from a socket on its standard input.
 
-It runs as a script that imports nothing of ours. Once FFmpeg is loaded it can open nothing any more, neither file nor
-socket nor process, whatever a file names; memory and CPU time are limited too.
+It is a script that imports none of our modules. Once FFmpeg is loaded, it can open no more files or sockets and start no
+processes, whatever a file asks for. Its memory and CPU time are limited too.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ DECODERS = (
     "g726le,g729,gsm,gsm_ms,ilbc,mp1,mp1float,mp2,mp2float,mp3,mp3float,opus,libopus,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,"
     "pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le,pcm_s8,pcm_u8,qcelp,speex,vorbis"
 )
-SPARE_BYTES = 2**30  # of address space, beyond what is taken at the start
+SPARE_BYTES = 2**30  # address space beyond the initial use
 IDLE_S = 60.0
-MAX_FILES = 1000  # then a fresh process takes over: what FFmpeg may leak goes with this one
-MAX_BAD_PACKETS = 0.02  # of all: a decoder may stumble over its first and last
+MAX_FILES = 1000  # lifetime of a process: a bound on FFmpeg's possible leaks
+MAX_BAD_PACKETS = 0.02  # share of all packets: possible errors at the first and last
 HEAD = struct.Struct(">16sQdQd")
 
 
 class Refusal(Exception):
-    """A file that is not decoded; its text is the reason, a space and the message."""
+    """Reports a file that is not decoded; its text is the reason, a space and the message."""
 
 
 def _limit() -> None:
@@ -37,7 +37,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (taken + SPARE_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))  # those of the three standard streams, which are taken
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))  # only the three standard streams, already open
 
 
 def _limit_cpu(seconds: float) -> None:
@@ -51,7 +51,7 @@ def _receive(connection: socket.socket, size: int) -> bytearray:
     while view:
         received = connection.recv_into(view)
         if not received:
-            os._exit(0)  # whoever asked is gone
+            os._exit(0)  # end of the parent's connection
         view = view[received:]
     return data
 
@@ -68,7 +68,7 @@ def _audio_stream(container: av.container.InputContainer) -> av.AudioStream:
 
 
 def _frames(container: av.container.InputContainer, stream: av.AudioStream):
-    """Every frame of the stream; what cannot be decoded is counted, and too much of it refused."""
+    """Yields every frame of the stream, and raises Refusal if too many packets cannot be decoded."""
     packets, bad = 0, 0
     for packet in container.demux(stream):
         packets += 1
@@ -81,7 +81,7 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream):
 
 
 def decode(data: bytearray, demuxer: str, max_duration_s: float, max_samples: int) -> list[bytes]:
-    """The file's sound: sample rate, channels, number of samples and float32 samples, for each change of format."""
+    """Decodes a file to sample rate, channels, number of samples and float32 samples, repeated at each change of format."""
     parts, current, seconds, total = [], None, 0.0, 0
     options = {"codec_whitelist": DECODERS, "protocol_whitelist": ""}
     with av.open(io.BytesIO(data), format=demuxer, options=options) as container:
@@ -110,12 +110,12 @@ def _answer(data: bytearray, demuxer: str, max_duration_s: float, max_samples: i
         return [b"-", str(refusal).encode()]
     except MemoryError:
         return [b"-", b"damaged decoding the file takes too much memory"]
-    except Exception as error:  # FFmpeg's own, and what PyAV makes of a hostile file
+    except Exception as error:  # FFmpeg's errors, and PyAV's on a hostile file
         return [b"-", f"damaged its sound cannot be decoded ({type(error).__name__})".encode()]
 
 
 def _load_all() -> None:
-    """Decodes a sound and a sentence: modules that are imported on the way cannot be once no file can be opened."""
+    """Decodes a sound and a piece of text, to import all modules on the way while files can still be opened."""
     tone = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 196, b"WAVE", b"fmt ", 16, 1, 1, 8000, 16000, 2, 16, b"data", 160)
     for data in (tone + bytes(160), b"no sound"):
         _answer(bytearray(data), "wav", 1.0, 1000)

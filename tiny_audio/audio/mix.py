@@ -1,23 +1,23 @@
-"""Samples as people record them to mono int16: channels that cancel, an offset, float files of any scale."""
+"""Turns real-world recordings into mono int16, and copes with channels that cancel, offsets and float files of any scale."""
 
 from __future__ import annotations
 
 import numpy as np
 
-DEAD_CHANNEL = 1e-4  # of the loudest one's energy: 40 dB below it a channel holds nothing
-CANCELLED = 0.1  # of the loudest channel's energy: less is left of a mean only where channels cancel
-MATERIAL_OFFSET = 4.0  # times the sound's own energy: some voices have as much of their own
-LOUDEST = 2.0  # full scale is 1; codecs overshoot it, but not this far
+DEAD_CHANNEL = 1e-4  # share of the loudest channel's energy: silence 40 dB below it
+CANCELLED = 0.1  # share of the loudest channel's energy: a mean below it only with cancelling channels
+MATERIAL_OFFSET = 4.0  # times the sound's own energy: above the natural offset of some voices
+LOUDEST = 2.0  # full scale 1, plus more than any codec's overshoot
 INT16_SCALE = 2.0**15
 # A model trained on ordinary levels mishears fainter ones: the quickstart's on 120 test clips had a WER of 1.3 % as they
 # are and 20 dB down, 3.1 % at 30 dB, 21 % at 40 dB, 100 % at 60 dB; raised before they become int16, 1.3 % at all of them.
-FAINT = 1 / 32  # a peak below is raised; no clip of 7,475 made and recorded ones lies there
-AUDIBLE = 0.08  # to this: raised to 0.25, brown noise was heard as words
-DITHER = 4 / 32768  # a peak up to here is no sound
+FAINT = 1 / 32  # upper limit of raised peaks; none of 7,475 synthetic and recorded clips below it
+AUDIBLE = 0.08  # target peak: at 0.25, words heard in brown noise
+DITHER = 4 / 32768  # highest peak without any sound
 
 
 def _centred(samples: np.ndarray) -> np.ndarray:
-    """Without the offset of a bad microphone input, where it is a material part of what is there."""
+    """Removes the offset of a bad microphone input where it is a material part of the signal."""
     offset = samples.mean(axis=0, dtype=np.float64)
     energy = np.square(samples, dtype=np.float64).mean(axis=0)
     material = offset**2 > MATERIAL_OFFSET * (energy - offset**2)
@@ -25,7 +25,7 @@ def _centred(samples: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(samples: np.ndarray) -> np.ndarray:
-    """Float files of another scale: int16's where the peak suggests it, else as loud as their peak."""
+    """Scales down float files that peak above `LOUDEST`: by int16's full scale if the peak suggests it, otherwise by the peak."""
     peak = float(np.abs(samples).max())
     if peak <= LOUDEST:
         return samples
@@ -33,7 +33,7 @@ def _full_scale(samples: np.ndarray) -> np.ndarray:
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
-    """The mean of the channels that hold something, or the loudest one where they cancel each other."""
+    """Averages the channels that hold something, or returns the loudest channel if they cancel each other."""
     if samples.shape[1] == 1:
         return samples[:, 0]
     energy = np.square(samples, dtype=np.float64).sum(axis=0)
@@ -45,7 +45,7 @@ def _mono(samples: np.ndarray) -> np.ndarray:
 
 
 def to_mono(samples: np.ndarray) -> np.ndarray:
-    """(S, channels) float32 to (S,) float32, full scale 1."""
+    """Mixes (S, channels) float32 down to (S,) float32 with full scale 1."""
     return _mono(_centred(_full_scale(samples)))
 
 
@@ -55,10 +55,10 @@ def _raised(waveform: np.ndarray) -> np.ndarray:
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """(S,) float32, full scale 1, to int16; a faint clip is made audible, all others stay as they are."""
+    """Converts (S,) float32 with full scale 1 to int16, and raises a faint clip until it is audible but leaves others alone."""
     return np.clip(np.rint(_raised(waveform) * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def is_silent(pcm: np.ndarray) -> bool:
-    """Whether (S,) int16 is digital silence, give or take its dither."""
+    """Says whether (S,) int16 is digital silence, allowing for dither of one step."""
     return bool(pcm.max() <= 1 and pcm.min() >= -1)

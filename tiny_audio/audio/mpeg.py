@@ -1,4 +1,4 @@
-"""MPEG audio frames: MP3 (with layers I and II) and AAC in ADTS. Frame after frame tells how many samples there are.
+"""Walks over MPEG audio frames, MP3 (with layers I and II) and AAC in ADTS, to count what is really there.
 
 An MP3 has no length: its first frame may promise one ("Xing" or "Info"), and without it decoders guess from the size and
 the first bit rate, too short or too long where the rate varies.
@@ -18,23 +18,23 @@ _KBITS = {
     (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = (44100, 48000, 32000)
-MAX_JUNK_BYTES = 64 * 1024  # between frames, before they are given up
+MAX_JUNK_BYTES = 64 * 1024  # longest junk between frames
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of MPEG audio, by its header."""
+    """Describes a frame of MPEG audio, as its header does."""
 
     num_bytes: int
     num_samples: int
     sample_rate: int
-    format: int  # the bits that stay the same through a stream: version, layer, sample rate
+    format: int  # constant bits of a stream: version, layer, sample rate
     layer: int
-    info_offset: int  # where a Xing or Info tag would lie
+    info_offset: int  # possible place of a Xing or Info tag
 
 
 def id3_bytes(head: bytes | memoryview) -> int:
-    """The length of the ID3v2 tag that a file begins with, or 0."""
+    """Returns the length of the ID3v2 tag at the beginning of a file, or 0 if there is none."""
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     a, b, c, d = (byte & 0x7F for byte in head[6:10])
@@ -42,7 +42,7 @@ def id3_bytes(head: bytes | memoryview) -> int:
 
 
 def parse_frame(data: bytes | memoryview, position: int) -> Frame | None:
-    """The frame whose header lies here, if one does."""
+    """Returns the frame whose header lies at `position`, or None if there is none."""
     if position + 4 > len(data):
         return None
     (header,) = struct.unpack_from(">I", data, position)
@@ -63,7 +63,7 @@ def parse_frame(data: bytes | memoryview, position: int) -> Frame | None:
 
 
 def _adts_bytes(data: bytes | memoryview, position: int) -> int:
-    """The length of the ADTS frame that begins here, or 0 where none does."""
+    """Returns the length of the ADTS frame that begins at `position`, or 0 if none does."""
     if position + 6 > len(data) or data[position] != 0xFF or data[position + 1] & 0xF6 != 0xF0:
         return 0
     (length,) = struct.unpack_from(">I", data, position + 3)
@@ -72,7 +72,7 @@ def _adts_bytes(data: bytes | memoryview, position: int) -> int:
 
 
 def sniff(head: bytes) -> str:
-    """`mp3`, `mp2` (layers I and II) or `adts` where two such frames follow each other near the start, else ""."""
+    """Returns `mp3`, `mp2` (layers I and II) or `adts` if two frames of that kind are adjacent near the start, otherwise ""."""
     position = 0
     while 0 <= (position := head.find(b"\xff", position)) < 8192:
         frame, length = parse_frame(head, position), _adts_bytes(head, position)
@@ -87,7 +87,7 @@ def sniff(head: bytes) -> str:
 
 
 def _resync(data: memoryview, position: int, format: int) -> int:
-    """Where the next frames of this format begin, or the end."""
+    """Returns the position of the next frames of this format, or the end of the data if there are none."""
     junk = bytes(data[position : position + MAX_JUNK_BYTES])
     at = 0
     while (at := junk.find(b"\xff", at)) >= 0:
@@ -101,7 +101,7 @@ def _resync(data: memoryview, position: int, format: int) -> int:
 
 
 def _mp3_frames(data: memoryview) -> Iterator[tuple[int, Frame]]:
-    """(position, frame) of every frame, tags and junk left out; the last one may reach past the end."""
+    """Yields (position, frame) for every frame and skips tags and junk; the last frame may reach past the end."""
     position, format = id3_bytes(data), None
     while position + 4 <= len(data):
         frame = parse_frame(data, position)
@@ -130,7 +130,7 @@ def _begins(data: memoryview, position: int) -> bool:
 
 
 def _promised_frames(data: memoryview, position: int, frame: Frame) -> int | None:
-    """What a Xing or Info tag says of the frames after it; None where this frame holds sound."""
+    """Returns the number of frames that a Xing, Info or VBRI tag promises (0 if unknown), or None if this frame holds sound."""
     tag = bytes(data[position + frame.info_offset : position + frame.info_offset + 12])
     if tag[:4] in (b"Xing", b"Info") and len(tag) == 12:
         return int.from_bytes(tag[8:12], "big") if tag[7] & 1 else 0
@@ -139,7 +139,7 @@ def _promised_frames(data: memoryview, position: int, frame: Frame) -> int | Non
 
 
 def mp3_links(data: memoryview) -> list[int]:
-    """Where streams begin: each that its encoder wrote as a file has a tag of its own, and so has a change of format."""
+    """Finds where streams begin, at every tag and every change of format; raises EOFError if the last frame is incomplete."""
     starts, format, last = [], None, 0
     for position, frame in _mp3_frames(data):
         if format != frame.format or _promised_frames(data, position, frame) is not None:
@@ -151,10 +151,10 @@ def mp3_links(data: memoryview) -> list[int]:
 
 
 def exact_mp3(data: memoryview) -> memoryview | bytes:
-    """An MP3 stream whose first frame says how many follow, wherever it does not by itself.
+    """Returns an MP3 stream whose first frame says how many follow, adding that frame if it is missing or wrong.
 
     Raises:
-        EOFError: fewer frames are there than the first promises.
+        EOFError: there are fewer frames than the first one promises.
     """
     frames = list(_mp3_frames(data))
     if not frames:
@@ -171,7 +171,7 @@ def exact_mp3(data: memoryview) -> memoryview | bytes:
 
 
 def _info_frame(data: memoryview, position: int, num_frames: int) -> bytes:
-    """A frame without sound, in the format of the one at `position`, that promises so many."""
+    """Makes a silent frame in the format of the one at `position` that promises `num_frames` frames."""
     (header,) = struct.unpack_from(">I", data, position)
     for bit_rate_code in range(1, 15):
         head = struct.pack(">I", header & 0xFFFF0DFF | 0x10000 | bit_rate_code << 12)  # no checksum, no padding
@@ -183,7 +183,7 @@ def _info_frame(data: memoryview, position: int, num_frames: int) -> bytes:
 
 
 def adts_links(data: memoryview) -> list[int]:
-    """One stream, walked to its end: ADTS frames need no beginning."""
+    """Walks over an ADTS stream and returns [0], its only start; raises EOFError if the last frame is incomplete."""
     position = id3_bytes(data)
     while position < len(data):
         length = _adts_bytes(data, position)

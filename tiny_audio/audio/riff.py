@@ -1,7 +1,7 @@
-"""WAV and its relatives, AIFF, AU and CAF: raw samples behind a header whose sizes are often wrong.
+"""Repairs WAV and its relatives, AIFF, AU and CAF, which hold raw samples behind a header whose sizes are often wrong.
 
-Streaming writers leave 0 or about 2^31 or 2^32, crashed recorders an old size, hasty ones count the header in. Here the
-samples are found, and a plain header is written before them, so that the decoder meets no other.
+Streaming writers leave 0 or about 2^31 or 2^32, crashed recorders leave an old size, and careless ones count the header
+in. This module finds the samples and writes a plain header before them, so that the decoder sees no other.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-UNKNOWN_SIZE = 0x3FFF_0000  # from here on a size is a streaming writer's stand-in: nothing as large is ever decoded
-SPARE_BYTES = 64  # that a header which counts itself in promises too many
+UNKNOWN_SIZE = 0x3FFF_0000  # lowest placeholder size of streaming writers, beyond anything decoded
+SPARE_BYTES = 64  # largest excess from a header in its own count
 AIFC_SAMPLE_BYTES = {b"ulaw": 1, b"ULAW": 1, b"alaw": 1, b"ALAW": 1, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8}
 NIST_FIELDS = (b"sample_count", b"channel_count", b"sample_n_bytes")
 AIFC_PCM = (b"NONE", b"twos", b"sowt", b"raw ", b"in24", b"in32", b"42ni", b"23ni")
@@ -23,14 +23,14 @@ def _is_name(name: bytes | memoryview) -> bool:
 
 
 def _is_chunks(rest: memoryview, order: str) -> bool:
-    """Whether other chunks, a tag or a few stray bytes follow, and no further samples."""
+    """Says whether `rest` is other chunks, a tag or a few stray bytes, and not further samples."""
     if len(rest) < SPARE_BYTES or rest[:3] in (b"TAG", b"ID3"):
         return True
     return _is_name(rest[:4]) and struct.unpack_from(order + "I", rest, 4)[0] <= len(rest)
 
 
 def _chunks(data: memoryview, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start of its content, size as promised) of every chunk. Some writers do not pad one of odd length."""
+    """Yields (name, start of the content, promised size) of every chunk, and copes with odd chunks that lack their padding."""
     position = 12
     while position + 8 <= len(data):
         name, size = struct.unpack_from(order + "4sI", data, position)
@@ -40,10 +40,10 @@ def _chunks(data: memoryview, order: str) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _samples(data: memoryview, start: int, promised: int, order: str, byte_rate: float, frame_bytes: int) -> memoryview:
-    """The bytes of the samples, where a chunk promises so many.
+    """Returns the bytes of the samples, given how many the chunk promises.
 
     Raises:
-        EOFError: over 10 ms of them are missing, or a part of the last one.
+        EOFError: more than `SPARE_BYTES` and 10 ms of the samples are missing, or part of the last one.
     """
     rest = data[start:]
     if promised >= UNKNOWN_SIZE:
@@ -67,7 +67,7 @@ def _wav(form: bytes, samples: memoryview | bytes, order: str = "<") -> bytes:
 
 
 def _wav_content(data: memoryview) -> tuple[bytes, int, int, str]:
-    """(fmt chunk, start of the samples, their bytes as promised, byte order)."""
+    """Returns (fmt chunk, start of the samples, their promised bytes, byte order); raises EOFError if there is no data chunk."""
     order = ">" if data[:4] == b"RIFX" else "<"
     form, long_size = b"", 0
     for name, start, size in _chunks(data, order):
@@ -81,12 +81,12 @@ def _wav_content(data: memoryview) -> tuple[bytes, int, int, str]:
 
 
 def _rates(form: bytes, order: str) -> tuple[int, int]:
-    """Bytes of a second, and of a sample in all channels or a block, as a fmt chunk tells them."""
+    """Reads from a fmt chunk the bytes per second, and the bytes per block or per sample over all channels."""
     return struct.unpack_from(order + "IH", form, 8) if len(form) >= 16 else (0, 1)
 
 
 def wav_links(data: memoryview) -> list[int]:
-    """Where files begin: after the first one's samples, others may follow."""
+    """Finds where WAV files begin, since others may follow the samples of the first."""
     form, start, size, _ = _wav_content(data)
     starts = [0]
     while form and 0 < size < UNKNOWN_SIZE and data[start + size :][:4] == b"RIFF" and data[start + size + 8 :][:4] == b"WAVE":
@@ -97,7 +97,7 @@ def wav_links(data: memoryview) -> list[int]:
 
 
 def plain_wav(data: memoryview) -> bytes:
-    """A WAV, RF64 or BW64 file as a WAV of two chunks, whatever its sizes say."""
+    """Rewrites a WAV, RF64 or BW64 file as a WAV of two chunks, whatever its sizes say."""
     form, start, promised, order = _wav_content(data)
     if promised == 0 and not _is_name(data[start : start + 4]):
         promised = UNKNOWN_SIZE
@@ -105,7 +105,7 @@ def plain_wav(data: memoryview) -> bytes:
 
 
 def plain_w64(data: memoryview) -> bytes:
-    """A Sony Wave64 file as a WAV."""
+    """Rewrites a Sony Wave64 file as a WAV."""
     position, form = 40, b""
     while position + 24 <= len(data):
         name, size = bytes(data[position : position + 4]), int.from_bytes(data[position + 16 : position + 24], "little")
@@ -114,7 +114,7 @@ def plain_w64(data: memoryview) -> bytes:
         if name == b"data" and form:
             promised = size - 24 if size > 24 else UNKNOWN_SIZE
             rest = data[position + 24 :]
-            known = promised < UNKNOWN_SIZE and promised % 8 + len(rest) > promised  # other chunks may follow
+            known = promised < UNKNOWN_SIZE and promised % 8 + len(rest) > promised  # possibly with other chunks behind
             samples = rest[:promised] if known else _samples(data, position + 24, promised, "<", *_rates(form, "<"))
             return _wav(form, samples)
         position += max(24, size + -size % 8)
@@ -122,14 +122,14 @@ def plain_w64(data: memoryview) -> bytes:
 
 
 def _frame_bytes(common: bytes) -> int:
-    """Bytes of a sample in all channels as COMM tells them; 0 for a compression that has none."""
+    """Reads from COMM the bytes per sample over all channels, or returns 0 if the compression has no fixed size."""
     channels, bits, compression = *struct.unpack_from(">H4xH", common), common[18:22] or b"NONE"
     of_pcm = (bits + 7) // 8 if compression in AIFC_PCM else 0
     return channels * AIFC_SAMPLE_BYTES.get(compression, of_pcm)
 
 
 def plain_aiff(data: memoryview) -> bytes:
-    """An AIFF or AIFC file of two chunks, whatever its sizes say."""
+    """Rewrites an AIFF or AIFC file with two chunks, whatever its sizes say."""
     common = b""
     for name, start, size in _chunks(data, ">"):
         if name == b"COMM" and size >= 18:
@@ -154,13 +154,13 @@ def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -
 
 
 def _extended(data: bytes) -> float:
-    """An 80-bit float, as AIFF has the sample rate, when it is one that a sample rate can be."""
+    """Reads an 80-bit float, AIFF's form of the sample rate, or returns 0 if it cannot be a sample rate."""
     exponent, mantissa = struct.unpack(">HQ", data)
     return mantissa * 2.0 ** (exponent - 16383 - 63) if 16383 <= exponent < 16383 + 32 else 0.0
 
 
 def plain_au(data: memoryview) -> memoryview | bytes:
-    """An AU file whose header promises what is there."""
+    """Rewrites an AU file so that its header promises what is there."""
     order = ">" if data[:4] == b".snd" else "<"
     if len(data) < 24:
         return data
@@ -172,7 +172,7 @@ def plain_au(data: memoryview) -> memoryview | bytes:
 
 
 def plain_caf(data: memoryview) -> memoryview | bytes:
-    """A CAF file whose data chunk promises what is there."""
+    """Returns a CAF file whose data chunk promises what is there, rewriting the size if it is wrong."""
     position = 8
     while position + 12 <= len(data):
         name, size = struct.unpack_from(">4sq", data, position)
@@ -190,7 +190,7 @@ def plain_caf(data: memoryview) -> memoryview | bytes:
 
 
 def plain_nist(data: memoryview) -> memoryview:
-    """A NIST SPHERE file as it is, once all the sound that its header promises is seen to be there."""
+    """Returns a NIST SPHERE file unchanged, or raises EOFError if sound that its header promises is missing."""
     head = bytes(data[:16384])
     count, channels, width = (re.search(rb"\n" + name + rb" -i (\d{1,12})", head) for name in NIST_FIELDS)
     size = re.match(rb"NIST_1A\n *(\d{1,5})\n", head)

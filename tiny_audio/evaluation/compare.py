@@ -1,7 +1,7 @@
-"""Two evaluations of the same utterances side by side: is one better, by how much, and where do they differ?
+"""Compares two evaluations of the same utterances: which is better, by how much, and where they differ.
 
-A paired bootstrap: utterances are resampled, and each brings both models' errors along (Bisani and Ney 2004), so what makes an
-utterance hard for both does not blur the difference between them.
+The method is a paired bootstrap (Bisani and Ney 2004). It resamples utterances together with both models' errors, so an
+utterance that is hard for both does not blur the difference between them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Line = dict[str, Any]
 
 
 def read_utterances(folder: Path) -> dict[str, Line]:
-    """The lines of a folder's utterances.jsonl by ID.
+    """Reads the lines of a folder's utterances.jsonl by ID.
 
     Raises:
-        ConfigError: the folder has none.
+        ConfigError: the folder has no utterances.jsonl.
     """
     path = Path(folder) / "utterances.jsonl"
     require(path.is_file(), f"{folder}: no utterances.jsonl here; python -m ray_jobs.evaluate writes it")
@@ -33,7 +33,7 @@ def read_utterances(folder: Path) -> dict[str, Line]:
 
 
 def paired_difference(a: Sequence[int], b: Sequence[int], num_words: Sequence[int], seed: int = 0) -> dict[str, float]:
-    """WER of B minus WER of A, with its 95 % interval and the share of resamples in which B is better.
+    """Computes WER of B minus WER of A, its 95 % interval and the share of resamples in which B is better.
 
     Args:
         a, b: errors of each utterance.
@@ -76,10 +76,10 @@ def _score(pairs: list[Line]) -> dict[str, float]:
 
 
 def compare(folder_a: Path, folder_b: Path) -> dict[str, Any]:
-    """What two evaluations' utterances.jsonl say of each other.
+    """Compares two evaluations by their utterances.jsonl, overall and per test set.
 
     Raises:
-        ConfigError: a folder has no utterances, or the two have none in common.
+        ConfigError: a folder has no utterances.jsonl, or the two have no scored utterance in common.
     """
     a, b = read_utterances(folder_a), read_utterances(folder_b)
     pairs = [_pair(a[name], b[name]) for name in sorted(a.keys() & b.keys())]
