@@ -135,7 +135,7 @@ def _links(data: memoryview, kind: str) -> list[memoryview]:
 
 
 def _waveform(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Converts (S, channels) float32 to mono (S',) float32 at 16 kHz; raises AudioError if a sample is not finite or too large."""
+    """Converts (S, channels) float32 to mono (S',) float32 at 16 kHz; raises AudioError if a sample is not finite or is huge."""
     if not np.isfinite(samples).all():
         raise AudioError("not_finite", "the audio holds NaN or infinite samples")
     if np.abs(samples).max() > LARGEST_SAMPLE:

@@ -81,7 +81,7 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream):
 
 
 def decode(data: bytearray, demuxer: str, max_duration_s: float, max_samples: int) -> list[bytes]:
-    """Decodes a file to its sample rate, channels, number of samples and float32 samples, packed anew at each change of format."""
+    """Decodes a file to sample rate, channels, number of samples and float32 samples, repeated at each change of format."""
     parts, current, seconds, total = [], None, 0.0, 0
     options = {"codec_whitelist": DECODERS, "protocol_whitelist": ""}
     with av.open(io.BytesIO(data), format=demuxer, options=options) as container:

@@ -25,7 +25,7 @@ def _centred(samples: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(samples: np.ndarray) -> np.ndarray:
-    """Scales float files above full scale down, from int16's range if the peak suggests it, otherwise by the peak itself."""
+    """Scales down float files that peak above `LOUDEST`: by int16's full scale if the peak suggests it, otherwise by the peak."""
     peak = float(np.abs(samples).max())
     if peak <= LOUDEST:
         return samples

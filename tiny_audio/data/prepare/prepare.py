@@ -21,6 +21,7 @@ import soundfile
 from upath import UPath
 
 from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.audio.mix import is_silent
 from tiny_audio.config import ConfigError, absolute, require, storage_path
 from tiny_audio.data.columns import SCHEMA
 from tiny_audio.data.labels import clean_label, max_label_chars
@@ -87,8 +88,11 @@ def _usable(entry: Entry, read: tuple[str, Audio] | None, max_duration_s: float)
     if not entry.id or not label:
         return "no_label" if entry.id else "no_id"
     pcm = pcm_or_reason(read[1], max_duration_s)
-    is_long = not isinstance(pcm, str) and len(label) > max_label_chars(len(pcm) / SAMPLE_RATE)
-    return "label_too_long" if is_long else pcm
+    if isinstance(pcm, str):
+        return pcm
+    if is_silent(pcm):
+        return "silent"
+    return "label_too_long" if len(label) > max_label_chars(len(pcm) / SAMPLE_RATE) else pcm
 
 
 def _facts(entry: Entry, text: str, pcm: np.ndarray | str) -> dict:
