@@ -137,6 +137,11 @@ def test_transformers_modules():
     ]
 
 
+def test_torchs_flash_attention_takes_a_length_for_each_clips_keys():
+    arguments = {argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments}
+    assert {"seqused_k", "window_size_left", "window_size_right"} <= arguments
+
+
 def test_private_names_are_in_their_files_alone():
     names = (
         r"""\._internal|\._private|\._attn_implementation|_generation_defaults|torch\._(?!_)|RayTrainWorker|"RAY_(?!ADDRESS)"""

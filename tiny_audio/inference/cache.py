@@ -11,7 +11,7 @@ import torch
 
 
 class SlotCache:
-    """Keys and values of each layer, (slots * length + 1, heads, d), a slot after the other; and the slots that are free.
+    """Holds the keys and values of each layer, (slots * length + 1, heads, d), slot after slot, and the slots that are free.
 
     The last position takes what padding writes, and is never read.
     """
@@ -24,7 +24,7 @@ class SlotCache:
         self.free = list(range(num_slots))  # a heap: the lowest goes first, so that those in use lie close together
 
     def take(self) -> int:
-        """A free slot, no longer free."""
+        """Takes the lowest free slot and returns its number."""
         return heapq.heappop(self.free)
 
     def give_back(self, slot: int) -> None:

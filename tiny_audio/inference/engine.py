@@ -19,7 +19,7 @@ Tokens = Callable[[], list[int]]  # waits for the device; an id for each row
 
 
 class Runner(Protocol):
-    """What computes; `runner.py` has the one that does."""
+    """Describes what the engine computes with; `runner.py` has the implementation."""
 
     lookahead: int  # launches that may be under way while the host goes on
 
@@ -44,7 +44,7 @@ class Engine:
         self.closed = False
 
     def submit(self, request: Request) -> Future[Answer]:
-        """A request's answer to come. Cancelling it frees what it holds at the next step."""
+        """Queues a request and returns the future of its answer. Cancelling it frees what it holds at the next step."""
         self.scheduler.waiting.append(request)
         self.arrived.set()
         return request.future

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 
 class Graphed:
-    """A function of tensors that gives a tensor, as one graph for each shape of its first argument.
+    """Runs a function from tensors to a tensor as a CUDA graph, one for each shape of its first argument.
 
     Arguments are copied to where the graph reads them. A result is good until the next call with that shape.
     """
@@ -42,11 +42,11 @@ class Graphed:
 
 
 def next_size(size: int, sizes: tuple[int, ...]) -> int:
-    """The smallest of ascending sizes that holds `size`; itself, where none does."""
+    """Returns the smallest of ascending sizes that holds `size`, or `size` itself if none does."""
     place = bisect_left(sizes, size)
     return sizes[place] if place < len(sizes) else size
 
 
 def padded(tensor: torch.Tensor, size: int, value: float = 0) -> torch.Tensor:
-    """(N, ...) -> (size, ...)"""
+    """Pads the first dimension: (N, ...) -> (size, ...)."""
     return pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, size - len(tensor)), value=value)

@@ -43,13 +43,13 @@ STEP_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # s
 
 
 def free_bytes(device: torch.device) -> int:
-    """GPU memory that torch can give, what it keeps for reuse with it."""
+    """Returns the GPU memory that torch can still give, including what it keeps for reuse."""
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
 class Runner:
-    """An `ASRModel` and the slots of its cache.
+    """Computes with an `ASRModel` and the slots of its cache.
 
     With `graphs`, the model keeps compiled layers, and joined projections.
     """
@@ -120,7 +120,7 @@ class Runner:
         return padded(where, size, self.cache.waste)
 
     def _encode(self, hidden: torch.Tensor, frames: Segments | None) -> torch.Tensor:
-        """The encoder's layers, on whole windows (B, E, C) or packed frames (N, C)."""
+        """Runs the encoder's layers on whole windows (B, E, C) or packed frames (N, C)."""
         if not self.graphed:
             return self.model.encoder_layers(hidden, frames)
         if frames is None:
@@ -139,7 +139,7 @@ class Runner:
     def _read_prompts(
         self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, bounds: torch.Tensor, predicting: torch.Tensor
     ) -> torch.Tensor:
-        """Prompts (N, D), of clips as `bounds` say, into the cache; the first token (B,) after each `predicting` position."""
+        """Reads prompts (N, D), of clips as `bounds` say, into the cache; returns the first token of each, (B,)."""
         clips = Segments(bounds, self.cache.length)
         attended = partial(attend, queries=clips, keys=clips, causal=True)
         hidden, seen = self._layers(hidden, positions, where, lambda number, *heads: attended(*heads))
@@ -159,7 +159,7 @@ class Runner:
         return self._read(ids, rows)
 
     def _step(self, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """A token (B,) of each of the first B slots, after `ids` at `positions`."""
+        """Makes the next token of each of the first B slots, (B,), after `ids` at `positions`."""
         where, lengths = self.bounds[: len(ids)] + positions, (positions + 1).int()
         longest = self.cache.length if self.graphed or self.flash else int(lengths.max())
         hidden = self.model.decoder.model.embed_tokens(ids)
@@ -167,7 +167,7 @@ class Runner:
         return self._next_ids(*self._layers(hidden, positions, where, lambda number, query, *_: attended(number, query)))
 
     def _layers(self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, attended: Callable) -> tuple:
-        """All layers up to the last one's attention: what goes into that layer (N, D), and what its queries saw.
+        """Runs all layers up to the last one's attention; returns that layer's input (N, D) and what its queries attended to.
 
         Args:
             positions: (N,) of each row in its clip, and `where` they are in the cache.
@@ -182,7 +182,7 @@ class Runner:
         return hidden, attended(len(layers) - 1, *heads)
 
     def _attend_slots(self, number: int, query: torch.Tensor, lengths: torch.Tensor, longest: int) -> torch.Tensor:
-        """Attention of slots' newest tokens (B, heads, d) in the layer of that number."""
+        """Attends from the newest tokens of the slots, (B, heads, d), to their keys in the layer of that number."""
         num_rows, length = len(query), self.cache.length
         keys, values = (x[number][: num_rows * length] for x in (self.cache.keys, self.cache.values))
         if self.flash:
@@ -192,14 +192,14 @@ class Runner:
         return attend_slots(query, keys, values, lengths)
 
     def _next_ids(self, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """The last layer after its attention: (B, D) and (B, heads, d) -> (B,) likeliest tokens."""
+        """Finishes the last layer after its attention: (B, D) and (B, heads, d) -> the likeliest tokens, (B,)."""
         decoder = self.model.decoder
         hidden = after_attention(decoder.model.layers[-1], hidden, seen)
         return decoder.lm_head(decoder.model.norm(hidden)).argmax(dim=-1)
 
     @torch.no_grad()
     def capture(self) -> None:
-        """All graphs, the largest first, whose memory the others share."""
+        """Captures all graphs, the largest first: the others share its memory."""
         encoder, width, dtype = self.model.encoder.config, self.model.decoder.config.hidden_size, self.model.decoder.dtype
         zeros = partial(torch.zeros, dtype=torch.int64, device=self.device)
         bounds = zeros(MAX_PREFILL_ROWS + 1, dtype=torch.int32)
@@ -218,7 +218,7 @@ class Runner:
         return move(tensor.pin_memory(), self.device) if self.on_gpu else tensor
 
     def _read(self, ids: torch.Tensor, rows: Sequence[int]) -> Tokens:
-        """The ids at `rows`, which wait for the device when they are called for."""
+        """Starts to copy the ids at `rows` to the host; the returned function waits for the copy."""
         if not self.on_gpu:
             known = ids.tolist()
             return lambda: [known[row] for row in rows]

@@ -17,9 +17,9 @@ LOOP_CHECK_EVERY = 16  # tokens
 
 @dataclass(frozen=True)
 class Answer:
-    """What the decoder wrote: token ids without the end of turn.
+    """Holds the token ids that the decoder wrote, without the end of turn.
 
-    Not `complete` where it was cut off, at the longest transcript or because it `looped`: repeated itself without end.
+    `complete` is False if they were cut off: at the longest transcript, or because they repeated themselves (`looped`).
     """
 
     ids: list[int]
@@ -29,7 +29,7 @@ class Answer:
 
 @dataclass(eq=False)
 class Request:
-    """A clip on its way to its transcript."""
+    """Follows a clip on its way to its transcript."""
 
     pcm: np.ndarray  # (S,) int16 at 16 kHz
     num_tokens: int  # of its prompt, the audio's with them
@@ -42,7 +42,7 @@ class Request:
 
     @property
     def position(self) -> int:
-        """Of the newest token, in the slot."""
+        """Position of the newest token in the slot."""
         return self.num_tokens + self.num_launched - 1
 
     def fail(self, error: Exception) -> None:
@@ -55,7 +55,7 @@ class Request:
 
 
 def loops(ids: list[int]) -> bool:
-    """Whether the last LOOP_TOKENS ids are one phrase over and over."""
+    """Says whether the last LOOP_TOKENS ids repeat one phrase over and over."""
     tail = ids[-LOOP_TOKENS:]
     if len(tail) < LOOP_TOKENS:
         return False
@@ -63,7 +63,7 @@ def loops(ids: list[int]) -> bool:
 
 
 class Scheduler:
-    """Requests that wait, in order of arrival, and those that run, by their slots."""
+    """Keeps the requests that wait, in order of arrival, and those that run, by their slots."""
 
     def __init__(self, num_slots: int, end_id: int, max_prefill_rows: int, max_prefill_tokens: int):
         self.num_slots, self.end_id = num_slots, end_id
@@ -73,7 +73,7 @@ class Scheduler:
         self.most_live = 0  # so far
 
     def admit(self) -> list[Request]:
-        """Requests that join now: those that waited longest, as many as slots and one prefill's budget allow.
+        """Picks the requests that join now: those that waited longest, as many as slots and the budget of a prefill allow.
 
         Where slots are short, they join when there is room for a whole batch: a prefill of a few clips costs as much as
         a larger one, and holds up all that run.
@@ -100,7 +100,7 @@ class Scheduler:
         self.most_live = max(self.most_live, len(self.live))
 
     def rows(self) -> list[Request]:
-        """Those that run and need another token."""
+        """Lists the requests that run and need another token."""
         return [request for request in self.live.values() if request.num_launched < request.max_new_tokens]
 
     def take_token(self, request: Request, token: int) -> bool:

@@ -51,7 +51,7 @@ def attend(
 
 
 def attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Attention of one new token a clip to its slot of a cache, of which the first `lengths` (B,) positions count.
+    """Attends from one new token of each clip to its slot of a cache, of which the first `lengths` (B,) positions count.
 
     (B, heads, d), (B, positions, key heads, d) twice -> (B, heads, d). Query heads that share a key head are rows of one
     product, so that each key is read once.
@@ -65,7 +65,7 @@ def attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, 
 def flash_attend_slots(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, rows: Segments, slots: Segments
 ) -> torch.Tensor:
-    """`attend_slots` in FlashAttention's kernel, which reads no position beyond a clip's length. On GPUs, in half precision.
+    """Does what `attend_slots` does in FlashAttention's kernel, which reads no position beyond a clip's length; on GPUs only.
 
     It folds the query heads, and splits long clips among blocks where few are computed, if no window bounds the keys.
 
@@ -76,6 +76,7 @@ def flash_attend_slots(
     """
     bounds = (rows.bounds, slots.bounds, rows.longest, slots.longest)
     window = {"window_size_left": -1, "window_size_right": -1}
+    # torch's undocumented op: the public `varlen_attn` of torch 2.11 takes no length for each clip's keys (`seqused_k`)
     attention = torch.ops.aten._flash_attention_forward
     return attention(query, keys, values, *bounds, 0.0, False, False, seqused_k=lengths, **window)[0]
 
@@ -150,13 +151,13 @@ def _mlp(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 def before_attention(
     layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a layer of SmolLM3 attends with: (N, D) -> queries (N, heads, d), keys and values (N, key heads, d)."""
+    """Computes what a layer of SmolLM3 attends with: (N, D) -> queries (N, heads, d), keys and values (N, key heads, d)."""
     query, key, value = _queries_keys_values(layer.self_attn, layer.input_layernorm(hidden))
     return _rotate(query, cos, sin), _rotate(key, cos, sin), value
 
 
 def after_attention(layer: nn.Module, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """The rest of the layer: its input (N, D) and what its queries saw, (N, heads, d) -> (N, D)."""
+    """Computes the rest of the layer from its input (N, D) and what its queries attended to, (N, heads, d): (N, D)."""
     return _mlp(layer, hidden + layer.self_attn.o_proj(seen.flatten(-2)))
 
 
@@ -169,7 +170,7 @@ def before_attention_kept(
     values: torch.Tensor,
     where: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`before_attention`, whose keys and values are also kept at the positions `where` (N,) of a cache's (P, key heads, d)."""
+    """Does what `before_attention` does, and keeps keys and values at positions `where` (N,) of a cache's (P, key heads, d)."""
     query, key, value = before_attention(layer, hidden, cos, sin)
     keys.index_copy_(0, where, key)
     values.index_copy_(0, where, value)
@@ -179,7 +180,7 @@ def before_attention_kept(
 def between_attentions(
     layer: nn.Module, following: nn.Module, hidden: torch.Tensor, seen: torch.Tensor, *rest: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`after_attention` of a layer and `before_attention_kept` of the next, whose other arguments are the `rest`.
+    """Does `after_attention` of a layer and `before_attention_kept` of the next, whose other arguments are the `rest`.
 
     Returns the hidden states between the two layers, and what the next attends with.
     """
@@ -188,7 +189,7 @@ def between_attentions(
 
 
 def _joined(parts: list[nn.Module]) -> nn.Module:
-    """One linear layer that computes what several do on one input; their weights become views of its own."""
+    """Joins linear layers with one input into a single one; their weights become views of its own."""
     whole = copy.deepcopy(parts[0])
     for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:
         if len(tensor):

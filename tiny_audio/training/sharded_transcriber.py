@@ -32,7 +32,7 @@ class ShardedTranscriber:
 
     @torch.inference_mode()
     def texts(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        """The texts of at most `rows_at_once` int16 clips. All workers must call it."""
+        """Transcribes at most `rows_at_once` int16 clips. All workers must call it."""
         model = self.model
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
         longest = padded_num_samples(int(num_samples.max()), model.window_num_samples, model.trimmed)
