@@ -27,7 +27,7 @@ FAIR_SHARE = 0.1  # of a step, that its all-reduce may take before it is worth a
 
 @ray.remote(max_restarts=0)
 class _Reducer:
-    """One worker of the trial, on a training worker's place."""
+    """Runs as one worker of the trial, in the place of a training worker."""
 
     def address(self) -> str:
         """Returns where this worker would have the others meet: this node's IP, and a port that is free now."""

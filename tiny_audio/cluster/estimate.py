@@ -25,7 +25,7 @@ MEASURED_DEV_ROWS = 256  # of a validation in `seed_job`
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of an estimate, for people, and where it comes from."""
+    """Holds one quantity of an estimate, as text for people, and where it comes from."""
 
     name: str
     value: str
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Shards:
-    """What the training data's footers say: rows in one epoch, and of a row its bytes and seconds."""
+    """Holds what the footers of the training data say: the rows of an epoch, and the bytes and seconds of a row."""
 
     rows_per_epoch: float
     bytes_per_row: float
@@ -55,7 +55,7 @@ def measure_shards(config: TrainConfig, say: Callable[[str], None]) -> Shards:
 
 
 def _sample(group: RowGroup) -> tuple[float, float]:
-    """Stored bytes and seconds of a row of this group, on average."""
+    """Returns the mean stored bytes and seconds of a row of this group."""
     with fsspec.open(group.path, "rb") as file:
         parquet = pq.ParquetFile(file)
         footer = parquet.metadata.row_group(group.index)
@@ -110,7 +110,7 @@ def parallel_share(num_gpus: int, figures: dict[str, Any]) -> tuple[float, str]:
 
 
 def _seconds_beside_steps(config: TrainConfig, figures: dict[str, Any]) -> float:
-    """Start, validations (losses; the WER's share was not measured), checkpoints and export."""
+    """Adds up the seconds of the start, the validations (without their WER, which was not measured), checkpoints and export."""
     job, start = figures["seed_job"][0], figures["startup"][0]
     validation_s = (job["training_s"] - job["in_steps_s"]) / job["num_evaluations"]
     validation_s *= max(1.0, config.data.max_dev_rows / MEASURED_DEV_ROWS / config.num_workers)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """How bad a finding is."""
+    """Says how bad a finding is."""
 
     OK = "ok"
     WARN = "warn"  # training works, and is slower or less safe than it could be

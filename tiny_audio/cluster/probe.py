@@ -74,7 +74,7 @@ class NoAnswer(RuntimeError):
 
 
 def _gather(calls: dict[str, ray.ObjectRef], timeout_s: float | None = None) -> dict[str, Any]:
-    """What the nodes answer, by their names."""
+    """Collects what the nodes answer, by their names."""
     timeout_s, answers = timeout_s or ANSWER_TIMEOUT_S, {}
     for name, call in calls.items():
         try:
@@ -93,7 +93,7 @@ def _names(listed: list[dict]) -> list[str]:
 
 
 def _clock_offset_s(name: str, probe: ray.actor.ActorHandle) -> float:
-    """How far a node's clock is ahead of this one's, in seconds, by half the way there and back."""
+    """Estimates how far a node's clock is ahead of this one's, in seconds, by half of the round trip."""
     samples = []
     for _ in range(CLOCK_SAMPLES):
         start_s = time.time()

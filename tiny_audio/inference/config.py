@@ -1,4 +1,4 @@
-"""The settings of batch transcription; it imports nothing that takes long."""
+"""Defines the settings of batch transcription; this file imports nothing slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny_audio.config import AtLeastOne, Text, settings
 
 @settings()
 class TranscribeConfig:
-    """The files to transcribe, and the model to do it with."""
+    """Says which files to transcribe, and with which model."""
 
     model: Text = "runs/quickstart/model"  # a folder that training exported, its URL, or a hub id
     # audio files, folders that are searched for them, globs, URLs (https://, s3://, gs://, hf://), and - for stdin

@@ -1,4 +1,4 @@
-"""Batch transcription of audio files through Ray Data: each file becomes a line, a bad one a line with its reason."""
+"""Transcribes audio files in batches through Ray Data: each file becomes a line, and a bad one a line with its reason."""
 
 from __future__ import annotations
 
@@ -43,16 +43,15 @@ def transcribe_files(
 ) -> tuple[int, int]:
     """Transcribes all inputs into the output; returns how many files were transcribed and how many were rejected.
 
-    A job that was stopped goes on where it stopped: the files that it had done are not transcribed again. The output appears
-    when all are done.
+    A job that was stopped resumes: files that are done are not transcribed again. The output appears once all are done.
 
     Args:
         paths: the files, as `find_audio` lists those that `config.inputs` names.
-        show_progress: wraps the iterable of lines, as files are done; its second argument is their number.
-        start_ray: starts Ray, once all inputs are checked; not needed if Ray is up already.
+        show_progress: wraps the iterable of lines, which come as files are done; its second argument is the number of files.
+        start_ray: starts Ray once all inputs are checked; not needed if Ray is already running.
 
     Raises:
-        ConfigError: there is no such model, or the output's name is none.
+        ConfigError: the model does not exist, or the output's name is invalid.
     """
     model = require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
@@ -70,7 +69,7 @@ def transcribe_files(
 
 
 def _transcribed(paths: list[str], settings: TranscribeSettings, max_duration_s: float) -> Iterator[dict]:
-    """Yields an output line for each file, as they are done."""
+    """Yields an output line for each file as it is done."""
     for row in transcribe_dataset(file_dataset(paths, max_duration_s), settings).iter_rows():
         yield _output_line(row)
 
@@ -92,7 +91,7 @@ def file_dataset(paths: list[str], max_duration_s: float) -> ray.data.Dataset:
 
 
 def decode_file(path: str, data: bytes | None, max_duration_s: float) -> Clip | Reject:
-    """Decodes one audio file into a clip without a label whose id is the path, or returns a reject with its reason."""
+    """Decodes one audio file into an unlabelled clip with the path as its id, or returns a reject with its reason."""
     encoded = read_audio(path, max_duration_s) if data is None else data
     if encoded is None:
         return Reject(path, UNREADABLE, path)

@@ -1,4 +1,4 @@
-"""The transcripts of a job that are done, kept in a file beside its output until all are: a second start goes on from there."""
+"""Keeps a job's finished transcripts in a file beside its output until all are done, so that a second start resumes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ STDIN = "-"
 
 
 class Journal:
-    """A file of JSON lines, the first of which says what makes them.
+    """Writes a file of JSON lines; its first line says what makes the others.
 
-    It is flushed line by line. A line that was cut off counts for nothing, and neither does a journal that another model wrote.
+    The file is flushed line by line. A line that was cut off is ignored, and so is a journal that another model wrote.
     """
 
     def __init__(self, path: Path, made_by: dict[str, Any]):
         self.path = path
-        self.lines: dict[str, dict] = {}  # by input
+        self.lines: dict[str, dict] = {}  # keyed by input
         head, *lines = _whole_lines(path) or [None]
         if head == made_by:
             self.lines = {line["path"]: line for line in lines if line["path"] != STDIN and line.get("error") != UNREADABLE}
@@ -28,13 +28,13 @@ class Journal:
         self.file = path.open("a", encoding="utf-8")
 
     def add(self, line: dict) -> None:
-        """Keeps the line of an input."""
+        """Adds the line of an input to the file."""
         self.lines[line["path"]] = line
         self.file.write(_as_line(line))
         self.file.flush()
 
     def close(self) -> None:
-        """Deletes the file: all that it held is in the output."""
+        """Deletes the file, since the output now holds everything in it."""
         self.file.close()
         self.path.unlink()
 
@@ -49,7 +49,7 @@ def _whole_lines(path: Path) -> list[dict]:
     except FileNotFoundError:
         return []
     lines = []
-    for line in text.split("\n")[:-1]:  # the last one is empty, or was cut off
+    for line in text.split("\n")[:-1]:  # the last line is empty or was cut off
         try:
             lines.append(json.loads(line))
         except ValueError:

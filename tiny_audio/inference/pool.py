@@ -1,4 +1,4 @@
-"""The pool of Ray Data actors that transcribe decoded clips; each holds one model, on a GPU or on CPU threads."""
+"""Transcribes decoded clips in a pool of Ray Data actors, each with one model on a GPU or on CPU threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray.data import ActorPoolStrategy
 
 from tiny_audio.data.clip_table import row_pcm
 
-CALLS_AT_ONCE = 8  # of an actor, each on a thread: clips of the next batches join while the last of one are still running
+CALLS_AT_ONCE = 8  # threads of an actor: clips of the next batches join while the last ones of a batch are still running
 
 
 class TranscribeRows:
@@ -56,7 +56,7 @@ class TranscribeSettings:
 
 
 def transcribe_dataset(clips: ray.data.Dataset, settings: TranscribeSettings) -> ray.data.Dataset:
-    """Transcribes the clips of a `clip_dataset` or `file_dataset`: the same rows, with their transcripts instead of their PCM."""
+    """Transcribes the clips of a `clip_dataset` or `file_dataset`; returns its rows with transcripts instead of PCM."""
     return clips.map_batches(
         TranscribeRows,
         batch_size=settings.batch_rows,

@@ -81,7 +81,7 @@ def _read_stretch(stretch: list[Entry], columns: dict[str, str], max_duration_s:
 
 
 def _usable(entry: Entry, read: tuple[str, Audio] | None, max_duration_s: float) -> np.ndarray | str:
-    """The samples of a row that can be trained, or the reason why it cannot."""
+    """Returns the samples of a row that can be trained, or the reason why it cannot."""
     if read is None:
         return UNREADABLE
     label = clean_label(read[0])
@@ -96,7 +96,7 @@ def _usable(entry: Entry, read: tuple[str, Audio] | None, max_duration_s: float)
 
 
 def _facts(entry: Entry, text: str, pcm: np.ndarray | str) -> dict:
-    """What the report is made from, of one row."""
+    """Collects what the report needs to know of one row."""
     names = {"id": entry.id, "source": entry.source, "split": entry.split, "speaker": entry.speaker, "path": entry.audio}
     if isinstance(pcm, str):
         return names | UNMEASURED | {"reason": pcm, "duration_s": 0.0, "num_chars": 0}
