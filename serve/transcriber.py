@@ -1,4 +1,4 @@
-"""The model behind the HTTP ingress: a Ray Serve deployment, one replica per GPU, that turns int16 clips into text."""
+"""Runs the model behind the HTTP ingress: a Ray Serve deployment with one replica per GPU turns int16 clips into text."""
 
 import asyncio
 from typing import Any
@@ -11,9 +11,9 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 
 @serve.deployment
 class Transcriber:
-    """Holds an engine, which takes each clip as it comes: clips join and leave while others run.
+    """Holds an engine that takes each clip as it comes: clips join and leave while others run.
 
-    A clip whose caller left, or waited for too long, is dropped between two steps.
+    A clip whose caller left or waited too long is dropped between two steps.
     """
 
     def __init__(self, model: str, device: str, num_threads: int, max_batch_size: int):

@@ -1,4 +1,4 @@
-"""An all-reduce between workers placed as a training's: do they find each other, and how fast do gradients pass?"""
+"""Tries an all-reduce between workers placed like a training's, to see whether they meet and how fast gradients pass."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ GRADIENT_BYTES = 4 * 11_730_944  # float32, of the real backbones' projector
 NUM_REPEATS = 5
 MEET_TIMEOUT_S = 90.0  # for the workers to find each other: NCCL takes some seconds a host
 ROWS_PER_S = 155.0  # of one GPU: benchmarks/h200.json, step, bf16
-WAIT_STEP_S = 10.0  # between two lines that say what is waited for
-FAIR_SHARE = 0.1  # of a step, that its all-reduce may take before it is worth a warning
+WAIT_STEP_S = 10.0  # pause between two lines that say what is waited for
+FAIR_SHARE = 0.1  # share of a step that its all-reduce may take before a warning
 
 
 @ray.remote(max_restarts=0)
@@ -30,7 +30,7 @@ class _Reducer:
     """Runs as one worker of the trial, in the place of a training worker."""
 
     def address(self) -> str:
-        """Returns where this worker would have the others meet: this node's IP, and a port that is free now."""
+        """Returns an address for the workers to meet at: this node's IP, and a port that is free now."""
         ip = ray.util.get_node_ip_address()
         with socket.create_server((ip, 0)) as server:
             return f"tcp://{ip}:{server.getsockname()[1]}"
@@ -86,7 +86,7 @@ def _verdict(config: TrainConfig, num_workers: int, seconds: float) -> Finding:
 
 
 def check_all_reduce(config: TrainConfig, timeout_s: float, say: Callable[[str], None]) -> list[Finding]:
-    """Starts as many workers as the training would, and lets them sum a projector's gradients.
+    """Starts as many workers as the training would and has them sum a projector's gradients.
 
     Args:
         timeout_s: how long to wait for their places; nodes may have to be started first.
@@ -114,7 +114,7 @@ def check_all_reduce(config: TrainConfig, timeout_s: float, say: Callable[[str],
 
 
 def _measure(config: TrainConfig, places: PlacementGroup) -> float:
-    """Seconds of an all-reduce, of the slowest worker."""
+    """Returns the seconds that an all-reduce takes on the slowest worker."""
     size, amount = places.bundle_count, {"num_gpus": 1} if config.use_gpu else {"num_cpus": 1}
     strategies = [PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=rank) for rank in range(size)]
     workers = [_Reducer.options(scheduling_strategy=strategy, **amount).remote() for strategy in strategies]

@@ -1,4 +1,4 @@
-"""What the nodes' facts mean for a training: one function a check, each from nodes and config to findings."""
+"""Judges what the nodes' facts mean for a training; each check is a function of nodes and config that returns findings."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SLOW_STORAGE_MB_S = 50.0  # 141 MB of a checkpoint would take 3 s, 8 GB of weigh
 
 
 def is_decode_node(node: Node, config: TrainConfig) -> bool:
-    """Tells whether decoding is confined to nodes such as this one."""
+    """Says whether decoding is confined to nodes like this one."""
     return bool(config.data.decode_label) and node.labels.get(SUBCLUSTER) == config.data.decode_label
 
 
 def is_train_node(node: Node, config: TrainConfig) -> bool:
-    """Tells whether a node can run a training worker."""
+    """Says whether a node can run a training worker."""
     return node.num_gpus > 0 if config.use_gpu else node.num_cpus > 0 and not is_decode_node(node, config)
 
 
 def check_versions(nodes: list[Node]) -> list[Finding]:
-    """Checks that all nodes run the same Python and packages; the commonest version is taken for the right one.
+    """Checks that all nodes run the same Python and packages; the most common version counts as the right one.
 
     What follows a plus does not count: nodes without GPUs may run torch without CUDA (2.11.0+cpu).
     """
@@ -79,7 +79,7 @@ def check_ports(nodes: list[Node]) -> list[Finding]:
 
 
 def check_storage(nodes: list[Node], runs_dir: str) -> list[Finding]:
-    """Checks that what one node writes to the runs' folder another reads, fast enough for checkpoints."""
+    """Checks that nodes can read what others write to the runs' folder, fast enough for checkpoints."""
     remedy = "mount the same file system on all nodes, writable for their user; or name object storage in runs_dir"
     findings = [fail("storage", node.name, node.storage_problem, remedy) for node in nodes if node.storage_problem]
     slow = [node for node in nodes if not node.storage_problem and min(node.reads_and_writes) < SLOW_STORAGE_MB_S]
@@ -93,7 +93,7 @@ def check_storage(nodes: list[Node], runs_dir: str) -> list[Finding]:
 
 
 def check_memory(nodes: list[Node]) -> list[Finding]:
-    """Checks that /dev/shm holds the object store, and the disk what it spills."""
+    """Checks that the object store fits into /dev/shm, and what it spills onto the disk."""
     findings = []
     for node in nodes:
         store_gib, shared_gib = node.resources.get("object_store_memory", 0) / 2**30, node.facts.shared_memory_gib

@@ -1,4 +1,4 @@
-"""The settings of an estimate; it imports nothing that takes long."""
+"""Defines the settings of an estimate; this file imports nothing slow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tiny_audio.config import AtLeastOne, TrainConfig, settings
 
 @settings()
 class EstimateConfig(TrainConfig):
-    """A training's own settings, and what hardware costs."""
+    """Holds a training's own settings and what hardware costs."""
 
     usd_per_gpu_hour: NonNegativeFloat | None = None  # the price of a GPU for an hour; null leaves dollars out
     cores_per_decode_node: AtLeastOne = 16  # CPU cores of a node that decodes

@@ -1,4 +1,4 @@
-"""Examines a cluster with the config of a training that is to run on it: what would fail, wait for ever or be slow?"""
+"""Examines a cluster with the config of a planned training, to find what would fail, wait for ever or be slow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACES_TIMEOUT_S = 900.0  # for GPU nodes that an autoscaler has to start first
 
 
 def _attempt(check: str, works: str, *calls: Callable[[], object]) -> list[Finding]:
-    """Makes a finding of each ConfigError, whose message has the remedy after its semicolon; or one that all is well."""
+    """Turns each ConfigError into a finding, with the remedy after the message's semicolon; makes an OK one if there is none."""
     findings = []
     for call in calls:
         try:
@@ -50,7 +50,7 @@ def examine(
     say: Callable[[str], None],
     places_timeout_s: float = PLACES_TIMEOUT_S,
 ) -> list[Finding]:
-    """Examines driver, nodes and network; returns what it finds, good and bad. Trains nothing.
+    """Examines driver, nodes and network; returns what it finds, good and bad, without training.
 
     Args:
         start_ray: joins the cluster, or starts one here.

@@ -1,4 +1,4 @@
-"""What a training will take, from what was measured: rows, steps, hours, dollars, decode nodes, storage."""
+"""Estimates what a training will take, from measurements: rows, steps, hours, dollars, decode nodes, storage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def measure_shards(config: TrainConfig, say: Callable[[str], None]) -> Shards:
     """Reads the footers of all training shards, and the durations of one row group.
 
     Raises:
-        ConfigError: as `read_mix`; or the shards hold no rows.
+        ConfigError: as `read_mix` does, or if the shards hold no rows.
     """
     say(f"reading the footers of {', '.join(config.data.train_weights)}")
     groups = read_mix(config.data.train_weights, config.data.max_train_rows)
@@ -70,7 +70,7 @@ def _row(rows: list[dict[str, Any]], **wanted) -> dict[str, Any]:
 
 
 def rows_per_s_per_gpu(config: TrainConfig, mean_clip_s: float, figures: dict[str, Any]) -> tuple[float, str]:
-    """Returns the rows that one GPU trains in a second, alone, and the figure that says so.
+    """Returns the rows that one GPU alone trains in a second, and the figure that says so.
 
     With the exact encoder, which pads all clips to 30 s, a row counts; without it, a second of audio does.
 
@@ -91,7 +91,7 @@ def rows_per_s_per_gpu(config: TrainConfig, mean_clip_s: float, figures: dict[st
 
 
 def _cached_speed(config: TrainConfig, shards: Shards, figures: dict[str, Any], speed: float) -> tuple[float, str]:
-    """The speed over all epochs where encoder frames are kept from the first one on; as it is where they don't fit."""
+    """Returns the speed over all epochs if encoder frames are kept from the first one on, or `speed` if they don't fit."""
     epochs = config.num_steps * config.data.batch_rows / shards.rows_per_epoch
     hours = shards.rows_per_epoch * shards.mean_clip_s / 3600 / config.num_workers
     if epochs <= 1 or config.cache_features_gib < hours * GIB_PER_CACHED_HOUR or config.model.encoder_window != "full":
@@ -102,7 +102,7 @@ def _cached_speed(config: TrainConfig, shards: Shards, figures: dict[str, Any], 
 
 
 def parallel_share(num_gpus: int, figures: dict[str, Any]) -> tuple[float, str]:
-    """Returns what share of its speed alone a GPU keeps among others, by the largest number measured up to `num_gpus`."""
+    """Returns the share of its speed that a GPU keeps among others, by the largest number measured up to `num_gpus`."""
     rows = [row for row in figures["scale_4_gpus"] if row["zero_stage"] == 2 and row["num_gpus"] <= num_gpus]
     alone, most = _row(rows, num_gpus=1)["samples_per_s"], max(rows, key=lambda row: row["num_gpus"])
     beyond = f", and {num_gpus} were not tried" if num_gpus > most["num_gpus"] else ""

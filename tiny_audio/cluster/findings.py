@@ -1,4 +1,4 @@
-"""What the doctor finds, a line each, and the table of them."""
+"""Defines the doctor's findings, one line each, and formats them as a table."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check in one place.
+    """Holds the outcome of one check in one place.
 
-    `place` is a node's name, or "cluster". `remedy` is empty where the verdict is OK.
+    `place` is a node's name or "cluster". `remedy` is empty if the verdict is OK.
     """
 
     check: str
@@ -44,12 +44,12 @@ def fail(check: str, place: str, detail: str, remedy: str) -> Finding:
 
 
 def is_healthy(findings: list[Finding]) -> bool:
-    """Tells whether no check failed."""
+    """Says whether no check failed."""
     return all(finding.verdict != Verdict.FAIL for finding in findings)
 
 
 def finding_table(findings: list[Finding]) -> str:
-    """Formats findings as aligned columns; the remedy follows in a line of its own."""
+    """Formats findings as aligned columns; the remedy follows on its own line."""
     rows = [("check", "place", "verdict", "detail")]
     rows += [(finding.check, finding.place, str(finding.verdict), finding.detail) for finding in findings]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]

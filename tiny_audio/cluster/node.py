@@ -1,4 +1,4 @@
-"""What one node can tell of itself: versions, GPUs, memory, disk, names, ports. Knows nothing of Ray; runs on the node."""
+"""Gathers what one node can tell of itself: versions, GPUs, memory, disk, names, ports. It runs there, without Ray."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PAYLOAD_BYTES = 16 * 2**20  # written and read by each node: long enough to time
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself. Sizes in GiB.
+    """Holds what a node says of itself, with sizes in GiB.
 
-    `devices` are lines "NAME, driver VERSION"; `resolved_ip` is what the host's own name resolves to, empty if to nothing;
+    `devices` are lines "NAME, driver VERSION"; `resolved_ip` is what the host's own name resolves to, or empty;
     `missing_weights` maps a backbone's id to what its folder lacks.
     """
 
@@ -66,7 +66,7 @@ def gpu_devices() -> list[str]:
 
 
 def resolve(host_name: str) -> str:
-    """Returns the address that a host's name resolves to; empty if there is none."""
+    """Returns the address that a host's name resolves to, or "" if there is none."""
     try:
         return socket.gethostbyname(host_name)
     except OSError:
@@ -74,9 +74,9 @@ def resolve(host_name: str) -> str:
 
 
 def lacking_weights(model_id: str) -> str:
-    """Says what is missing of a backbone's weights on this machine; nothing where they are whole.
+    """Says what is missing of a backbone's weights on this machine; returns "" if they are whole.
 
-    A hub id's are looked for in the hub's cache (HF_HOME), without the network.
+    The weights of a hub id are looked up in the hub's cache (HF_HOME), without the network.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -114,7 +114,7 @@ def node_facts(model_ids: list[str], scratch: str) -> NodeFacts:
 
 
 def listen(ip: str) -> int:
-    """Opens a port of the system's choice at `ip`, which greets whoever connects; returns it. Ends with the process."""
+    """Opens a port of the system's choice at `ip` that greets every client until the process ends; returns the port."""
     server = socket.create_server((ip, 0))
 
     def greet() -> None:

@@ -1,4 +1,4 @@
-"""One actor on every node of a Ray cluster, the head too, and what all of them say together."""
+"""Runs one actor on every node of a Ray cluster, including the head, and puts their answers together."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tiny_audio.config import ConfigError, storage_path
 from tiny_audio.storage import remove_folder, said_in_one_line
 
 ANSWER_TIMEOUT_S = 120.0  # a node that is fetching its first imports over a network disk takes half a minute
-CLOCK_SAMPLES = 5  # of which the one with the shortest way there and back counts
+CLOCK_SAMPLES = 5  # tries, of which the fastest round trip counts
 
 
 @dataclass(frozen=True)
 class Node:
-    """A live node as Ray lists it, and as it describes itself.
+    """Holds a live node as Ray lists it and as it describes itself.
 
     `reads_and_writes` is (MB/s written, MB/s read); `problems` are those of storage; `unreachable` maps another node's
-    name to why no connection to it came about; `clock_offset_s` is ahead of the driver's clock.
+    name to why no connection to it came about; `clock_offset_s` says how far the clock is ahead of the driver's.
     """
 
     name: str
@@ -70,7 +70,7 @@ class _Probe:
 
 
 class NoAnswer(RuntimeError):
-    """A node that Ray lists does not answer; the message names it."""
+    """Says in its message which node that Ray lists does not answer."""
 
 
 def _gather(calls: dict[str, ray.ObjectRef], timeout_s: float | None = None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _gather(calls: dict[str, ray.ObjectRef], timeout_s: float | None = None) -> 
 
 
 def _names(listed: list[dict]) -> list[str]:
-    """Host names; with the beginning of Ray's own id where several nodes share one."""
+    """Returns the host names, followed by the beginning of Ray's own id if several nodes share one."""
     hosts = [entry["NodeManagerHostname"] for entry in listed]
     return [
         host if hosts.count(host) == 1 else f"{host}#{entry['NodeID'][:4]}" for host, entry in zip(hosts, listed, strict=True)
@@ -104,7 +104,7 @@ def _clock_offset_s(name: str, probe: ray.actor.ActorHandle) -> float:
 
 
 def _exchange_files(probes: dict[str, ray.actor.ActorHandle], runs_dir: str) -> dict[str, tuple[float, float, str]]:
-    """Each node writes a file under `runs_dir`, and reads its neighbour's: (MB/s written, MB/s read, what was wrong)."""
+    """Has each node write a file under `runs_dir` and read its neighbour's; returns (MB/s written, MB/s read, problem)."""
     folder = storage_path(runs_dir) / f".doctor-{uuid.uuid4().hex[:8]}"
     files = {name: str(folder / f"{number}.bin") for number, name in enumerate(probes)}
     written = _gather({name: probe.write.remote(files[name]) for name, probe in probes.items()})
@@ -120,7 +120,7 @@ def _exchange_files(probes: dict[str, ray.actor.ActorHandle], runs_dir: str) -> 
 
 
 def _meet(probes: dict[str, ray.actor.ActorHandle], ips: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Every node connects to a port that each of the others has just opened; returns which could not, and why."""
+    """Has every node connect to a port that each of the others just opened; returns which ones could not, and why."""
     ports = _gather({name: probe.listen.remote(ips[name]) for name, probe in probes.items()})
     addresses = {name: (ips[name], port) for name, port in ports.items()}
     others = {name: {other: address for other, address in addresses.items() if other != name} for name in probes}
@@ -129,7 +129,7 @@ def _meet(probes: dict[str, ray.actor.ActorHandle], ips: dict[str, str]) -> dict
 
 
 def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None]) -> list[Node]:
-    """Asks every live node about itself, its clock, the shared storage and its way to the others.
+    """Asks every live node about itself, its clock, the shared storage and its connections to the others.
 
     Args:
         runs_dir: where a training keeps its runs; a folder of this call's own is made there and removed.
@@ -137,7 +137,7 @@ def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None
         say: takes a line on what is done next.
 
     Raises:
-        NoAnswer: a node does not, within ANSWER_TIMEOUT_S.
+        NoAnswer: a node does not answer within ANSWER_TIMEOUT_S.
     """
     listed = [entry for entry in ray.nodes() if entry["Alive"]]
     names = _names(listed)

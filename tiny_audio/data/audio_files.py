@@ -1,6 +1,6 @@
 """Lists audio files by the names that people give: files, folders, globs, URLs, and - for standard input.
 
-It imports nothing that takes long.
+This file imports nothing slow.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from tiny_audio.data.dataset_files import glob_files, num_hidden
 
 USUAL = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mpga", ".mpeg")
 SUFFIXES = (*USUAL, ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".amr", ".3gp")
-WEB = ("http://", "https://")  # such URLs name files; a server lists none
+WEB = ("http://", "https://")  # these URLs name files, since a server lists none
 
 
 def is_audio(path: str) -> bool:
-    """Whether a file has a suffix of audio."""
+    """Says whether a file has an audio suffix."""
     return path.lower().endswith(SUFFIXES)
 
 
 def folder_files(folder: str) -> list[str]:
-    """Lists the files in a folder and its folders, local or of any fsspec URL, without hidden ones; sorted."""
+    """Lists the files in a folder and its subfolders, sorted and without hidden ones; takes a local path or any fsspec URL."""
     filesystem, root = url_to_fs(folder)
     names = [name for name in sorted(filesystem.find(root)) if num_hidden(name) <= num_hidden(root)]
     return names if isinstance(filesystem, LocalFileSystem) else [filesystem.unstrip_protocol(name) for name in names]
@@ -44,7 +44,7 @@ def _files(name: str) -> list[str]:
 
 
 def find_audio(inputs: list[str]) -> list[str]:
-    """Lists the files that are named, by a glob too, and the files with an audio suffix in the folders named; each one once.
+    """Lists the files that names and globs match and the audio files in the folders named, each file once.
 
     Raises:
         ConfigError: nothing is named, a name matches nothing, a folder holds no audio, or storage does not answer.

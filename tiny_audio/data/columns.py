@@ -1,6 +1,6 @@
-"""The columns of Parquet shards: which of a file's columns hold what, which types they may have, and their values.
+"""Finds the columns of Parquet shards, checks their types and reads their values.
 
-They are LoquaciousSet's, and a setting maps other names to them, as {audio: wav, sentence: text}.
+The columns are LoquaciousSet's; a setting maps other names to them, as in {audio: wav, sentence: text}.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SCHEMA = pa.schema(  # of the shards that we write
         ("text", pa.string()),
     ]
 )
-Columns = Mapping[str, str]  # a file's name of a column -> ours
+Columns = Mapping[str, str]  # the file's column name -> ours
 
 
 def column_names(schema: pa.Schema, columns: Columns) -> dict[str, str]:
-    """Maps our name of each column that a file has to the file's own: the first one that `columns` names, or the same name."""
+    """Maps our column names to the file's own: the first one that `columns` lists, or else the same name."""
     names = {}
     for ours in (*REQUIRED, *OPTIONAL):
         candidates = [*(name for name, meant in columns.items() if meant == ours), ours]
@@ -52,7 +52,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_audio(kind: pa.DataType) -> bool:
-    """Whether a column is a struct of `bytes` and `path`, or of one of them."""
+    """Says whether a column is a struct of `bytes` and `path`, or of one of them."""
     fields = {field.name: field.type for field in kind.fields} if pa.types.is_struct(kind) else {}
     parts = [fits(fields[name]) for name, fits in (("bytes", _is_bytes), ("path", _is_text)) if name in fields]
     return bool(parts) and all(parts)
@@ -66,7 +66,7 @@ def require_columns(path: str, schema: pa.Schema, columns: Columns) -> dict[str,
     """Returns the `column_names` of a file that has all columns it needs, of types that can be read.
 
     Raises:
-        ConfigError: it lacks one, or one is of another type.
+        ConfigError: the file lacks a column, or a column has another type.
     """
     names = column_names(schema, columns)
     missing = [name for name in REQUIRED if name not in names]
@@ -85,7 +85,7 @@ def require_columns(path: str, schema: pa.Schema, columns: Columns) -> dict[str,
 
 
 def texts(column: pa.ChunkedArray | pa.Array) -> list[str | None]:
-    """Returns the strings of a column, with None for a null and for what is no UTF-8: a bad row must not cost its neighbours."""
+    """Returns the strings of a column, with None for nulls and invalid UTF-8, so that a bad row costs no other."""
     strings: list[str | None] = []
     for value in column.cast(pa.string()).cast(pa.binary()).to_pylist():
         try:
@@ -104,7 +104,7 @@ def _number(value: str | float | None) -> float | None:
 
 
 def numbers(column: pa.Array) -> list[float | None]:
-    """Returns the numbers of a column, with None for whatever is none: the column may be absent, so it costs no row."""
+    """Returns the numbers of a column, with None for other values: the column is optional, so they cost no row."""
     try:
         values = texts(column) if _is_text(column.type) else column.cast(pa.float64(), safe=False).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -113,12 +113,12 @@ def numbers(column: pa.Array) -> list[float | None]:
 
 
 def names_or_none(column: pa.Array) -> list[str | None]:
-    """Returns the strings of a column that may be absent; None for each row of one that holds no text."""
+    """Returns the strings of an optional column, or None for each row if it holds no text."""
     return texts(column) if _is_name(column.type) else [None] * len(column)
 
 
 def audio_values(column: pa.Array) -> list[memoryview | str | None]:
-    """Returns each row's encoded audio, as a view of the column; or the path or URL of its file, where that is all there is."""
+    """Returns each row's encoded audio as a view of the column, or the path or URL of its file if there is nothing else."""
     parts = {field.name: pc.struct_field(column, field.name) for field in column.type.fields if field.name in ("bytes", "path")}
     encoded = parts.get("bytes", pa.nulls(len(column))).cast(pa.large_binary())
     paths = texts(parts.get("path", pa.nulls(len(column))))

@@ -1,4 +1,4 @@
-"""The clips that a training validates on."""
+"""Loads the clips that a training validates on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_dev_clips(data: DataConfig) -> list[Clip]:
     """Decodes the first `max_dev_rows` dev rows, in order.
 
     Raises:
-        OSError: a file cannot be read now; another try may find it readable.
+        OSError: a file cannot be read now; another try may succeed.
         ConfigError: no row is usable.
     """
     groups = read_dataset(data.dev, data.max_dev_rows, columns=data.columns)

@@ -1,4 +1,4 @@
-"""The row groups of Parquet shards, read from their footers alone, and the shards that are missing or broken."""
+"""Reads the row groups of Parquet shards from their footers alone, and finds shards that are missing or broken."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tiny_audio.data.sources import file_id
 
 FOOTER_THREADS = 16
 NAMED_FILES = 3  # broken files that a message names
-PROBED_ROWS = 3  # rows of a shard without audio in it, whose files are looked for
+PROBED_ROWS = 3  # rows of a shard without audio whose files are checked
 LARGE_REMEDY = "every window reads such a row group from its start: write it anew with row_group_size=100 (ray_jobs.prepare does)"
 Warn = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """Tells nobody."""
+    """Ignores the line."""
 
 
 def list_shards(pattern: str) -> list[str]:
-    """Lists the files of a glob, local or of any fsspec URL (hf://, s3://, gs://), or of DATASET:CONFIG:SPLIT; sorted.
+    """Lists and sorts the files of a glob, local or of any fsspec URL (hf://, s3://, gs://), or of DATASET:CONFIG:SPLIT.
 
     Raises:
         ConfigError: nothing matches; see also `dataset_files`.
@@ -44,11 +44,11 @@ def list_shards(pattern: str) -> list[str]:
 
 
 class BrokenFile(ConfigError):
-    """A shard that is missing, or is no whole Parquet file, or names audio files that are missing."""
+    """Reports a shard that is missing, is not a whole Parquet file, or names audio files that are missing."""
 
 
 def is_damage(error: Exception, path: str) -> bool:
-    """Whether an error means that a file is not as it was written; else its storage did not answer, and may answer later.
+    """Says whether an error means that a file is missing or damaged; otherwise its storage did not answer, and may answer later.
 
     Arrow raises ArrowInvalid for damage, but for some damage OSError, as storage does; local files always answer.
     """
@@ -56,7 +56,7 @@ def is_damage(error: Exception, path: str) -> bool:
 
 
 def _names_files(parquet: pq.ParquetFile, wav: str) -> bool:
-    """Whether a shard holds no audio but names its files: by the type of the column, or as its statistics count the bytes."""
+    """Says whether a shard names audio files instead of holding audio, by its column's type or its statistics' bytes."""
     footer = parquet.metadata
     if parquet.schema_arrow.field(wav).type.get_field_index("bytes") < 0:
         return True
@@ -70,7 +70,7 @@ def _names_files(parquet: pq.ParquetFile, wav: str) -> bool:
 
 
 def _missing_audio(path: str, parquet: pq.ParquetFile, wav: str) -> str:
-    """The file that a shard names for its first row, if it is not there, and neither are the next rows'; else ""."""
+    """Returns the file that a shard names for its first row, if that and the next rows' files are missing; else ""."""
     batch = next(parquet.iter_batches(PROBED_ROWS, columns=[wav]), None)
     named = [value for value in audio_values(batch.column(wav)) if isinstance(value, str)] if batch else []
     files = [audio_path(name, path) for name in named]
@@ -79,10 +79,10 @@ def _missing_audio(path: str, parquet: pq.ParquetFile, wav: str) -> str:
 
 @dataclass
 class Footer:
-    """What is known of a shard before its rows are read."""
+    """Holds what is known of a shard before its rows are read."""
 
     groups: list[RowGroup]
-    largest_bytes: int  # of its row groups
+    largest_bytes: int  # size of the largest row group
 
 
 def _read_footer(path: str, dataset: str, columns: Columns) -> Footer | BrokenFile:
@@ -107,7 +107,7 @@ def _read_footer(path: str, dataset: str, columns: Columns) -> Footer | BrokenFi
 
 
 def _large_groups(footers: dict[str, Footer]) -> str:
-    """A line on the files whose row groups are larger than is read well; "" if there are none."""
+    """Returns a line on the files whose row groups are too large to be read well, or "" if there are none."""
     large = [path for path, footer in footers.items() if footer.largest_bytes > LARGE_GROUP_BYTES]
     if not large:
         return ""
@@ -153,7 +153,7 @@ def whole_footers(
 
 
 def read_footers(paths: list[str], max_rows: int | None = None, *options, **keywords) -> list[RowGroup]:
-    """Reads the row groups of the shards in order, as far as the first `max_rows` rows reach. Else as `whole_footers`."""
+    """Reads the row groups of the shards in order, up to the first `max_rows` rows; otherwise works as `whole_footers`."""
     footers = whole_footers(paths, *options, **keywords)
     groups = [group for footer in footers.values() for group in footer if group.num_rows]
     if max_rows is None:
@@ -172,7 +172,7 @@ def read_dataset(dataset: str, max_rows: int | None = None, *options, **keywords
 
 
 def read_mix(datasets: dict[str, float], max_rows: int | None = None, *options, **keywords) -> list[RowGroup]:
-    """Reads the row groups of several datasets with their weights, from each the first `max_rows` rows.
+    """Reads the row groups of several datasets with their weights, up to `max_rows` rows of each.
 
     Raises:
         ConfigError: as `read_dataset`, and where files of two datasets would give their rows the same IDs.

@@ -1,4 +1,4 @@
-"""Decodes rows of Parquet shards to clips, and gives the reason for those it rejects. Knows nothing of Ray."""
+"""Decodes rows of Parquet shards to clips, and gives the reason for those it rejects. This file does not use Ray."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_audio.data.rows import NO_FILE, UNREADABLE, LeftOut, Reject, Row
 from tiny_audio.data.sources import source_of
 
 T = TypeVar("T")
-RETRY_PAUSES_S = (1.0, 5.0, 15.0)  # before remote storage is asked again
+RETRY_PAUSES_S = (1.0, 5.0, 15.0)  # pauses before remote storage is asked again
 SLOW_READ_S = 60.0  # how long a row group may take to read before its file is named
 BATCH_ROWS = 100  # rows of a row group that are read at once
 LARGE_GROUP_BYTES = 256 * 2**20  # a larger row group is read page by page, and never whole
@@ -35,10 +35,9 @@ log = logging.getLogger(__name__)
 
 
 def read_batches(part: RowSlice, names: Collection[str] | None, columns: Columns) -> Iterator[tuple[int, dict[str, pa.Array]]]:
-    """Yields a slice's rows by columns of our names, up to BATCH_ROWS of them at a time, and the first one's place in the file.
+    """Yields a slice's columns by our names, up to BATCH_ROWS rows at a time, each with its first row's place in the file.
 
-    A row group cannot be entered in its middle, so the rows before the slice are read and dropped, but never kept; those
-    behind it are not read.
+    A row group cannot be entered in its middle, so rows before the slice are read and dropped; rows after it are not read.
 
     Args:
         names: our names of the columns to read; None for all.
@@ -113,7 +112,7 @@ def read_names(part: RowSlice, columns: Columns = {}) -> list[RowNames]:  # noqa
 
 @contextmanager
 def _named_while_slow(part: RowSlice) -> Iterator[None]:
-    """Logs the file of a read that hangs, for it raises nothing, and only its own process knows which of thousands it is."""
+    """Logs the file of a read that hangs, since that raises nothing and only this process knows which file it is."""
     message = "%s: row group %d is not read after %g s, and is waited for"
     timer = Timer(SLOW_READ_S, log.warning, (message, part.path, part.row_group, SLOW_READ_S))
     timer.daemon = True
@@ -125,7 +124,7 @@ def _named_while_slow(part: RowSlice) -> Iterator[None]:
 
 
 def _read_patiently(read: Callable[[], T], path: str, what: str) -> T | None:
-    """Returns what `read` reads, or None if that fails. Remote storage is asked again, after pauses, before it gives up."""
+    """Returns what `read` reads, or None if that fails; retries remote storage after pauses before giving up."""
     for pause_s in (*(RETRY_PAUSES_S if "://" in path else ()), None):
         try:
             return read()
@@ -149,7 +148,7 @@ def read_what_is_there(part: RowSlice, columns: Columns) -> list[dict]:
 
 
 def audio_path(wav: str, shard: str) -> str:
-    """The path or URL of an audio file that a shard names: relative paths begin at the shard's folder."""
+    """Returns the path or URL of an audio file that a shard names; relative paths begin at the shard's folder."""
     is_whole = "://" in wav or wav.startswith("/")
     return wav if is_whole else f"{shard.rpartition('/')[0] or '.'}/{wav}"
 
@@ -165,12 +164,12 @@ def read_audio(path: str, max_duration_s: float) -> bytes | None:
 
 
 def load_audio(wav: memoryview | str | None, shard: str, max_duration_s: float) -> bytes | memoryview | None:
-    """Returns the encoded audio of what `read_rows` gives for it; None if it lies in a file that cannot be read."""
+    """Returns the encoded audio for a `wav` of `read_rows`, or None if it lies in a file that cannot be read."""
     return read_audio(audio_path(wav, shard), max_duration_s) if isinstance(wav, str) else wav or b""
 
 
 def pcm_or_reason(data: bytes | memoryview | None, max_duration_s: float) -> np.ndarray | str:
-    """Decodes what `load_audio` returns: (S,) int16 at 16 kHz, or the reason why it cannot be used."""
+    """Decodes what `load_audio` returns into (S,) int16 at 16 kHz, or returns the reason why it cannot be used."""
     if data is None:
         return NO_FILE
     try:
@@ -191,7 +190,7 @@ def _reason(row: dict, text: str, max_duration_s: float) -> str:
 
 
 def decode_row(row: dict, path: str, max_duration_s: float, truecaser: Truecaser | None = None) -> Clip | Reject:
-    """Decodes a row, or says why it cannot be used. What its columns tell already is not found out by decoding."""
+    """Decodes a row, or says why it cannot be used; checks its columns first, without decoding."""
     name, text, source = row["ID"] or "", clean_label(row["text"] or ""), row["source"]
     reason = _reason(row, text, max_duration_s)
     pcm = reason or pcm_or_reason(load_audio(row["wav"], path, max_duration_s), max_duration_s)
@@ -205,7 +204,7 @@ def decode_row(row: dict, path: str, max_duration_s: float, truecaser: Truecaser
 
 
 def row_copies(row_id: str, source: str, weights: dict[str, float], seed: int, epoch: int) -> int:
-    """Says how often an epoch takes a row, by the weight of its source. Depends on nothing but its arguments.
+    """Says how often an epoch takes a row, by the weight of its source. The result depends only on the arguments.
 
     A weight of 0.25 takes a quarter of the rows, others in each epoch; a weight of 1.5 takes every row once and half of them
     again. Rows of a source without a weight are taken once.

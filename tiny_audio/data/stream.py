@@ -1,8 +1,8 @@
-"""The Ray Data graph, and the only file that builds one: shards -> decode -> batches, on CPU nodes, streamed to workers.
+"""Builds the Ray Data graph, which turns shards into batches on CPU nodes and streams them to workers.
 
 A row of the training stream holds one worker's shares of some consecutive steps, ready-made, and is a block of its own:
 Ray Train's split deals the blocks out in turn, so worker r of n gets rows r, r + n, ... `WorkerStream` checks that it does.
-The split is a single Python process that passes on some 165 blocks a second, hence several steps to a block.
+The split is a single Python process that passes on some 165 blocks a second, so a block holds several steps.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from tiny_audio.data.shards import decode_slices, row_copies
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.ray_names import SUBCLUSTER
 
-BLOCK_ROWS = 256  # clips for one worker in a block, about: 71 MB at LoquaciousSet's 8.7 s, and a worker holds up to three blocks
-STEPS_PER_PLAN = 256  # steps of a planning task: at 10 million rows it takes under a second, and feeds minutes of decoding
+BLOCK_ROWS = 256  # rough number of clips for one worker in a block: 71 MB at LoquaciousSet's 8.7 s; a worker holds up to three
+STEPS_PER_PLAN = 256  # steps of a planning task, which takes under a second at 10 million rows and feeds minutes of decoding
 END = -1  # the step of the rows after the last one; see train_dataset
 
 
 def quiet_ray_data() -> None:
-    """Silences Ray Data's progress bars, for the jobs show their own; its errors still show."""
+    """Silences Ray Data's progress bars, because the jobs show their own; its errors still show."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _to_table(batches: list[WorkerBatch]) -> pa.Table:
-    """A worker's shares of some steps as a table of one row: a list of clips and rejects for each, all else in JSON headers."""
+    """Makes a one-row table of a worker's shares of some steps: a list of clips and rejects for each, the rest as JSON."""
     headers = [dataclasses.asdict(dataclasses.replace(batch, clips=[], rejects=[])) for batch in batches]
     rows = [[*batch.clips, *batch.rejects] for batch in batches]
     ends = np.cumsum([0, *map(len, rows)])
@@ -53,7 +53,7 @@ def _to_table(batches: list[WorkerBatch]) -> pa.Table:
 
 
 def _from_table(table: pa.Table) -> Iterator[WorkerBatch]:
-    """Yields what `_to_table` made a row of; the clips' samples are views of the table."""
+    """Yields the batches that `_to_table` put into a table; the clips' samples are views of the table."""
     headers = json.loads(table["headers"][0].as_py())
     for header, share in zip(headers, table["clips"][0].values, strict=True):
         rows = read_structs(share.values)
@@ -67,7 +67,7 @@ def _to_window(row: dict) -> Window:
 
 
 def steps_per_block(batch_rows: int, num_workers: int, block_rows: int = BLOCK_ROWS) -> int:
-    """Counts the steps that make about `block_rows` clips for one worker; it is at least one."""
+    """Returns how many steps make about `block_rows` clips for one worker, at least one."""
     return max(1, block_rows * num_workers // batch_rows)
 
 
@@ -79,7 +79,7 @@ def _blocks(batches: list[WorkerBatch], num_workers: int, num_steps: int) -> Ite
 
 
 def _decode_window(table: pa.Table, plan: TrainingPlan, steps: range, num_workers: int, block_rows: int) -> Iterator[pa.Table]:
-    """The task on a CPU node: takes one planned window, and yields the blocks of all workers in order, each a one-row table."""
+    """Decodes one planned window in a task on a CPU node; yields the blocks of all workers in order, as one-row tables."""
     for row in table.to_pylist():
         if row["window"] == "":
             for rank in range(num_workers):
@@ -101,7 +101,7 @@ def _decode_window(table: pa.Table, plan: TrainingPlan, steps: range, num_worker
 
 
 def _plan_steps(table: pa.Table, plan: TrainingPlan, steps: range) -> Iterator[pa.Table]:
-    """The task that plans: takes a stretch of steps, and yields a one-row table for each window that begins in it.
+    """Plans a stretch of steps in a task; yields a one-row table for each window that begins in it.
 
     The window that holds the first step of all may begin earlier.
     """
@@ -116,10 +116,10 @@ def _plan_steps(table: pa.Table, plan: TrainingPlan, steps: range) -> Iterator[p
 
 
 def window_dataset(plan: TrainingPlan, steps: range) -> ray.data.Dataset:
-    """The planned windows of these steps, a row each, in order, with two empty rows after them. They are planned when asked for.
+    """Returns the planned windows of these steps, one per row, in order, and two empty rows; it is lazy.
 
-    To list and store the windows of a whole run would take the driver seconds for each epoch of LoquaciousSet large, at
-    every start; so a task plans one stretch of steps at a time. That task holds no CPU, because it waits for the tasks that
+    Listing and storing the windows of a whole run would take the driver seconds per epoch of LoquaciousSet large, at every
+    start, so a task plans one stretch of steps at a time. That task holds no CPU, because it waits for the tasks that
     decode its windows, and they might then find none. Ray must not fuse the two either: a decode task takes a single window
     so that many run abreast.
     """
@@ -138,9 +138,9 @@ def window_dataset(plan: TrainingPlan, steps: range) -> ray.data.Dataset:
 
 
 def train_dataset(plan: TrainingPlan, steps: range, num_workers: int, block_rows: int = BLOCK_ROWS) -> ray.data.Dataset:
-    """The stream of training batches, in the order of the steps. It is lazy: nothing is planned or read until a worker asks.
+    """Returns the stream of training batches in the order of the steps. It is lazy: nothing is read until a worker asks.
 
-    A block holds `steps_per_block` steps, or those that are left of a window; the very first step has blocks of its own.
+    A block holds `steps_per_block` steps, or what is left of a window; the very first step has blocks of its own.
 
     At a stream's end Ray's equal split deals out what is left in runs, not in turns; so rows that nobody reads follow.
     """
@@ -153,7 +153,7 @@ def train_dataset(plan: TrainingPlan, steps: range, num_workers: int, block_rows
 
 
 class _Ingest(IngestConfig):
-    """Ray Train's split of a stream that is made at every start of the workers, once their number is known."""
+    """Splits a stream that is made at every start of the workers, once their number is known."""
 
     def configure(self, datasets: dict[str, Callable[[int], ray.data.Dataset]], world_size: int, *args, **kwargs):
         streams = {name: make(world_size) for name, make in datasets.items()}
@@ -161,9 +161,9 @@ class _Ingest(IngestConfig):
 
 
 def ingest_config(decode_label: str | None) -> IngestConfig:
-    """Ray Train's split: in order, and decoded only on nodes labelled `ray-subcluster=decode_label`, if that is given.
+    """Returns Ray Train's split: in order, and decoded only on nodes labelled `ray-subcluster=decode_label` if given.
 
-    It splits what a function of the number of workers returns.
+    It splits the dataset that a function of the number of workers returns.
     """
     options = ExecutionOptions(preserve_order=True)
     if decode_label:
@@ -172,7 +172,7 @@ def ingest_config(decode_label: str | None) -> IngestConfig:
 
 
 class WorkerStream:
-    """A worker's batches in the order of the steps, from its share of the dataset.
+    """Yields a worker's batches in the order of the steps, from its share of the dataset.
 
     Decoding begins when the stream is made, before its first batch is asked for: Ray Data takes ten seconds to start, and
     the model can be loaded meanwhile. While a worker trains the steps of a block, a thread of Ray Data fetches the next one;
@@ -232,5 +232,5 @@ def map_each(items: list[dict], function: Callable[[dict], dict]) -> Iterator[di
 
 
 def memory_dataset(clips: list[Clip]) -> ray.data.Dataset:
-    """A dataset of clips in memory, with the rows that `clip_dataset` makes of shards."""
+    """Returns a dataset of clips in memory, with the same rows that `clip_dataset` makes of shards."""
     return ray.data.from_arrow(clip_table(clips))

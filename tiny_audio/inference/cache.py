@@ -1,4 +1,4 @@
-"""Keys and values of the transcripts in progress: as many slots as may run together, each long enough for the longest.
+"""Keeps the keys and values of the transcripts in progress, in one slot each; every slot fits the longest transcript.
 
 A clip is bounded by the encoder's window and its text by a limit, so a slot's size is known and nothing is ever paged.
 """
@@ -13,7 +13,7 @@ import torch
 class SlotCache:
     """Holds the keys and values of each layer, (slots * length + 1, heads, d), slot after slot, and the slots that are free.
 
-    The last position takes what padding writes, and is never read.
+    The last position receives what padding writes and is never read.
     """
 
     def __init__(self, num_layers: int, num_slots: int, length: int, heads: tuple[int, int], dtype: torch.dtype, device):
@@ -21,7 +21,7 @@ class SlotCache:
         self.waste = num_slots * length
         shape = (self.waste + 1, *heads)
         self.keys, self.values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)] for _ in range(2))
-        self.free = list(range(num_slots))  # a heap: the lowest goes first, so that those in use lie close together
+        self.free = list(range(num_slots))  # a heap: the lowest free slot goes first, so that slots in use stay close together
 
     def take(self) -> int:
         """Takes the lowest free slot and returns its number."""

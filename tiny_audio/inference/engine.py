@@ -1,7 +1,7 @@
-"""Continuous batching: clips join and leave between decode steps, and one thread at a time works the device.
+"""Implements continuous batching: clips join and leave between decode steps, and one thread at a time drives the device.
 
-A round admits clips that wait, prefills them together, makes one token for each transcript in progress, and hands on the
-tokens of the round before while the device computes (nano-vllm and SGLang's scheduler are built alike).
+A round admits waiting clips, prefills them together, makes one token for each transcript in progress, and hands on the
+previous round's tokens while the device computes (nano-vllm and SGLang's scheduler work the same way).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Protocol
 
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 
-PREFILLS_IN_A_ROW = 4  # between two decode steps: a step for a few transcripts takes nearly as long as one for many
-Tokens = Callable[[], list[int]]  # waits for the device; an id for each row
+PREFILLS_IN_A_ROW = 4  # limit between two decode steps: a step for a few transcripts takes nearly as long as one for many
+Tokens = Callable[[], list[int]]  # waits for the device; returns an id for each row
 
 
 class Runner(Protocol):
     """Describes what the engine computes with; `runner.py` has the implementation."""
 
-    lookahead: int  # launches that may be under way while the host goes on
+    lookahead: int  # launches that may be in flight while the host continues
 
-    def join(self, requests: list[Request]) -> None: ...  # gives each a slot
+    def join(self, requests: list[Request]) -> None: ...  # gives each request a slot
 
     def leave(self, request: Request) -> None: ...
 
@@ -33,12 +33,12 @@ class Runner(Protocol):
 
 
 class Engine:
-    """Takes clips from any thread; computes on the thread that calls `run`, or on its own after `start`."""
+    """Takes clips from any thread; computes on the thread that calls `run`, or on its own thread after `start`."""
 
     def __init__(self, runner: Runner, scheduler: Scheduler):
         self.runner, self.scheduler = runner, scheduler
         self.launched: deque[tuple[list[Request], Tokens]] = deque()
-        self.turn = threading.Lock()  # held by the thread that works the device
+        self.turn = threading.Lock()  # held by the thread that drives the device
         self.arrived = threading.Event()
         self.thread: threading.Thread | None = None
         self.closed = False
@@ -50,18 +50,18 @@ class Engine:
         return request.future
 
     def run(self) -> None:
-        """Works until nothing waits or runs."""
+        """Works on the calling thread until no request is waiting or running."""
         with self.turn:
             while self._round():
                 pass
 
     def start(self) -> None:
-        """Works on a thread of the engine's own from now on, until `close`."""
+        """Starts a thread of the engine's own, which works until `close`."""
         self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.thread.start()
 
     def close(self) -> None:
-        """Ends the engine's thread once all that was submitted is answered."""
+        """Ends the engine's thread once every submitted request is answered."""
         self.closed = True
         self.arrived.set()
         if self.thread:
@@ -74,7 +74,7 @@ class Engine:
             self.run()
 
     def _round(self) -> bool:
-        """Returns whether there is more to do."""
+        """Runs one round; returns whether there is more to do."""
         try:
             for _ in range(PREFILLS_IN_A_ROW):
                 if not (admitted := self.scheduler.admit()):
@@ -91,7 +91,7 @@ class Engine:
         return bool(self.launched or self.scheduler.live or self.scheduler.waiting)
 
     def _prefill(self, requests: list[Request]) -> None:
-        """Lets requests join. Where their batch fails, each is tried alone, so that one cannot fail the others."""
+        """Prefills requests together. If the batch fails, tries each alone, so that one cannot fail the others."""
         self.runner.join(requests)
         self.scheduler.start(requests)
         try:
@@ -118,14 +118,14 @@ class Engine:
         while len(self.launched) > num_left:
             requests, tokens = self.launched.popleft()
             for request, token in zip(requests, tokens(), strict=True):
-                if self.scheduler.live.get(request.slot) is request:  # else it ended a step ago
+                if self.scheduler.live.get(request.slot) is request:  # otherwise it ended one step ago
                     self._hand_on(request, token)
 
     def _hand_on(self, request: Request, token: int) -> None:
         try:
             if self.scheduler.take_token(request, token):
                 self._leave(request)
-        except Exception as error:  # of the caller's `on_token`
+        except Exception as error:  # raised by the caller's `on_token`
             self._fail([request], error)
 
     def _leave(self, request: Request) -> None:

@@ -1,6 +1,6 @@
-"""CUDA graphs: what a function launches, recorded once and launched again as one, however slow the host.
+"""Records the kernels that a function launches as a CUDA graph, so that a slow host can launch them all at once.
 
-A forward pass is a thousand kernels. At a few clips the GPU is done with each before the host has launched the next.
+A forward pass is a thousand kernels. With a few clips, the GPU finishes each before the host has launched the next.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 class Graphed:
     """Runs a function from tensors to a tensor as a CUDA graph, one for each shape of its first argument.
 
-    Arguments are copied to where the graph reads them. A result is good until the next call with that shape.
+    Arguments are copied to where the graph reads them. A result is valid until the next call with that shape.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], pool: tuple[int, int]):
@@ -33,7 +33,7 @@ class Graphed:
         return result
 
     def _capture(self, *inputs: torch.Tensor):
-        for _ in range(2):  # what is compiled or set up at first use cannot be captured
+        for _ in range(2):  # warm-up: work that is compiled or set up at first use cannot be captured
             self.function(*inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):

@@ -1,4 +1,4 @@
-"""The files that transcripts are written to: JSON lines, text, CSV, or subtitles of a single cue."""
+"""Writes transcripts to files: JSON lines, text, CSV, or subtitles of a single cue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_audio.config import require
 from tiny_audio.storage import output_path, put
 
 COLUMNS = ("path", "text", "duration_s", "complete", "looped", "error")
-REJECTED_S = 0.001  # how long a subtitle tells that a file was rejected
+REJECTED_S = 0.001  # duration of the subtitle that says a file was rejected
 
 
 def _jsonl(lines: list[dict]) -> str:
@@ -21,7 +21,7 @@ def _jsonl(lines: list[dict]) -> str:
 
 
 def _shown(line: dict) -> str:
-    """The text of a file, in one line; for a file that was rejected, its reason and path."""
+    """Returns the text of a file on one line, or the reason and path of a rejected file."""
     return f"[{line['error']}] {line['path']}" if "error" in line else " ".join(line["text"].split())
 
 
@@ -44,7 +44,7 @@ def _time(seconds: float, point: str) -> str:
 
 
 def _cue(line: dict, point: str) -> str:
-    """A cue over the whole file; nothing for a file in which nothing is said."""
+    """Returns a cue that spans the whole file, or "" for a file without speech."""
     if "error" not in line and not line["text"].strip():
         return ""
     return f"{_time(0, point)} --> {_time(line.get('duration_s', REJECTED_S), point)}\n{_shown(line)}\n"
@@ -60,28 +60,29 @@ def _vtt(lines: list[dict]) -> str:
 
 
 FORMS: dict[str, Callable[[list[dict]], str]] = {".jsonl": _jsonl, ".txt": _text, ".csv": _csv, ".srt": _srt, ".vtt": _vtt}
-OF_ONE_FILE = (".srt", ".vtt")  # each has a time line of its own
+OF_ONE_FILE = (".srt", ".vtt")  # each file has its own time line
 
 
 def _stem(path: str) -> str:
-    """The name of an input without its folder, its suffix and a URL's query: "stdin" for standard input."""
+    """Returns an input's name without its folder, its suffix and a URL's query; "stdin" for standard input."""
     name = path.partition("?")[0].rstrip("/").rpartition("/")[2] if path != "-" else "stdin"
     return name.rpartition(".")[0] or name
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where the transcripts of these inputs go. `name` is absolute, and may hold a *."""
+    """Says where the transcripts of the inputs `paths` go. `name` is absolute and may contain a *."""
 
     name: str
     paths: list[str]
 
     @classmethod
     def of(cls, name: str, paths: list[str]) -> Output:
-        """Checks an output's name.
+        """Checks an output's name and returns its `Output`.
 
         Raises:
-            ConfigError: its suffix stands for no form, or the form wants a file for each input.
+            ConfigError: the name has an unknown suffix, a form that needs a file for each input, a * in its folder,
+                or the same file for two inputs.
         """
         suffix = Path(name).suffix.lower()
         require(suffix in FORMS, f"output={name}: must end in {', '.join(FORMS)}, which says its form")
@@ -97,17 +98,17 @@ class Output:
         return output
 
     def file(self, path: str) -> Path:
-        """The file that an input's transcript is written to."""
+        """Returns the file that an input's transcript is written to."""
         return Path(self.name.replace("*", _stem(path)))
 
     @property
     def journal(self) -> Path:
-        """A file beside the output that keeps the lines which are done until all are."""
+        """The file beside the output that keeps finished lines until all are done."""
         path = Path(self.name.replace("*", "all"))
         return path.with_name(f".{path.name}.begun")
 
     def write(self, lines: dict[str, dict]) -> None:
-        """Writes all lines, by input and in the inputs' order; each file is written beside and renamed."""
+        """Writes `lines`, keyed by input, in the inputs' order; each file is written under another name, then renamed."""
         form, files = FORMS[Path(self.name).suffix.lower()], {}
         for path in self.paths:
             files.setdefault(self.file(path), []).append(lines[path])

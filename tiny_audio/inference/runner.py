@@ -1,7 +1,7 @@
-"""What the engine computes: prompts into the cache's slots, and a token for each slot in use.
+"""Computes for the engine: reads prompts into the cache's slots, and makes a token for each slot in use.
 
-On a GPU the layers are compiled, and run as CUDA graphs of a few sizes; elsewhere as plain torch. Row i of a decode step is
-slot i, in use or not, so nothing is gathered when clips join and leave.
+On a GPU the layers are compiled and run as CUDA graphs of a few sizes; elsewhere they run as plain torch. Row i of a decode
+step is slot i, in use or not, so nothing is gathered when clips join and leave.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tiny_audio.model.layers import (
 from tiny_audio.model.packing import pack
 from tiny_audio.model.segments import Segments, move
 
-MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 64, 8192  # joining at once; about 0.1 s of an H100, which all that run wait for
+MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 64, 8192  # limits of a prefill: about 0.1 s on an H100, while all running clips wait
 MAX_SLOTS_GPU, MAX_SLOTS_CPU = 512, 32
-CACHE_SHARE = 0.5  # of the GPU's free memory, at most
+CACHE_SHARE = 0.5  # largest share of the GPU's free memory
 
-# Sizes that graphs are captured for, near enough to one another that little is computed for nothing.
-PROMPT_SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192)  # tokens; frames, twice as many
+# Sizes that graphs are captured for, close enough to one another that padding costs little.
+PROMPT_SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192)  # tokens; twice as many frames
 WINDOW_SIZES = (1, 2, 3, 4, 6, 8, 12, 16)  # clips, each padded to the encoder's window
-STEP_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # slots; for 1, layers are compiled once more
+STEP_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # slots; 1 would compile the layers again
 
 
 def free_bytes(device: torch.device) -> int:
@@ -74,7 +74,7 @@ class Runner:
         self.cache = SlotCache(config.num_hidden_layers, max_slots, length, heads, dtype, self.device)
         self.ids = torch.zeros(max_slots, dtype=torch.int64, device=self.device)  # the newest token of each slot
         self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
-        self.bounds = self.rows * length  # of each slot in the cache
+        self.bounds = self.rows * length  # bounds of the slots in the cache
         self.graphed = graphs
         functions = (self._encode_windows, self._encode_packed, self._read_prompts, self._step)
         if graphs:
@@ -83,7 +83,7 @@ class Runner:
         self.encode_windows, self.encode_packed, self.read_prompts, self.step = functions
 
     def prompt_tokens(self, num_samples: int) -> int:
-        """Positions that a clip's prompt takes, its audio with it."""
+        """Returns the number of positions that a clip's prompt takes, including its audio."""
         return len(self.packing.prompt.prefix) + num_audio_tokens(num_samples) + len(self.packing.prompt.suffix)
 
     def join(self, requests: list[Request]) -> None:
@@ -95,7 +95,7 @@ class Runner:
 
     @torch.no_grad()
     def prefill(self, requests: list[Request]) -> Tokens:
-        """Encodes clips, reads their prompts into their slots, and makes each one's first token."""
+        """Encodes clips, reads their prompts into their slots, and makes the first token of each."""
         clips = [Clip(str(number), request.pcm, "") for number, request in enumerate(requests)]
         batch = pack(clips, self.packing, unanswered=True)
         order = [int(clip.id) for clip in batch.rows]
@@ -116,7 +116,7 @@ class Runner:
         return self._read(ids, np.argsort(order))
 
     def _wasted(self, where: torch.Tensor, size: int) -> torch.Tensor:
-        """Places in the cache (N,) -> (size,), where what lies beyond N is written to no slot."""
+        """Pads places in the cache, (N,) -> (size,), so that rows beyond N are written to no slot."""
         return padded(where, size, self.cache.waste)
 
     def _encode(self, hidden: torch.Tensor, frames: Segments | None) -> torch.Tensor:
@@ -170,8 +170,9 @@ class Runner:
         """Runs all layers up to the last one's attention; returns that layer's input (N, D) and what its queries attended to.
 
         Args:
-            positions: (N,) of each row in its clip, and `where` they are in the cache.
-            attended: of a layer's number, queries, keys and values, what the queries see.
+            positions: (N,) position of each row in its clip.
+            where: (N,) place of each row in the cache.
+            attended: maps a layer's number, queries, keys and values to what the queries see.
         """
         layers, turns = self.model.decoder.model.layers, self.model.rotations(hidden, positions)
         kept = [(*turn, *kv, where) for turn, kv in zip(turns, zip(self.cache.keys, self.cache.values, strict=True), strict=True)]

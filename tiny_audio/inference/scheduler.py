@@ -1,4 +1,4 @@
-"""Who joins the running transcripts, and when a transcript ends. Pure Python: it knows neither torch nor a device."""
+"""Decides which requests join the running transcripts and when a transcript ends. Pure Python: it uses no torch, no device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 LONGEST_PERIOD = 16  # tokens of a phrase that a loop repeats
-LOOP_TOKENS = 64  # so many that repeat a phrase, at least four times, are a loop: 13 s of speech at SmolLM3's rate
+LOOP_TOKENS = 64  # a phrase repeated over this many tokens, at least four times, is a loop: 13 s of speech at SmolLM3's rate
 LOOP_CHECK_EVERY = 16  # tokens
 
 
@@ -32,13 +32,13 @@ class Request:
     """Follows a clip on its way to its transcript."""
 
     pcm: np.ndarray  # (S,) int16 at 16 kHz
-    num_tokens: int  # of its prompt, the audio's with them
+    num_tokens: int  # positions of its prompt, including the audio
     max_new_tokens: int
-    on_token: Callable[[int], None] | None = None  # told each id as it comes, on the engine's thread
+    on_token: Callable[[int], None] | None = None  # called with each id as it comes, on the engine's thread
     future: Future[Answer] = field(default_factory=Future)
     slot: int = -1
-    num_launched: int = 0  # tokens that the device made or is making
-    ids: list[int] = field(default_factory=list)  # that are known here
+    num_launched: int = 0  # tokens that the device has made or is making
+    ids: list[int] = field(default_factory=list)  # tokens known to the host
 
     @property
     def position(self) -> int:
@@ -50,7 +50,7 @@ class Request:
             self.future.set_exception(error)
 
     def finish(self, complete: bool, looped: bool) -> None:
-        with suppress(InvalidStateError):  # its caller left in this very moment
+        with suppress(InvalidStateError):  # cancelled by its caller just now
             self.future.set_result(Answer(self.ids, complete, looped))
 
 
@@ -95,7 +95,7 @@ class Scheduler:
         return admitted
 
     def start(self, requests: list[Request]) -> None:
-        """Lets requests run that have their slots."""
+        """Marks requests that have their slots as running."""
         self.live |= {request.slot: request for request in requests}
         self.most_live = max(self.most_live, len(self.live))
 
@@ -104,7 +104,7 @@ class Scheduler:
         return [request for request in self.live.values() if request.num_launched < request.max_new_tokens]
 
     def take_token(self, request: Request, token: int) -> bool:
-        """Adds a token to a request that runs; returns whether it ends there, finished or left by its caller."""
+        """Adds a token to a running request; returns whether the request ends there, finished or cancelled by its caller."""
         if request.future.cancelled():
             return True
         if token == self.end_id:

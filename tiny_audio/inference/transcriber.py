@@ -1,4 +1,4 @@
-"""Waveforms to text: the one path that evaluation, batch transcription, validation and serving share."""
+"""Turns waveforms into text, for evaluation, batch transcription, validation and serving alike."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Transcript:
 
 
 class Transcriber:
-    """Transcribes clips on the model's device, as many together as its cache has slots.
+    """Transcribes clips on the model's device, as many at once as its cache has slots.
 
     Args:
-        max_new_tokens: of a transcript; by default, the model config's.
-        max_slots: by default 256 on a GPU, if half of its free memory holds them, and 32 elsewhere.
-        graphs: whether layers are compiled and run as CUDA graphs (see `warm_up`); by default, on a GPU. The model keeps
-            its compiled layers.
+        max_new_tokens: the limit of a transcript; by default, the model config's.
+        max_slots: the most clips at once, by default 512 on a GPU and 32 elsewhere; a GPU's fit into half of its free memory.
+        graphs: whether layers are compiled and run as CUDA graphs (see `warm_up`), which is the default on a GPU. The model
+            keeps its compiled layers.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Transcriber:
         return cls(ASRModel.from_pretrained(model_path, **config).to(device))
 
     def warm_up(self) -> None:
-        """Compiles and captures the graphs, where there are any, so that no clip waits for it later: 10 to 20 s of an H100."""
+        """Compiles and captures the graphs, if there are any, so that no clip waits for them; takes 10 to 20 s on an H100."""
         if self.runner.graphed:
             self.runner.capture()
             self([np.zeros(self.model.window_num_samples, np.int16)] * 2)
@@ -89,11 +89,11 @@ class Transcriber:
         return [self.transcript(request.future.result()) for request in requests]
 
     def submit(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Future[Answer]:
-        """Hands a clip to the engine's thread; returns its answer to come, which `transcript` turns into text."""
+        """Hands a clip to the engine's thread; returns the future of its answer, which `transcript` turns into text."""
         return self.engine.submit(self.request(waveform, on_token))
 
     def request(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Request:
-        """Checks a clip and makes what the engine takes of it.
+        """Checks a clip and returns the engine's request for it.
 
         Raises:
             ValueError: the clip is empty, longer than the encoder's window, or has several channels.
@@ -104,7 +104,7 @@ class Transcriber:
         return Request(waveform, self.runner.prompt_tokens(len(waveform)), self.max_new_tokens, on_token)
 
     def transcript(self, answer: Answer) -> Transcript:
-        """Turns an answer of the engine into text."""
+        """Turns an answer of the engine into a transcript."""
         text = self.model.tokenizer.decode(answer.ids, skip_special_tokens=True)
         return Transcript(clean_transcript(text), len(answer.ids), answer.complete, answer.looped)
 
@@ -113,5 +113,5 @@ MAX_PASSING_ROWS = 64
 
 
 def texts_in_passing(model: ASRModel, waveforms: Sequence[np.ndarray]) -> list[str]:
-    """Transcribes clips with a model that is busy with something else, such as training, and keeps nothing of the engine."""
+    """Transcribes clips with a model that is also in other use, such as training; keeps no engine afterwards."""
     return Transcriber(model, max_slots=MAX_PASSING_ROWS, graphs=False).texts(waveforms)

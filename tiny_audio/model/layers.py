@@ -71,8 +71,8 @@ def flash_attend_slots(
 
     Args:
         lengths: (B,) int32.
-        rows: of one query each.
-        slots: where each slot's keys lie, (B * positions, key heads, d).
+        rows: segments of one query each.
+        slots: the segment of each slot in the keys and values, (B * positions, key heads, d).
     """
     bounds = (rows.bounds, slots.bounds, rows.longest, slots.longest)
     window = {"window_size_left": -1, "window_size_right": -1}
@@ -82,7 +82,7 @@ def flash_attend_slots(
 
 
 def _attend_padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attends within rows: (B, E, heads, d) queries, keys and values -> (B, E, heads, d)."""
+    """Attends within rows; takes (B, E, heads, d) queries, keys and values, and returns (B, E, heads, d)."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     with sdpa_kernel(PADDED_ATTENTION, set_priority=True):
         return scaled_dot_product_attention(query, key, value).transpose(1, 2)
@@ -105,7 +105,7 @@ def _queries_keys_values(attention: nn.Module, hidden: torch.Tensor) -> tuple[to
 
 
 def encoder_layer(layer: nn.Module, hidden: torch.Tensor, clips: Segments | None) -> torch.Tensor:
-    """Computes a layer of Whisper's encoder on (N, C) packed as `clips` say, or, without them, on (B, E, C) of like rows."""
+    """Computes a layer of Whisper's encoder on (N, C), packed as `clips` say, or on (B, E, C) of equal rows without them."""
     attention = layer.self_attn
     query, key, value = _queries_keys_values(attention, layer.self_attn_layer_norm(hidden))
     attended = attend(query, key, value, clips, clips, causal=False) if clips else _attend_padded(query, key, value)
@@ -125,7 +125,7 @@ def encoder_layers(
 ) -> torch.Tensor:
     """Runs Whisper's encoder on the frames of its `stem`; transformers' own takes the full window only.
 
-    Frames are (N, C), packed as `clips` say, or (B, E, C) of rows alike in length without them. At the full window it equals
+    Frames are (N, C), packed as `clips` say, or (B, E, C) of equally long rows without them. At the full window it equals
     `WhisperEncoder.forward` (in evaluation mode).
     """
     for module in encoder.layers:
@@ -182,7 +182,7 @@ def between_attentions(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Does `after_attention` of a layer and `before_attention_kept` of the next, whose other arguments are the `rest`.
 
-    Returns the hidden states between the two layers, and what the next attends with.
+    Returns the hidden states between the two layers, and what the next one attends with.
     """
     hidden = after_attention(layer, hidden, seen)
     return hidden, *before_attention_kept(following, hidden, *rest)
@@ -201,7 +201,7 @@ def _joined(parts: list[nn.Module]) -> nn.Module:
 
 
 def join_projections(decoder: nn.Module) -> None:
-    """Makes one product of a layer's queries, keys and values, and one of its gate and up: few, large ones are faster."""
+    """Joins a layer's query, key and value products into one, and gate and up into another: few large ones are faster."""
     for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
         if hasattr(attention, "qkv_proj"):

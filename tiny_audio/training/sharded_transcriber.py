@@ -1,7 +1,8 @@
-"""Transcription under ZeRO 3, where a worker holds a shard of every weight and all must call every module equally often.
+"""Transcribes under ZeRO 3, where each worker holds a shard of every weight and all must call every module equally often.
 
-The engine owns its weights and paces itself, so it cannot run there: clips go through transformers' `generate` in batches,
-which keeps all workers stepping until the last of them is done. The texts are the engine's, but for loops, which it stops.
+The engine owns its weights and sets its own pace, so it cannot run there: clips go through transformers' `generate` in
+batches, which keeps all workers stepping until the last one is done. The texts equal the engine's, except that the engine
+stops loops.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import clean_transcript
 
-MAX_BATCH_S = 960.0  # padded audio seconds a batch; 32 clips of 30 s
+MAX_BATCH_S = 960.0  # padded audio seconds per batch: 32 clips of 30 s
 
 
 class ShardedTranscriber:
-    """Transcribes clips with a model whose weights are shared out among the workers."""
+    """Transcribes clips with a model whose weights are sharded across the workers."""
 
     def __init__(self, model: ASRModel, num_workers: int):
         self.model, self.synced = model, num_workers > 1
 
     @property
     def rows_at_once(self) -> int:
-        """Clips that one batch takes, whatever their length."""
+        """Number of clips that one batch takes, whatever their length."""
         return max(1, int(MAX_BATCH_S * SAMPLE_RATE // self.model.window_num_samples))
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The settings of the job that makes shards of people's own files; it imports nothing that takes long."""
+"""Defines the settings of the job that makes shards of people's own files; this file imports nothing slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PreparedColumn = Literal["ID", "wav", "text", "spk_id", "source", "split"]
 
 @settings()
 class PrepareConfig:
-    """The files to take in, and the folder for their shards."""
+    """Says which files to take in, and which folder their shards go to."""
 
     # what to take in: folders of audio with transcripts beside it (clip.wav, clip.txt) or with a metadata.csv, manifests
     # (.csv, .tsv, .jsonl), globs of Parquet files, DATASET:CONFIG:SPLIT

@@ -1,4 +1,4 @@
-"""Lists the rows of people's inputs: folders of audio, manifests, Parquet. Reads names and labels, and no audio."""
+"""Lists the rows of people's inputs: folders of audio, manifests, Parquet. This reads names and labels, but no audio."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A row to take in: its audio is a file, or lies in a row group of a shard, where `row` is its place."""
+    """Holds a row to take in, whose audio is a file or lies at `row` in a row group of a shard."""
 
     id: str
     audio: str  # path or URL of the file, or of the shard
@@ -56,7 +56,7 @@ class Entry:
 
 
 def _split_in(path: str) -> str:
-    """The split that a folder or a shard's name tells: train/, data/test-00000-of-00001.parquet."""
+    """Returns the split that a folder or a shard's name tells: train/, data/test-00000-of-00001.parquet."""
     parts = [part.lower() for part in PurePosixPath(path).parts]
     names = [*parts[:-1], parts[-1].split("-")[0].split(".")[0]] if parts else []
     return next((SPLITS[name] for name in reversed(names) if name in SPLITS), "")
@@ -66,7 +66,7 @@ def read_text(path: str) -> str:
     """Reads a text file, local or of any fsspec URL.
 
     Raises:
-        ConfigError: it cannot be read, or is not UTF-8.
+        ConfigError: the file cannot be read, or is not UTF-8.
     """
     try:
         with fsspec.open(path, "rb") as file:
@@ -78,7 +78,7 @@ def read_text(path: str) -> str:
 
 
 def _manifest_rows(path: str) -> Iterator[tuple[int, dict]]:
-    """Yields the rows of a manifest as dicts, each with the number of its line."""
+    """Yields the rows of a manifest as dicts, each with its line number."""
     text = read_text(path)
     if path.endswith((".csv", ".tsv")):
         header = text.partition("\n")[0]
@@ -104,13 +104,13 @@ def _manifest_rows(path: str) -> Iterator[tuple[int, dict]]:
 
 
 def _mapping(columns: dict[str, str]) -> dict[str, str]:
-    """The names that are known, those of the setting first."""
+    """Returns the known names, those of the setting first."""
     meant = set(columns.values())
     return {**columns, **{name: ours for name, ours in USUAL_NAMES.items() if ours not in meant and name not in columns}}
 
 
 def _values(path: str, number: int, row: dict, mapping: dict[str, str]) -> dict[str, str]:
-    """A row's values by our names of the columns, as text."""
+    """Returns a row's values as text, by our column names."""
     require(None not in row, f"{path}: line {number} has more fields than the header")
     values: dict[str, str] = {}
     for name, ours in mapping.items():
@@ -124,7 +124,7 @@ def manifest_entries(path: str, columns: dict[str, str], split: str = "") -> lis
     """Reads a manifest; paths in it begin at its folder.
 
     Raises:
-        ConfigError: it cannot be read, or lacks a column.
+        ConfigError: the manifest cannot be read, or lacks a column.
     """
     mapping, entries = _mapping(columns), []
     for number, row in _manifest_rows(path):
@@ -150,7 +150,7 @@ def manifest_entries(path: str, columns: dict[str, str], split: str = "") -> lis
 
 
 def _with_own_ids(entries: list[Entry]) -> list[Entry]:
-    """Numbers the rows that would have the ID of another, as the parts of a recording do."""
+    """Numbers the rows that would share an ID, as the parts of a recording do."""
     seen: Counter[str] = Counter()
     numbered = []
     for entry in entries:
@@ -160,7 +160,7 @@ def _with_own_ids(entries: list[Entry]) -> list[Entry]:
 
 
 def _beside_entries(folder: str, files: list[str]) -> list[Entry]:
-    """The audio in a folder with the transcripts beside it: clip.txt for clip.wav."""
+    """Lists the audio in a folder with the transcripts beside it: clip.txt for clip.wav."""
     present = set(files)
     entries = []
     for file in files:
@@ -189,7 +189,7 @@ def _folder_entries(folder: str, columns: dict[str, str]) -> list[Entry]:
 
 
 def shard_columns(columns: dict[str, str]) -> dict[str, str]:
-    """The columns of shards by their usual names too; a split is told by a file's name, not by a column."""
+    """Maps shards' column names, the usual ones too, to ours; a file's name tells the split, not a column."""
     return {name: ours for name, ours in _mapping(columns).items() if ours != "split"}
 
 
@@ -218,7 +218,7 @@ def _parquet_entries(dataset: str, columns: dict[str, str]) -> list[Entry]:
 
 
 def read_entries(name: str, columns: dict[str, str]) -> list[Entry]:
-    """Lists the rows of one input, in a lasting order.
+    """Lists the rows of one input, always in the same order.
 
     Raises:
         ConfigError: there is no such input, or it cannot be read.
@@ -239,14 +239,14 @@ def read_entries(name: str, columns: dict[str, str]) -> list[Entry]:
 
 
 def _stem(name: str) -> str:
-    """What the rows of one input of several are counted by: the name of its dataset, its folder or its manifest."""
+    """Returns the name that counts an input's rows among several: that of its dataset, its folder or its manifest."""
     if name.endswith(MANIFESTS):
         return PurePosixPath(name).stem
     return dataset_name(name if dataset_reference(name) else f"{name.rstrip('/')}/x")
 
 
 def read_inputs(inputs: list[str], columns: dict[str, str]) -> list[Entry]:
-    """Lists the rows of all inputs; where there are several, the rows of each have its name for a source."""
+    """Lists the rows of all inputs; if there are several, each input's name is the source of its rows."""
     require(bool(inputs), "inputs is empty; name folders, manifests or datasets: inputs=[recordings/,calls.csv]")
     entries = []
     for name in inputs:

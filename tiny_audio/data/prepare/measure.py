@@ -1,4 +1,4 @@
-"""What is measured of a clip: whether it is clipped, how loud it is, and how long it is silent at its ends. Pure numpy."""
+"""Measures whether a clip is clipped, how loud it is, and how long it is silent at its ends, in pure numpy."""
 
 from __future__ import annotations
 

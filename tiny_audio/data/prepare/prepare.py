@@ -1,4 +1,4 @@
-"""Makes shards of people's own files in Ray Data tasks, and a report on them. A second start goes on where the first stopped.
+"""Makes shards of people's own files in Ray Data tasks, and a report on them. A second start resumes where the first stopped.
 
 A task takes in `rows_per_file` rows of the inputs, in their order: it writes a shard for each split that they belong to, then a
 part of facts, by which a later start knows that the task is done. Clips that `decode` refuses are rejected with its reason;
@@ -44,7 +44,7 @@ Audio = bytes | memoryview | None
 
 
 def _follows(entry: Entry, other: Entry) -> bool:
-    """Whether a row lies in the same row group as another one, right behind it."""
+    """Says whether a row comes right after another one in the same row group."""
     place = entry.audio, entry.row_group, entry.row
     return entry.row_group >= 0 and place == (other.audio, other.row_group, other.row + 1)
 
@@ -61,7 +61,7 @@ def _stretches(entries: list[Entry]) -> list[list[Entry]]:
 
 
 def _read_file(entry: Entry, max_duration_s: float) -> tuple[str, Audio]:
-    """The text and the audio of a file; text that cannot be read is none."""
+    """Returns the text and the audio of a file; text that cannot be read is empty."""
     try:
         text = read_text(entry.transcript) if entry.transcript else entry.text
     except ConfigError:
@@ -70,7 +70,7 @@ def _read_file(entry: Entry, max_duration_s: float) -> tuple[str, Audio]:
 
 
 def _read_stretch(stretch: list[Entry], columns: dict[str, str], max_duration_s: float) -> list[tuple[str, Audio] | None]:
-    """The text and the audio of each row; None for a row of a shard that cannot be read."""
+    """Returns the text and the audio of each row, or None for a row of a shard that cannot be read."""
     first, last = stretch[0], stretch[-1]
     if first.row_group < 0:
         return [_read_file(first, max_duration_s)]
@@ -111,7 +111,7 @@ def _as_flac(pcm: np.ndarray) -> bytes:
 
 
 def _shard_row(entry: Entry, text: str, data: bytes | memoryview, duration_s: float) -> dict:
-    """A row of a shard, in LoquaciousSet's columns."""
+    """Returns a row of a shard in LoquaciousSet's columns."""
     return {
         "ID": entry.id,
         "duration": duration_s,
@@ -130,7 +130,7 @@ def _put_table(path: Path | UPath, rows: list[dict], schema: pa.Schema, rows_per
 
 
 def take_in(task: dict) -> dict:
-    """Takes in the rows of a task, as a Ray Data task; returns its number. See the module's docstring."""
+    """Takes in a task's rows, as the module's docstring says, in a Ray Data task; returns the task's number."""
     config, output = PrepareConfig(**json.loads(task["config"])), storage_path(task["output"])
     entries = [Entry(**entry) for entry in json.loads(task["entries"])]
     facts, rows = [], {}
@@ -169,7 +169,7 @@ def _tasks(config: PrepareConfig, output: str, entries: list[Entry]) -> list[dic
 
 
 def _require_same(folder: Path | UPath, output: Path | UPath, tasks: list[dict]) -> None:
-    """Notes which tasks make the folder; refuses one that other inputs or settings made."""
+    """Records which tasks make the folder; refuses a folder that other inputs or settings made."""
     digest = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
     remedy = "delete the folder, or choose another output_dir"
     if (folder / PLAN).is_file():
@@ -182,7 +182,7 @@ def _require_same(folder: Path | UPath, output: Path | UPath, tasks: list[dict])
 
 
 def _write_results(output: Path | UPath, tasks: list[dict]) -> dict:
-    """Puts the tasks' facts together: report.json and rejects.jsonl."""
+    """Gathers the tasks' facts into report.json and rejects.jsonl."""
     tables = [pq.read_table(io.BytesIO((output / task["part"]).read_bytes())) for task in tasks]
     facts = pa.concat_tables(tables)
     rejects = [row for row in facts.select(["id", "reason", "path", "source"]).to_pylist() if row["reason"]]
@@ -198,12 +198,12 @@ def prepare(
     show_progress: Callable[[Iterable, int], Iterable],
     start_ray: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Makes the shards, or with `check` looks at the inputs alone; returns what report.json holds.
+    """Makes the shards, or only examines the inputs with `check`; returns what report.json holds.
 
     Args:
-        say: is called with a line on the inputs, before anything is read of their audio.
+        say: is called with a line on the inputs, before any of their audio is read.
         show_progress: wraps the iterable of finished tasks; its second argument is their number.
-        start_ray: starts Ray, once the inputs are listed; not needed if Ray is up already.
+        start_ray: starts Ray once the inputs are listed; not needed if Ray is already running.
 
     Raises:
         ConfigError: an input cannot be read, or the output folder holds what other inputs or settings made.

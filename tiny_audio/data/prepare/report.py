@@ -1,4 +1,4 @@
-"""The report on a data set: what of it is suspect, counted by source, and how much of it there is, by split and speaker."""
+"""Reports what is suspect in a data set, counted by source, and how much of it there is, by split and speaker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _percentile(values: list[float], share: float) -> float | None:
 
 
 def _twice(rows: list[dict], key: str) -> list[str]:
-    """The values of a key that several rows have."""
+    """Returns the values of a key that several rows share."""
     counts = Counter(row[key] for row in rows if row[key])
     return sorted(value for value, count in counts.items() if count > 1)
 

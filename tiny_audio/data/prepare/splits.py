@@ -1,4 +1,4 @@
-"""Which rows train, and which are kept for validation and test: by speaker, so that no voice is in two of them."""
+"""Chooses the rows for training, validation and test, by speaker, so that no voice is in two of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assign_splits(entries: list[Entry], dev_share: float, test_share: float, see
     """Gives every row a split, and says in a line how: as the input has it, else by speaker, else by file.
 
     Args:
-        dev_share: the share of the rows for dev; 0 makes no such split. `test_share` likewise.
+        dev_share: the share of the rows for dev; 0 makes no dev split. `test_share` works likewise.
     """
     if len({entry.split for entry in entries} - {""}) > 1:
         return [replace(entry, split=entry.split or "train") for entry in entries], "splits: the input's own"

@@ -1,6 +1,7 @@
-"""How many steps a second the training stream gives its workers, and what a larger cluster would need. It needs no GPU.
+"""Measures how many steps a second the training stream gives its workers, and what a larger cluster would need.
 
-The workers are threads of this process and do nothing but read; their rows are tiny, so that little but Ray is measured.
+This needs no GPU. The workers are threads of this process and only read; their rows are tiny, so that little but Ray is
+measured.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from tiny_audio.ray_names import DATA_SPLITTER
 CONFIG = Path("ray_jobs/configs/loquacious_large.yaml")
 STREAM = "the stream"
 NUM_WORKERS = (1, 2, 4, 16, 64)
-WINDOW_ROWS, TINY_S = 4096, 0.05  # of the tiny rows: a row for each worker and step, so 64 workers have 64 steps a window
+WINDOW_ROWS, TINY_S = 4096, 0.05  # tiny rows, one for each worker and step, so 64 workers have 64 steps a window
 ONE_STEP = 1  # clips for a worker in a block: every step is then a block of its own
-NUM_WORKER_STEPS = {ONE_STEP: 1500, BLOCK_ROWS: 30_000}  # read in one measurement; about ten seconds on two cores
+NUM_WORKER_STEPS = {ONE_STEP: 1500, BLOCK_ROWS: 30_000}  # number read in one measurement; about ten seconds on two cores
 NUM_GPUS = (8, 64, 256)
-GPU_ROWS_PER_S = 155  # of one H200 at 128 rows a step: ray_jobs/benchmarks/README.md, "A step"
-NOISE_ROWS = 512  # of true durations: a window of seed.yaml
+GPU_ROWS_PER_S = 155  # speed of one H200 at 128 rows a step: ray_jobs/benchmarks/README.md, "A step"
+NOISE_ROWS = 512  # rows of true durations: a window of seed.yaml
 
 
 def measure(config: BenchmarkConfig) -> list[dict]:
@@ -67,7 +68,7 @@ def make_streams(plan: TrainingPlan, num_steps: int, num_workers: int, block_row
 
 
 def _coordinator_cpu_s() -> float:
-    """CPU seconds of the one process that deals the blocks out; that of an earlier measurement may not have ended yet."""
+    """Returns the CPU seconds of the process that deals the blocks out; an earlier one may not have ended yet."""
     newest = max(named_processes(os.getpid(), DATA_SPLITTER), key=lambda process: process.create_time())
     return sum(newest.cpu_times()[:2])
 

@@ -1,8 +1,8 @@
-"""The speed of transcription on one GPU: the seed's snippet, transformers' `generate` in batches, and the engine.
+"""Measures the speed of transcription on one GPU: the seed's snippet, transformers' `generate` in batches, and the engine.
 
 Backbones have the true shapes and random weights, clips are noise of LoquaciousSet's durations, and each text is 31
-tokens long, what 8.7 s of English are in SmolLM3's: it never ends by itself here. What is timed begins with waveforms in
-host memory and ends with token ids there.
+tokens long, which is what 8.7 s of English take in SmolLM3's tokens; no text ends by itself here. Timing starts with
+waveforms in host memory and ends with token ids there.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8
 
 MEAN_S, SIGMA, SHORTEST_S, LONGEST_S = 8.7, 0.6, 0.5, 30.0  # lognormal, clipped: LoquaciousSet's mean is 8.4 to 9 s
-NUM_TOKENS = 31  # of each text
+NUM_TOKENS = 31  # tokens of each text
 NO_END = -1  # an id that no token has, so that no text ends before its limit
 NUM_CLIPS = 1024  # offline
 SEED_CLIPS, CLIENT_CLIPS = 8, 60
 GENERATE_BATCHES, GENERATE_CLIPS = (64, 128, 256), 256
-PROFILED_CLIPS, PROFILED_ROWS = 34, 256  # in a prefill (about the tokens that join at once), in a decode step
-COMPARED_CLIPS = 64  # with what the engine makes of each alone
-KERNELS = {  # kernels by what they are named for
+PROFILED_CLIPS, PROFILED_ROWS = 34, 256  # rows of a prefill (about as many tokens as join at once) and of a decode step
+COMPARED_CLIPS = 64  # compared with the engine's ids for each clip alone
+KERNELS = {  # kinds of kernels, by parts of their names
     "attention": ("flash", "fmha", "sdpa"),
     "matrix products": ("gemm", "nvjet", "cutlass", "gemv", "splitK"),
     "convolutions": ("conv", "implicit"),
@@ -47,7 +47,7 @@ KERNELS = {  # kernels by what they are named for
 
 
 def noise_clips(count: int, seed: int) -> list[np.ndarray]:
-    """int16 noise of LoquaciousSet's durations."""
+    """Makes clips of int16 noise with LoquaciousSet's durations."""
     rng = np.random.default_rng(seed)
     durations = rng.lognormal(np.log(MEAN_S) - SIGMA**2 / 2, SIGMA, count).clip(SHORTEST_S, LONGEST_S)
     noise = (rng.standard_normal(int((LONGEST_S + 1) * SAMPLE_RATE)) * 1000).astype(np.int16)
@@ -60,7 +60,7 @@ def seconds_of(clips: list[np.ndarray]) -> float:
 
 
 def generate_ids(model: ASRModel, clips: list[np.ndarray], rows: int, whole_window: bool = False) -> list[list[int]]:
-    """Transformers' `generate` on clips of like length together, `rows` a batch.
+    """Runs transformers' `generate` on clips of similar length together, `rows` per batch; returns their ids.
 
     Args:
         whole_window: each clip is heard as if it filled the encoder's window, as the seed does.
@@ -82,7 +82,7 @@ def generate_ids(model: ASRModel, clips: list[np.ndarray], rows: int, whole_wind
 
 
 def engine_ids(transcriber: Transcriber, clips: list[np.ndarray]) -> list[list[int]]:
-    """The engine's, all clips waiting from the start, the longest first."""
+    """Returns the engine's ids; all clips wait from the start, the longest first."""
     requests = [transcriber.request(clip) for clip in clips]
     for request in sorted(requests, key=lambda request: -request.num_tokens):
         transcriber.engine.submit(request)
@@ -91,7 +91,7 @@ def engine_ids(transcriber: Transcriber, clips: list[np.ndarray]) -> list[list[i
 
 
 def timed(name: str, transcribe: Callable[[list[np.ndarray]], object], clips: list[np.ndarray], **figures: object) -> dict:
-    """Seconds of audio a second, over clips that come all at once."""
+    """Measures the seconds of audio transcribed per second when all clips come at once."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
@@ -110,9 +110,9 @@ def timed(name: str, transcribe: Callable[[list[np.ndarray]], object], clips: li
 
 
 def divergence(ids: list[list[int]], alone: list[list[int]]) -> dict:
-    """How often a token differs from the one that is chosen alone, after the same tokens; and in how many clips any does.
+    """Counts how often a token differs from the one chosen alone after the same tokens, and in how many clips any does.
 
-    The weights are random, so that the likeliest tokens lie closer together than trained ones: the worst case.
+    This is the worst case: with random weights, the likeliest tokens lie closer together than with trained ones.
     """
     pairs = zip(ids, alone, strict=True)
     same = [next((i for i, token in enumerate(row) if token != other[i]), NUM_TOKENS) for row, other in pairs]
@@ -121,7 +121,7 @@ def divergence(ids: list[list[int]], alone: list[list[int]]) -> dict:
 
 
 def one_client(name: str, transcriber: Transcriber, clips: list[np.ndarray]) -> dict:
-    """Latencies where each clip is sent once the one before is answered."""
+    """Measures latencies when each clip is sent once the previous one is answered."""
     first, whole = [], []
     for clip in clips:
         came: list[float] = []
@@ -134,7 +134,7 @@ def one_client(name: str, transcriber: Transcriber, clips: list[np.ndarray]) -> 
 
 
 def kernel_shares(name: str, run: Callable[[], object]) -> dict:
-    """Where the GPU's time goes, in ms by kind of kernel, and how long it was idle."""
+    """Measures where the GPU's time goes, in ms by kind of kernel, and how long it is idle."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         started = time.perf_counter()
@@ -151,7 +151,7 @@ def kernel_shares(name: str, run: Callable[[], object]) -> dict:
 
 
 def profiles(name: str, transcriber: Transcriber, rows: int) -> Iterator[dict]:
-    """One prefill of as many clips as join at once, and one decode step of `rows` transcripts in the middle."""
+    """Profiles one prefill of as many clips as join at once, and one decode step of `rows` transcripts midway."""
     runner, clips = transcriber.runner, noise_clips(rows, seed=7)
     requests = [transcriber.request(clip) for clip in clips]
     runner.join(requests)
@@ -177,8 +177,8 @@ def load_model(folder: Path, window: str) -> ASRModel:
 
 
 def ready(model: ASRModel) -> tuple[Transcriber, float]:
-    """A warm engine, and how long it took to become so."""
-    torch.compiler.reset()  # what another kind of weights was compiled for
+    """Returns a warm engine, and how long it took to warm up."""
+    torch.compiler.reset()  # code compiled for another kind of weights
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()
@@ -189,7 +189,7 @@ def ready(model: ASRModel) -> tuple[Transcriber, float]:
 
 
 def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray]) -> Iterator[dict]:
-    """All figures of the engine with one kind of weights and window."""
+    """Yields all figures of the engine with one kind of weights and window."""
     transcriber, warm_up_s = ready(model)
     engine_ids(transcriber, noise_clips(NUM_CLIPS, seed=1))  # transforms of many lengths are planned
     alone = [engine_ids(transcriber, [clip])[0] for clip in clips[:COMPARED_CLIPS]]
@@ -204,7 +204,7 @@ def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray]) -> Iterator
 
 
 def measure(config: BenchmarkConfig) -> list[dict]:
-    """Runs all of it on one GPU, in a few minutes; prints each row as it comes.
+    """Runs all measurements on one GPU, in a few minutes; prints each row as it comes.
 
     Raises:
         ConfigError: there is no GPU here.
@@ -233,7 +233,7 @@ def transcription_rows(folder: Path) -> Iterator[dict]:
 
 
 def generate_rows(model: ASRModel, clips: list[np.ndarray]) -> Iterator[dict]:
-    """Transformers' `generate` in batches, with the exact encoder and trimmed."""
+    """Measures transformers' `generate` in batches, with the exact and the trimmed encoder."""
     alone = generate_ids(model, clips[:SEED_CLIPS], 1)
     for rows in GENERATE_BATCHES:
         generate_ids(model, clips[:rows], rows)
