@@ -149,7 +149,7 @@ def test_private_names_are_in_their_files_alone():
     homes = {"ray_names.py", "transformers_names.py", "zero.py"}
     users = {
         str(path.relative_to(ROOT)): match[0]
-        for folder in ("tiny_audio", "ray_jobs", "serve")
+        for folder in ("tiny_audio", "ray_jobs")
         for path in (ROOT / folder).rglob("*.py")
         if path.name not in homes and (match := re.search(names, path.read_text()))
     }

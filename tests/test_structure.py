@@ -17,14 +17,14 @@ import pytest
 from tests.conftest import DECODER, ENCODER, ROOT
 
 LIBRARY = sorted((ROOT / "tiny_audio").rglob("*.py"))
-ALL = [*LIBRARY, *sorted((ROOT / "ray_jobs").rglob("*.py")), *sorted((ROOT / "serve").rglob("*.py"))]
+ALL = [*LIBRARY, *sorted((ROOT / "ray_jobs").rglob("*.py"))]
 LONGEST_CHAIN = 9
 LAB_JOBS = {"benchmark", "chaos", "pretrain_backbones", "quickstart", "seeds", "synthesize"}
 
 
 @pytest.fixture(scope="module")
 def graph():
-    graph = grimp.build_graph("tiny_audio", "ray_jobs", "serve", cache_dir=None, include_external_packages=True)
+    graph = grimp.build_graph("tiny_audio", "ray_jobs", cache_dir=None, include_external_packages=True)
     for part in graph.find_children("tiny_audio.lab.benchmarks.parts"):  # the job imports them by their names
         graph.add_import(importer="ray_jobs.benchmark", imported=part)
     return graph
@@ -51,7 +51,7 @@ def test_no_chain_of_imports_is_long(graph):
             floors[module] = 1 + max(map(floor, below), default=0)
         return floors[module]
 
-    OURS = ("tiny_audio", "ray_jobs", "serve")
+    OURS = ("tiny_audio", "ray_jobs")
     highest = max((module for module in graph.modules if module.split(".")[0] in OURS), key=floor)
     assert floors[highest] <= LONGEST_CHAIN, f"{highest} stands on floor {floors[highest]}"
 
@@ -125,7 +125,7 @@ def test_every_module_imports():
 
 def test_the_product_works_without_the_lab(tmp_path):
     """Its modules, its jobs and its service import with `lab/` and the lab's own jobs deleted."""
-    for name in ("tiny_audio", "ray_jobs", "serve"):
+    for name in ("tiny_audio", "ray_jobs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("lab", "__pycache__"))
     for job in LAB_JOBS:
         (tmp_path / f"ray_jobs/{job}.py").unlink()

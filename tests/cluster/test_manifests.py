@@ -16,7 +16,6 @@ import yaml
 from jsonschema import Draft7Validator
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from serve.app import Arguments, build
 from tests.cluster.manifests import (
     CLUSTER,
     KUBERAY,
@@ -43,6 +42,8 @@ from tests.cluster.manifests import (
 )
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
+from tiny_audio.serving.app import build
+from tiny_audio.serving.arguments import Arguments
 
 each_folder = pytest.mark.parametrize("folder", [*TRAININGS, *SERVICES])
 each_training = pytest.mark.parametrize("folder", TRAININGS)
@@ -371,7 +372,7 @@ def test_serve_config_fits_ray_serve(folder):
     assert config.keys() <= ServeDeploySchema.model_fields.keys()
     (application,) = config["applications"]
     assert application.keys() <= ServeApplicationSchema.model_fields.keys()
-    assert application["import_path"] == "serve.app:build"
+    assert application["import_path"] == "tiny_audio.serving.app:build"
     for deployment in application["deployments"]:
         assert deployment.keys() <= DeploymentSchema.model_fields.keys()
         assert deployment["ray_actor_options"].keys() <= RayActorOptionsSchema.model_fields.keys()

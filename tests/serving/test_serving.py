@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
-from serve.app import Arguments, build
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.serving.app import build
+from tiny_audio.serving.arguments import Arguments
 
 CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serve/config.yaml").read_text())
 WINDOW_S = 8  # window of the embedded encoder
