@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-MAX_LINKS = 64  # most streams end to end in one file
 LEVEL_1 = {b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b", b"\x1f\x43\xb6\x75"} | {
     b"\x12\x54\xc3\x67",
     b"\x10\x43\xa7\x70",

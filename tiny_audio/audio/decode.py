@@ -7,7 +7,7 @@ The output is int16, since a second of it takes 32 kB where 128 float32 mels wou
 from __future__ import annotations
 
 import io
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import soundfile
@@ -20,6 +20,7 @@ REASONS = ("empty", "not_audio", "truncated", "damaged", "no_samples", "not_fini
 TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
 MIN_SAMPLES = SAMPLE_RATE // 100  # 10 ms, one mel frame: too short for speech
 MP3_FRAME = 1152  # samples: tolerated excess of an MP3 header's promise
+MAX_LINKS = 64  # most streams end to end in one file
 MAX_SAMPLES_PER_S = 8 * 48_000  # over all channels: protection against small files that decode to gigabytes
 BYTES_PER_SAMPLE = 4  # widest accepted audio: float32
 SPARE_BYTES = 2**20  # for headers, tags and a cover picture
@@ -133,9 +134,9 @@ def _kind(data: memoryview) -> str:
 
 def _links(data: memoryview, kind: str) -> list[memoryview]:
     """Splits a file into its end-to-end streams, usually one; a decoder can read each to its end as a file of its own."""
-    starts = LINKS[kind](data)[1:] if kind in LINKS else []
-    if len(starts) >= containers.MAX_LINKS:
-        raise AudioError("damaged", f"the file holds over {containers.MAX_LINKS} streams end to end")
+    starts = list(islice(LINKS[kind](data), 1, MAX_LINKS + 1)) if kind in LINKS else []
+    if len(starts) >= MAX_LINKS:
+        raise AudioError("damaged", f"the file holds over {MAX_LINKS} streams end to end")
     return [data[start:stop] for start, stop in pairwise([0, *starts, len(data)])]
 
 

@@ -11,8 +11,6 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tiny_audio.audio.containers import MAX_LINKS
-
 UNKNOWN_SIZE = 0x3FFF_0000  # lowest placeholder size of streaming writers, beyond anything decoded
 SPARE_BYTES = 64  # largest excess from a header in its own count
 MAX_CHUNKS = 10_000  # of one file: a bound on the walk over hostile bytes
@@ -89,18 +87,15 @@ def _caf_chunks(data: memoryview) -> Iterator[Chunk]:
         position += 12 + size
 
 
-def _links(chunks: Chunks, *magics: bytes) -> Callable[[memoryview], list[int]]:
+def _links(chunks: Chunks, *magics: bytes) -> Callable[[memoryview], Iterator[int]]:
     """Makes a finder of the places where files of one kind begin, since others may follow the chunks of the first."""
 
-    def starts(data: memoryview) -> list[int]:
-        found = [0]
-        while len(found) <= MAX_LINKS:
-            rest = chunks(data[found[-1] :])
-            position = next((chunk.position for chunk in rest if chunk.name in magics), None)
-            if position is None:
-                break
-            found.append(found[-1] + position)
-        return found
+    def starts(data: memoryview) -> Iterator[int]:
+        start: int | None = 0
+        while start is not None:
+            yield start
+            positions = (chunk.position for chunk in chunks(data[start:]) if chunk.name in magics)
+            start = next((start + position for position in positions), None)
 
     return starts
 
