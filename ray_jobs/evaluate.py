@@ -29,8 +29,9 @@ def run(config: EvaluateConfig) -> None:
     result = evaluate(config, bar, lambda: start_ray(num_gpus=config.num_actors * config.use_gpu))
     print(_table(result))
     if result["silence"]:
-        words = sum(len(clip["text"].split()) for clip in result["silence"])
-        print(f"words heard in {len(result['silence'])} clips of silence and noise: {words}")
+        rates = result["silence_rates"]
+        heard = f"{rates['clips_with_words']:.0%} have words, {rates['words_per_minute']:.1f} a minute"
+        print(f"{len(result['silence'])} clips of silence and noise: {heard}")
     if result["rejected"]:
         print("rejected: " + rejects_line(result["rejected"]))
 

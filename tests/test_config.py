@@ -59,6 +59,7 @@ def test_overrides_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
         ("data.train={a: much}", "data.train.a must be a number, not 'much'"),
         ("data.train={a: 0}", "data.train.a must be at least 0.01, not 0"),
         ("data.train={}", "data.train names no dataset"),
+        ("data.train={a: 1, a: 2}", "the key a is there twice"),
         ("data.train=[a]", "data.train must be text or a mapping, not ['a']"),
         ("data.source_weights.yodas=-1", "data.source_weights.yodas must be at least 0, not -1"),
         ("data.truecase_text=a.txt", "of no use without data.truecase=true"),
@@ -137,6 +138,7 @@ def test_a_missing_or_broken_file_is_one_line_that_names_it(tmp_path):
 
 def test_a_file_and_the_command_line_read_values_alike(tmp_path):
     values = {
+        "num_steps": {"1_000": 1000, "010": 10},
         "optimizer.learning_rate": {"1e-4": 1e-4, "2E-3": 2e-3, ".5e+1": 5.0, "3": 3.0, "1.0e-3": 1e-3},
         "max_loss_rise": {"inf": float("inf"), ".inf": float("inf")},
         "name": {"123": "123", "007": "007", "1e3": "1e3", "2026-11-25": "2026-11-25", "12:30": "12:30", "'yes'": "yes"},

@@ -41,7 +41,8 @@ class _Float(float):
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int:
-    number = _Int(loader.construct_yaml_int(node))
+    is_decimal = re.fullmatch(r"[-+]?[0-9][0-9_]*", node.value)  # 010 is ten, not YAML 1.1's octal eight
+    number = _Int(int(node.value) if is_decimal else loader.construct_yaml_int(node))
     number.text = node.value
     return number
 
@@ -155,9 +156,9 @@ def _override(cls: type, values: dict, override: str) -> None:
         require(isinstance(values, dict), f"{key}: {name} is a value, not a section")
     try:
         values[last] = _parse(text)
-    except ConfigError:
+    except ConfigError as error:
         remedy = f"text with special characters wants quotes within quotes: {key}='\"...\"'"
-        raise ConfigError(f"{key}: cannot read the value {text!r}; {remedy}") from None
+        raise ConfigError(f"{key}: cannot read the value {text!r}; {remedy} ({error})") from None
 
 
 def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = None) -> T:

@@ -1,4 +1,4 @@
-"""Counts of rejected rows by source and reason, and their wording for people."""
+"""Counts of rejected rows by source and reason, and how they and durations are worded for people."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ def name_rows(ids: list[str]) -> str:
     """Names the first few rows and counts the rest: "a, b, c, d, e and 7 more"."""
     rest = len(ids) - NAMED_ROWS
     return ", ".join(ids[:NAMED_ROWS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def duration(seconds: float) -> str:
+    """Formats a duration in the largest unit that it fills: "2.5 h", "10.2 min", "42 s", with no-break spaces."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f}\u00a0h"
+    return f"{seconds / 60:.1f}\u00a0min" if seconds >= 60 else f"{seconds:.0f}\u00a0s"
 
 
 def count_reject(rejects: dict[str, dict[str, int]], source: str, reason: str) -> None:

@@ -61,7 +61,9 @@ def test_wavs_relatives_are_read_to_their_end():
     aiff, au, caf = (encode(PCM, name) for name in ("aiff", "au", "caf"))
     sound, data = aiff.find(b"SSND"), caf.find(b"data")
     unset = patched(patched(aiff, sound + 4, bytes(4)), 22, bytes(4))  # no chunk size, no number of frames
-    for file in (unset, patched(au, 8, b"\xff" * 4), patched(au, 8, bytes(4)), patched(caf, data + 4, b"\xff" * 8)):
+    w64 = encode(PCM, "w64")
+    unset_w64 = patched(w64, w64.find(b"data", 40) + 16, bytes(8))
+    for file in (unset, unset_w64, patched(au, 8, b"\xff" * 4), patched(au, 8, bytes(4)), patched(caf, data + 4, b"\xff" * 8)):
         assert (decode(file, 8.0) == PCM).all()
 
 
@@ -84,7 +86,10 @@ def test_an_mp3s_guessed_length_is_not_relied_on():
     assert reason(patched(MP3, tag, struct.pack(">I", 500))) == "truncated"
 
 
-@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "au", "ogg vorbis", "ogg opus", "m4a", "webm opus", "aac", "amr"])
+CHAINED = ["wav", "rf64", "w64", "aiff", "caf", "au", "flac", "mp3", "ogg vorbis", "ogg opus", "m4a", "webm opus", "aac", "amr"]
+
+
+@pytest.mark.parametrize("name", CHAINED)
 def test_streams_end_to_end_are_all_heard(name):
     once = encode(PCM, name)
     assert len(decode(once + once, 8.0)) == pytest.approx(2 * len(decode(once, 8.0)), abs=2 * DELAY)
@@ -115,8 +120,21 @@ def test_two_tracks_are_refused_and_not_one_of_them_heard(tmp_path):
             frame = av.AudioFrame.from_ndarray(PCM.reshape(1, -1), format="s16", layout="mono")
             frame.sample_rate = 16_000
             container.mux(stream.encode(frame))
-    with pytest.raises(AudioError, match="2 audio tracks"):
-        decode((tmp_path / "two.mka").read_bytes(), 8.0)
+    one, other = (encode(pcm, "ogg vorbis") for pcm in (PCM, PCM[::-1].copy()))
+    for file in ((tmp_path / "two.mka").read_bytes(), one[:58] + other[:58] + one[58:] + other[58:]):  # 58: the first page
+        with pytest.raises(AudioError, match="2 audio tracks"):
+            decode(file, 8.0)
+
+
+def test_sound_in_two_chunks_of_a_wav_is_refused_and_not_half_of_it_heard():
+    with pytest.raises(AudioError, match="2 data chunks"):
+        decode(WAV + WAV[36:], 8.0)
+
+
+@pytest.mark.parametrize("name", ["wav", "aiff", "flac", "mp3", "ogg vorbis", "m4a"])
+def test_a_tag_before_any_kind_of_file_is_passed(name):
+    tag = b"ID3\4\0\0\0\0\x01\0" + bytes(128)
+    assert (decode(tag + tag + encode(PCM, name), 8.0) == decode(encode(PCM, name), 8.0)).all()
 
 
 @pytest.mark.parametrize(("num_samples", "seconds"), [(128_160, "8.01 s"), (128_001, "8.0001 s"), (160_000, "10.0 s")])

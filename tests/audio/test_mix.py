@@ -75,3 +75,9 @@ def test_digital_silence_is_silent_and_faint_sound_is_not():
     assert is_silent(decode(as_float(np.full(16_000, 0.3))))  # an offset alone
     assert is_silent(decode(by_libsndfile(NOTHING + np.arange(16_000, dtype=np.int16) % 2)))  # dither
     assert not is_silent(decode(by_libsndfile((PCM * 1e-3).astype(np.int16))))
+
+
+@pytest.mark.parametrize("decibels", range(-90, -50, 5))
+def test_a_voice_at_any_level_is_raised_or_silence(decibels):
+    decoded = decode(as_float(WAVEFORM * 10 ** (decibels / 20)))
+    assert is_silent(decoded) or np.abs(decoded).max() > 0.07 * 32768

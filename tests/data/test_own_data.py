@@ -81,7 +81,10 @@ def test_a_duration_in_text_still_tells_what_is_too_long(tmp_path):
     [
         ({"text": [1, 2, 3]}, "a.parquet: the column text is int64; it must be text"),
         ({"text": [["a"]] * 3}, "the column text is list<.*; it must be text"),
-        ({"wav": ["x.wav"] * 3}, "the column wav is string; it must be a struct of `bytes` and `path`"),
+        (
+            {"wav": [[0.1, 0.2]] * 3},
+            "the column wav is list<.*; it must be a struct of `bytes` and `path`, or one of these alone",
+        ),
         ({"wav": [{"array": [0.1], "sampling_rate": 16_000}] * 3}, "the column wav is struct<array: .*; it must be a struct"),
         ({"wav": [{"bytes": "text", "path": "a"}] * 3}, "it must be a struct of `bytes` and `path`"),
         ({"ID": [{"a": 1}] * 3}, "the column ID is struct<.*; it must be text or whole numbers"),
@@ -97,6 +100,9 @@ def test_a_wrong_required_column_is_named_before_anything_starts(columns, messag
     "columns",
     [
         {"ID": [7, 8, 9]},
+        {"ID": [b"a", b"b", b"c"], "text": [b"a quiet river"] * 3},  # text as older Sparks write it
+        {"wav": [WAV] * 3},
+        {"wav": pa.array([WAV] * 3, pa.binary(len(WAV)))},
         {"text": pa.array(["a quiet river"] * 3).dictionary_encode()},
         {"text": pa.array(["a quiet river"] * 3, pa.large_string())},
         {"wav": pa.array([{"bytes": WAV}] * 3, pa.struct([("bytes", pa.large_binary())]))},
@@ -104,6 +110,13 @@ def test_a_wrong_required_column_is_named_before_anything_starts(columns, messag
 )
 def test_the_same_in_other_types_is_taken(columns, tmp_path):
     assert all(isinstance(row, Clip) for row in decode_all(write(tmp_path / "a.parquet", **columns)))
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path):
+    table = pq.read_table(write(tmp_path / "a.parquet"))
+    pq.write_table(table.append_column("text", table["text"]), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="the column text is there twice; rename one of them"):
+        read_dataset(f"{tmp_path}/a.parquet")
 
 
 def test_a_row_that_breaks_costs_itself_alone(tmp_path):
@@ -129,6 +142,11 @@ def test_audio_that_is_named_by_its_path_is_read_where_it_lies(tmp_path, monkeyp
     assert outcomes(decode_all(tmp_path / "a.parquet")) == ["r0", "r1", "r2", "no_file"]
     monkeypatch.chdir(tmp_path)
     assert outcomes(decode_all("a.parquet")) == ["r0", "r1", "r2", "no_file"]
+    assert outcomes(decode_all(write(tmp_path / "b.parquet", wav=["clips/0.wav", "gone.wav", None]))) == [
+        "r0",
+        "no_file",
+        "empty",
+    ]
 
 
 def test_audio_that_is_nowhere_is_told_before_anything_starts(tmp_path):
@@ -236,7 +254,7 @@ def test_a_row_group_of_more_than_2_gb_is_read(tmp_path):
     del table, chunks, audio
     rows = read_rows(RowSlice(str(tmp_path / "a.parquet"), 0, 2390, 2400))
     assert [row["ID"] for row in rows] == [f"r{i}" for i in range(2390, 2400)]
-    assert all(row["wav"] == blob for row in rows)
+    assert all(bytes(row["wav"]) == blob for row in rows)
 
 
 def test_a_group_knows_its_dataset(tmp_path):

@@ -274,6 +274,23 @@ def test_a_report_counts_what_is_suspect_by_source():
 
 
 @pytest.mark.parametrize(
+    ("manifest", "text"),
+    [
+        ("A.CSV", "Path, Text\n0.wav, a quiet river\n"),
+        ("a.csv", "path;text\n0.wav;a quiet river\n"),
+        ("a.tsv", 'client_id\tpath\tsentence\nanna\tclip.wav\ta "quiet river\n'),
+        ("a.jsonl", '{"audio_filepath": "0.wav", "text": "a\u2028quiet river", "offset": 0.0}\n'),
+    ],
+)
+def test_manifests_as_spreadsheets_common_voice_and_nemo_write_them(manifest, text, tmp_path):
+    for name in ("0.wav", "clips/clip.wav"):
+        put(tmp_path / name, clip(0))
+    (entry,) = read_inputs([str(put(tmp_path / manifest, text))], {})
+    assert Path(entry.audio).is_file()
+    assert entry.text.replace('"', "").split() == ["a", "quiet", "river"]
+
+
+@pytest.mark.parametrize(
     ("files", "name", "message"),
     [
         ({}, "nowhere", "nowhere: no such file or folder; give a folder of audio, a manifest"),
@@ -282,6 +299,12 @@ def test_a_report_counts_what_is_suspect_by_source():
         ({"mine/a.doc": b"x"}, "mine", "holds no audio, no Parquet files, and no metadata.csv"),
         ({"a.csv": b"sound,words\nx,y\n"}, "a.csv", r"none of its columns \(sound, words\) is known as wav; name it: columns="),
         ({"a.csv": b"path,text\nx,y,z\n"}, "a.csv", "line 2 has more fields than the header"),
+        ({"a.csv": b'path,text\nx,"y\n'}, "a.csv", "line 2: unexpected end of data"),
+        ({"a.csv": b"path,text,text\nx,y,z\n"}, "a.csv", "the column text is there twice"),
+        ({"a.csv": b"path,text,split\nx,y,holdout\n"}, "a.csv", "line 2: the split holdout is none of train"),
+        ({"a.jsonl": b'{"path": "x", "text": "y", "offset": 1.5}'}, "a.jsonl", "line 1: begins 1.5 s into its file; cut"),
+        ({"mine/a.wav": b"x", "mine/a.csv": b"path,text\nx,y\n"}, "mine", "or name .*mine/a.csv"),
+        ({"mine/data.arrow": b"x"}, "mine", "data.arrow: Arrow files of `datasets` are not read; write Parquet"),
         ({"a.csv": b"path,text\nx,caf\xe9\n"}, "a.csv", "is not UTF-8"),
         ({"a.csv": b""}, "a.csv", "has no rows"),
         ({"a.json": b'[{"path": "x", "text": "y"}]'}, "a.json", "is one list; write a line of JSON for each row"),

@@ -100,6 +100,8 @@ def test_subtitles_are_a_file_for_each_input(tmp_path):
     output = Output.of(f"{tmp_path}/subtitles/*.srt", paths)
     output.write({path: {"path": path, "text": "word", "duration_s": 1.0, "complete": True} for path in paths})
     assert sorted(path.name for path in (tmp_path / "subtitles").iterdir()) == ["a.srt", "b.srt", "stdin.srt"]
+    names = Output.of("/o/*.srt", ["/r/x/a.wav", "/r/y/../z/a.wav", "/r/b.wav"]).names
+    assert list(names.values()) == ["x/a", "y/z/a", "b"]
     for name, message in {
         "x.srt": "has the subtitles of one file, and there are 3; make one for each, as output=subtitles/\\*.srt",
         "x.doc": "must end in .jsonl, .txt, .csv, .srt, .vtt",
@@ -107,8 +109,8 @@ def test_subtitles_are_a_file_for_each_input(tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=message):
             Output.of(name, paths)
-    with pytest.raises(ConfigError, match=r"/r/a\.wav and /s/a\.mp3 would be the same file"):
-        Output.of("*.vtt", ["/r/a.wav", "/s/a.mp3"])
+    with pytest.raises(ConfigError, match=r"/r/a\.wav and /r/a\.mp3 would be the same file"):
+        Output.of("*.vtt", ["/r/a.wav", "/r/a.mp3"])
 
 
 @pytest.fixture

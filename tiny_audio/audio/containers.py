@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 
-TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
-MAX_LINKS = 64  # most streams end to end in one file
 LEVEL_1 = {b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b", b"\x1f\x43\xb6\x75"} | {
     b"\x12\x54\xc3\x67",
     b"\x10\x43\xa7\x70",
@@ -26,7 +25,8 @@ MAGIC = {
     b"caff": "caf",
     b"NIST_1A": "nist",
     b"\x1a\x45\xdf\xa3": "webm",
-    b"#!AMR": "amr",
+    b"#!AMR\n": "amr",
+    b"#!AMR-WB\n": "amr",
     b"\x00\x00\x01\xba": "mpeg",
 }
 SEGMENT, CLUSTER, EBML = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\x1a\x45\xdf\xa3"
@@ -86,6 +86,12 @@ def _ogg_links(data: memoryview) -> list[int]:
     if headers:
         raise EOFError("there is no sound after its Ogg headers")
     return starts
+
+
+def has_tracks(data: memoryview) -> bool:
+    """Says whether several streams lie side by side in an Ogg file: two of its headers come before any other page."""
+    flags = [flags for _, flags, _, _ in islice(_ogg_pages(data), 2)]
+    return len(flags) == 2 and all(flag & 2 for flag in flags)
 
 
 def _mp4_links(data: memoryview) -> list[int]:
@@ -170,7 +176,8 @@ def _mpeg_links(data: memoryview) -> list[int]:
             position += 14 + (data[position + 13] & 7) if newer and position + 14 <= len(data) else 12
         else:
             position += 6 + int.from_bytes(data[position + 4 : position + 6], "big")
-    if position > len(data):
+    rest = bytes(data[position : position + 3])
+    if position > len(data) or (rest and b"\x00\x00\x01".startswith(rest)):
         raise EOFError("its last MPEG packet is incomplete")
     return [0]
 

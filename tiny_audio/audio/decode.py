@@ -7,7 +7,7 @@ The output is int16, since a second of it takes 32 kB where 128 float32 mels wou
 from __future__ import annotations
 
 import io
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import soundfile
@@ -20,13 +20,13 @@ REASONS = ("empty", "not_audio", "truncated", "damaged", "no_samples", "not_fini
 TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
 MIN_SAMPLES = SAMPLE_RATE // 100  # 10 ms, one mel frame: too short for speech
 MP3_FRAME = 1152  # samples: tolerated excess of an MP3 header's promise
+MAX_LINKS = 64  # most streams end to end in one file
 MAX_SAMPLES_PER_S = 8 * 48_000  # over all channels: protection against small files that decode to gigabytes
 BYTES_PER_SAMPLE = 4  # widest accepted audio: float32
 SPARE_BYTES = 2**20  # for headers, tags and a cover picture
 SAMPLE_RATES = range(1000, 1_000_000)
 BLOCK_SAMPLES = 2**18  # block size of a read, over all channels
 SHORTEST_HEADER = 43  # bytes: a file cut within its header has no recognizable format
-MAX_LINKS = 64  # most streams end to end in one file
 LARGEST_SAMPLE = 2.0**32  # beyond any plausible scale of a float file
 PLAIN = {  # header repairs, by kind of file
     "aiff": riff.plain_aiff,
@@ -41,10 +41,10 @@ PLAIN = {  # header repairs, by kind of file
 NATIVE = (*PLAIN, "ogg")  # kinds for libsndfile
 LINKS = {
     **containers.LINKS,
+    **riff.LINKS,
     "adts": mpeg.adts_links,
     "mp2": mpeg.mp3_links,
     "mp3": mpeg.mp3_links,
-    "wav": riff.wav_links,
 }
 
 
@@ -108,7 +108,7 @@ def _read_all(file: soundfile.SoundFile, limit: int) -> np.ndarray:
 def _read(data: memoryview, kind: str, max_duration_s: float) -> list[tuple[np.ndarray, int]]:
     """Reads one stream as (samples, sample rate), with several pairs if the format changes midway."""
     plain = PLAIN[kind](data) if kind in PLAIN else data
-    if kind in NATIVE:
+    if kind in NATIVE and not (kind == "ogg" and containers.has_tracks(data)):
         try:
             return [_read_native(plain, max_duration_s)]
         except soundfile.LibsndfileError:
@@ -116,10 +116,16 @@ def _read(data: memoryview, kind: str, max_duration_s: float) -> list[tuple[np.n
     return foreign.read_foreign(plain, kind, max_duration_s, int(max_duration_s * MAX_SAMPLES_PER_S))
 
 
+def _without_tags(data: memoryview) -> memoryview:
+    """Leaves out the ID3 tags that taggers put before any kind of file."""
+    while size := mpeg.id3_bytes(data):
+        data = data[size:]
+    return data
+
+
 def _kind(data: memoryview) -> str:
-    """Identifies the kind of file after any ID3 tag, and tries MP3 and AAC last because they have no header."""
-    start = mpeg.id3_bytes(data)
-    head = bytes(data[start : start + 64 * 1024])
+    """Identifies the kind of file, and tries MP3 and AAC last because they have no header."""
+    head = bytes(data[: 64 * 1024])
     kind = containers.sniff(head) or mpeg.sniff(head)
     if not kind:
         raise AudioError("not_audio", f"not readable as audio; taken are {TAKEN}")
@@ -128,7 +134,7 @@ def _kind(data: memoryview) -> str:
 
 def _links(data: memoryview, kind: str) -> list[memoryview]:
     """Splits a file into its end-to-end streams, usually one; a decoder can read each to its end as a file of its own."""
-    starts = LINKS[kind](data)[1:] if kind in LINKS else []
+    starts = list(islice(LINKS[kind](data), 1, MAX_LINKS + 1)) if kind in LINKS else []
     if len(starts) >= MAX_LINKS:
         raise AudioError("damaged", f"the file holds over {MAX_LINKS} streams end to end")
     return [data[start:stop] for start, stop in pairwise([0, *starts, len(data)])]
@@ -145,6 +151,7 @@ def _waveform(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def _decode(data: memoryview, max_duration_s: float) -> np.ndarray:
+    data = _without_tags(data)
     kind = _kind(data)
     waveforms, duration_s = [], 0.0
     for link in _links(data, kind):

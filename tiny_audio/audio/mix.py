@@ -13,7 +13,7 @@ INT16_SCALE = 2.0**15
 # are and 20 dB down, 3.1 % at 30 dB, 21 % at 40 dB, 100 % at 60 dB; raised before they become int16, 1.3 % at all of them.
 FAINT = 1 / 32  # upper limit of raised peaks; none of 7,475 synthetic and recorded clips below it
 AUDIBLE = 0.08  # target peak: at 0.25, words heard in brown noise
-DITHER = 4 / 32768  # highest peak without any sound
+DITHER = 4 / INT16_SCALE  # highest peak without any sound
 
 
 def _centred(samples: np.ndarray) -> np.ndarray:
@@ -60,5 +60,5 @@ def to_int16(waveform: np.ndarray) -> np.ndarray:
 
 
 def is_silent(pcm: np.ndarray) -> bool:
-    """Says whether (S,) int16 is digital silence, allowing for dither of one step."""
-    return bool(pcm.max() <= 1 and pcm.min() >= -1)
+    """Says whether (S,) int16 from `to_int16` is digital silence, which may be dithered."""
+    return bool(np.abs(pcm.astype(np.int32)).max() <= DITHER * INT16_SCALE)

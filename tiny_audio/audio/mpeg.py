@@ -74,7 +74,7 @@ def _adts_bytes(data: bytes | memoryview, position: int) -> int:
 def sniff(head: bytes) -> str:
     """Returns `mp3`, `mp2` (layers I and II) or `adts` if two frames of that kind are adjacent near the start, otherwise ""."""
     position = 0
-    while 0 <= (position := head.find(b"\xff", position)) < 8192:
+    while 0 <= (position := head.find(b"\xff", position)) < MAX_JUNK_BYTES:
         frame, length = parse_frame(head, position), _adts_bytes(head, position)
         if length and (_adts_bytes(head, position + length) or position + length == len(head)):
             return "adts"

@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 UNKNOWN_SIZE = 0x3FFF_0000  # lowest placeholder size of streaming writers, beyond anything decoded
 SPARE_BYTES = 64  # largest excess from a header in its own count
+MAX_CHUNKS = 10_000  # of one file: a bound on the walk over hostile bytes
 AIFC_SAMPLE_BYTES = {b"ulaw": 1, b"ULAW": 1, b"alaw": 1, b"ALAW": 1, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8}
 NIST_FIELDS = (b"sample_count", b"channel_count", b"sample_n_bytes")
 AIFC_PCM = (b"NONE", b"twos", b"sowt", b"raw ", b"in24", b"in32", b"42ni", b"23ni")
+
+
+class Chunk(NamedTuple):
+    """Describes a chunk: its name, where its header and its content begin, and how many bytes of content it promises."""
+
+    name: bytes
+    position: int
+    start: int
+    size: int
+
+
+Chunks = Callable[[memoryview], Iterator[Chunk]]
 
 
 def _is_name(name: bytes | memoryview) -> bool:
@@ -29,14 +43,69 @@ def _is_chunks(rest: memoryview, order: str) -> bool:
     return _is_name(rest[:4]) and struct.unpack_from(order + "I", rest, 4)[0] <= len(rest)
 
 
-def _chunks(data: memoryview, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (name, start of the content, promised size) of every chunk, and copes with odd chunks that lack their padding."""
-    position = 12
-    while position + 8 <= len(data):
+def _order(data: memoryview) -> str:
+    return ">" if data[:4] in (b"RIFX", b"FORM") else "<"
+
+
+def _riff_chunks(data: memoryview) -> Iterator[Chunk]:
+    """Yields the chunks of a WAV, RF64, BW64 or AIFF file, and copes with odd ones that lack their padding."""
+    position, long_size, order = 12, 0, _order(data)
+    for _ in range(MAX_CHUNKS):
+        if position + 8 > len(data):
+            return
         name, size = struct.unpack_from(order + "4sI", data, position)
-        yield name, position + 8, size
+        if name == b"ds64" and position + 24 <= len(data):
+            long_size = struct.unpack_from("<Q", data, position + 16)[0]
+        if name == b"data" and size == 0xFFFF_FFFF and long_size:
+            size = long_size
+        yield Chunk(name, position, position + 8, size)
         stop = position + 8 + size
         position = stop + (size % 2 and not _is_name(data[stop : stop + 4]))
+
+
+def _w64_chunks(data: memoryview) -> Iterator[Chunk]:
+    """Yields the chunks of a Sony Wave64 file by the first four letters of their names; sizes there count the header in."""
+    position = 40
+    for _ in range(MAX_CHUNKS):
+        if position + 24 > len(data):
+            return
+        size = max(24, int.from_bytes(data[position + 16 : position + 24], "little"))
+        yield Chunk(bytes(data[position : position + 4]), position, position + 24, size - 24)
+        position += size + -size % 8
+
+
+def _caf_chunks(data: memoryview) -> Iterator[Chunk]:
+    """Yields the chunks of a CAF file; the size -1 of the last one means up to the end."""
+    position = 8
+    for _ in range(MAX_CHUNKS):
+        if position + 12 > len(data):
+            return
+        name, size = struct.unpack_from(">4sq", data, position)
+        yield Chunk(name, position, position + 12, size)
+        if size < 0:
+            return
+        position += 12 + size
+
+
+def _links(chunks: Chunks, *magics: bytes) -> Callable[[memoryview], Iterator[int]]:
+    """Makes a finder of the places where files of one kind begin, since others may follow the chunks of the first."""
+
+    def starts(data: memoryview) -> Iterator[int]:
+        start: int | None = 0
+        while start is not None:
+            yield start
+            positions = (chunk.position for chunk in chunks(data[start:]) if chunk.name in magics)
+            start = next((start + position for position in positions), None)
+
+    return starts
+
+
+LINKS = {
+    "aiff": _links(_riff_chunks, b"FORM"),
+    "caf": _links(_caf_chunks, b"caff"),
+    "w64": _links(_w64_chunks, b"riff"),
+    "wav": _links(_riff_chunks, b"RIFF", b"RIFX", b"RF64", b"BW64"),
+}
 
 
 def _samples(data: memoryview, start: int, promised: int, order: str, byte_rate: float, frame_bytes: int) -> memoryview:
@@ -66,59 +135,46 @@ def _wav(form: bytes, samples: memoryview | bytes, order: str = "<") -> bytes:
     return b"".join([head, form, b"\0" * (len(form) % 2), struct.pack(order + "4sI", b"data", len(samples)), samples])
 
 
-def _wav_content(data: memoryview) -> tuple[bytes, int, int, str]:
-    """Returns (fmt chunk, start of the samples, their promised bytes, byte order); raises EOFError if there is no data chunk."""
-    order = ">" if data[:4] == b"RIFX" else "<"
-    form, long_size = b"", 0
-    for name, start, size in _chunks(data, order):
-        if name == b"ds64" and start + 16 <= len(data):
-            long_size = struct.unpack_from("<Q", data, start + 8)[0]
-        if name == b"fmt ":
-            form = bytes(data[start : start + size])
-        if name == b"data" and form:
-            return form, start, (long_size or size) if size == 0xFFFF_FFFF else size, order
-    raise EOFError("there is no data chunk in it")
-
-
 def _rates(form: bytes, order: str) -> tuple[int, int]:
     """Reads from a fmt chunk the bytes per second, and the bytes per block or per sample over all channels."""
     return struct.unpack_from(order + "IH", form, 8) if len(form) >= 16 else (0, 1)
 
 
-def wav_links(data: memoryview) -> list[int]:
-    """Finds where WAV files begin, since others may follow the samples of the first."""
-    form, start, size, _ = _wav_content(data)
-    starts = [0]
-    while form and 0 < size < UNKNOWN_SIZE and data[start + size :][:4] == b"RIFF" and data[start + size + 8 :][:4] == b"WAVE":
-        starts.append(start + size)
-        form, position, size, _ = _wav_content(data[start + size :])
-        start = starts[-1] + position
-    return starts
+def _sound(data: memoryview, chunks: Iterator[Chunk]) -> tuple[bytes, Chunk]:
+    """Returns the content of the fmt chunk, and the data chunk that follows.
+
+    Raises:
+        EOFError: there is no data chunk.
+        ValueError: there are several, of which a decoder would hear the first alone.
+    """
+    form, sounds = b"", []
+    for chunk in chunks:
+        if chunk.name == b"fmt ":
+            form = bytes(data[chunk.start : chunk.start + chunk.size])
+        if chunk.name == b"data" and form:
+            sounds.append(chunk)
+    if not sounds:
+        raise EOFError("there is no data chunk in it")
+    if len(sounds) > 1:
+        raise ValueError(f"its sound lies in {len(sounds)} data chunks")
+    return form, sounds[0]
 
 
 def plain_wav(data: memoryview) -> bytes:
     """Rewrites a WAV, RF64 or BW64 file as a WAV of two chunks, whatever its sizes say."""
-    form, start, promised, order = _wav_content(data)
-    if promised == 0 and not _is_name(data[start : start + 4]):
+    form, sound = _sound(data, _riff_chunks(data))
+    order, promised = _order(data), sound.size
+    if promised == 0 and not _is_name(data[sound.start : sound.start + 4]):
         promised = UNKNOWN_SIZE
-    return _wav(form, _samples(data, start, promised, order, *_rates(form, order)), order)
+    return _wav(form, _samples(data, sound.start, promised, order, *_rates(form, order)), order)
 
 
 def plain_w64(data: memoryview) -> bytes:
     """Rewrites a Sony Wave64 file as a WAV."""
-    position, form = 40, b""
-    while position + 24 <= len(data):
-        name, size = bytes(data[position : position + 4]), int.from_bytes(data[position + 16 : position + 24], "little")
-        if name == b"fmt ":
-            form = bytes(data[position + 24 : position + size])
-        if name == b"data" and form:
-            promised = size - 24 if size > 24 else UNKNOWN_SIZE
-            rest = data[position + 24 :]
-            known = promised < UNKNOWN_SIZE and promised % 8 + len(rest) > promised  # possibly with other chunks behind
-            samples = rest[:promised] if known else _samples(data, position + 24, promised, "<", *_rates(form, "<"))
-            return _wav(form, samples)
-        position += max(24, size + -size % 8)
-    raise EOFError("there is no data chunk in it")
+    form, sound = _sound(data, _w64_chunks(data))
+    promised, rest = sound.size or UNKNOWN_SIZE, data[sound.start :]
+    known = promised < UNKNOWN_SIZE and promised % 8 + len(rest) > promised  # possibly with other chunks behind
+    return _wav(form, rest[:promised] if known else _samples(data, sound.start, promised, "<", *_rates(form, "<")))
 
 
 def _frame_bytes(common: bytes) -> int:
@@ -131,11 +187,11 @@ def _frame_bytes(common: bytes) -> int:
 def plain_aiff(data: memoryview) -> bytes:
     """Rewrites an AIFF or AIFC file with two chunks, whatever its sizes say."""
     common = b""
-    for name, start, size in _chunks(data, ">"):
-        if name == b"COMM" and size >= 18:
-            common = bytes(data[start : start + size])
-        if name == b"SSND" and len(common) >= 18:
-            return _aiff(bytes(data[8:12]), common, data, start, size)
+    for chunk in _riff_chunks(data):
+        if chunk.name == b"COMM" and chunk.size >= 18:
+            common = bytes(data[chunk.start : chunk.start + chunk.size])
+        if chunk.name == b"SSND" and len(common) >= 18:
+            return _aiff(bytes(data[8:12]), common, data, chunk.start, chunk.size)
     raise EOFError("there is no SSND chunk in it")
 
 
@@ -173,20 +229,15 @@ def plain_au(data: memoryview) -> memoryview | bytes:
 
 def plain_caf(data: memoryview) -> memoryview | bytes:
     """Returns a CAF file whose data chunk promises what is there, rewriting the size if it is wrong."""
-    position = 8
-    while position + 12 <= len(data):
-        name, size = struct.unpack_from(">4sq", data, position)
-        rest = data[position + 12 :]
-        if name == b"data":
-            if 0 <= size < UNKNOWN_SIZE and size - len(rest) > SPARE_BYTES:
-                raise EOFError(f"{size - len(rest)} bytes are missing")
-            if 0 <= size <= len(rest):
-                return data
-            return b"".join([data[: position + 4], struct.pack(">q", len(rest)), rest])
-        if size < 0:
-            break
-        position += 12 + size
-    raise EOFError("there is no data chunk in it")
+    sound = next((chunk for chunk in _caf_chunks(data) if chunk.name == b"data"), None)
+    if sound is None:
+        raise EOFError("there is no data chunk in it")
+    rest = data[sound.start :]
+    if 0 <= sound.size < UNKNOWN_SIZE and sound.size - len(rest) > SPARE_BYTES:
+        raise EOFError(f"{sound.size - len(rest)} bytes are missing")
+    if 0 <= sound.size <= len(rest):
+        return data
+    return b"".join([data[: sound.position + 4], struct.pack(">q", len(rest)), rest])
 
 
 def plain_nist(data: memoryview) -> memoryview:

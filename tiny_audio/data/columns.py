@@ -40,22 +40,28 @@ def column_names(schema: pa.Schema, columns: Columns) -> dict[str, str]:
     return names
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    views = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    return views or pa.types.is_null(kind)
-
-
 def _is_bytes(kind: pa.DataType) -> bool:
     binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-    return binary or pa.types.is_null(kind)
+    return binary or pa.types.is_fixed_size_binary(kind) or pa.types.is_null(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Says whether a column is text; that of older writers is bytes, which `texts` reads as UTF-8."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or _is_bytes(kind)
+
+
+def audio_parts(kind: pa.DataType) -> dict[str, pa.DataType]:
+    """Returns the types of `bytes` and `path`: fields of the audio's struct, or the column itself if it holds one of them."""
+    if pa.types.is_struct(kind):
+        return {field.name: field.type for field in kind.fields if field.name in ("bytes", "path")}
+    return {"bytes" if _is_bytes(kind) else "path": kind}
 
 
 def _is_audio(kind: pa.DataType) -> bool:
-    """Says whether a column is a struct of `bytes` and `path`, or of one of them."""
-    fields = {field.name: field.type for field in kind.fields} if pa.types.is_struct(kind) else {}
-    parts = [fits(fields[name]) for name, fits in (("bytes", _is_bytes), ("path", _is_text)) if name in fields]
-    return bool(parts) and all(parts)
+    fits = {"bytes": _is_bytes, "path": _is_text}
+    parts = audio_parts(kind)
+    return bool(parts) and all(fits[name](part) for name, part in parts.items())
 
 
 def _is_name(kind: pa.DataType) -> bool:
@@ -72,8 +78,10 @@ def require_columns(path: str, schema: pa.Schema, columns: Columns) -> dict[str,
     missing = [name for name in REQUIRED if name not in names]
     remedy = "map yours by columns={audio: wav, sentence: text} (in a training: data.columns)"
     require(not missing, f"{path}: lacks the column {missing and missing[0]}; it has {', '.join(schema.names)}; {remedy}")
+    twice = [name for name in names.values() if schema.names.count(name) > 1]
+    require(not twice, f"{path}: the column {twice and twice[0]} is there twice; rename one of them")
     checks = {
-        "wav": (_is_audio, "a struct of `bytes` and `path`"),
+        "wav": (_is_audio, "a struct of `bytes` and `path`, or one of these alone"),
         "text": (_is_text, "text"),
         "ID": (_is_name, "text or whole numbers"),
     }
@@ -87,7 +95,8 @@ def require_columns(path: str, schema: pa.Schema, columns: Columns) -> dict[str,
 def texts(column: pa.ChunkedArray | pa.Array) -> list[str | None]:
     """Returns the strings of a column, with None for nulls and invalid UTF-8, so that a bad row costs no other."""
     strings: list[str | None] = []
-    for value in column.cast(pa.string()).cast(pa.binary()).to_pylist():
+    column = column.cast(pa.string()) if pa.types.is_integer(column.type) else column
+    for value in column.cast(pa.binary()).to_pylist():
         try:
             strings.append(None if value is None else value.decode())
         except UnicodeDecodeError:
@@ -119,7 +128,8 @@ def names_or_none(column: pa.Array) -> list[str | None]:
 
 def audio_values(column: pa.Array) -> list[memoryview | str | None]:
     """Returns each row's encoded audio as a view of the column, or the path or URL of its file if there is nothing else."""
-    parts = {field.name: pc.struct_field(column, field.name) for field in column.type.fields if field.name in ("bytes", "path")}
+    in_struct = pa.types.is_struct(column.type)
+    parts = {name: pc.struct_field(column, name) if in_struct else column for name in audio_parts(column.type)}
     encoded = parts.get("bytes", pa.nulls(len(column))).cast(pa.large_binary())
     paths = texts(parts.get("path", pa.nulls(len(column))))
     return [memoryview(value.as_buffer()) if value.is_valid else path or None for value, path in zip(encoded, paths, strict=True)]

@@ -73,6 +73,12 @@ def is_file(path: str) -> bool:
     return filesystem.isfile(name)
 
 
+def is_folder(path: str) -> bool:
+    """Whether there is a folder of this path or URL."""
+    filesystem, name = url_to_fs(path)
+    return filesystem.isdir(name)
+
+
 def _parquet_files(root: str, pattern: str) -> list[str]:
     """The Parquet files below `root` that match; no hidden ones (`.cache/`, `_temporary/`) unless the pattern names them.
 

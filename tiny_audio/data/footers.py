@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiny_audio.config import ConfigError, dataset_reference, one_line, require
-from tiny_audio.data.columns import Columns, audio_values, require_columns
-from tiny_audio.data.dataset_files import dataset_files, glob_files, is_file
+from tiny_audio.data.columns import Columns, audio_parts, audio_values, require_columns
+from tiny_audio.data.dataset_files import dataset_files, glob_files, is_file, is_folder
 from tiny_audio.data.plan import RowGroup
 from tiny_audio.data.shards import LARGE_GROUP_BYTES, audio_path
 from tiny_audio.data.sources import file_id
@@ -38,6 +38,9 @@ def list_shards(pattern: str) -> list[str]:
     if reference:
         return dataset_files(*reference)
     paths = glob_files(pattern)
+    require(
+        bool(paths) or not is_folder(pattern), f"{pattern}: is a folder; name the files in it: {pattern.rstrip('/')}/*.parquet"
+    )
     remedy = "give a glob of files, or DATASET:CONFIG:SPLIT, as speechbrain/LoquaciousSet:small:train; make quickstart makes one"
     require(bool(paths), f"{pattern}: no such Parquet shards; {remedy}")
     return paths
@@ -57,13 +60,13 @@ def is_damage(error: Exception, path: str) -> bool:
 
 def _names_files(parquet: pq.ParquetFile, wav: str) -> bool:
     """Says whether a shard names audio files instead of holding audio, by its column's type or its statistics' bytes."""
-    footer = parquet.metadata
-    if parquet.schema_arrow.field(wav).type.get_field_index("bytes") < 0:
+    footer, kind = parquet.metadata, parquet.schema_arrow.field(wav).type
+    if "bytes" not in audio_parts(kind):
         return True
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
         leaves = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}
-        statistics = leaves.get(f"{wav}.bytes")
+        statistics = leaves.get(f"{wav}.bytes", leaves.get(wav))
         if not statistics or not statistics.has_null_count or statistics.null_count < group.num_rows:
             return False
     return True

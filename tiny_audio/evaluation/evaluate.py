@@ -58,7 +58,11 @@ def transcribe_settings(config: EvaluateConfig, untrained: bool = False) -> Tran
 
 
 def score_row(row: dict) -> dict:
-    """Turns a transcribed row into a line of utterances.jsonl."""
+    """Turns a transcribed row into a line of utterances.jsonl.
+
+    `reference` and `hypothesis` are normalised; `text` and `pred_text`, as manifests of NeMo and of the Open ASR Leaderboard
+    name them, are as they were, for other scorers.
+    """
     texts = row["text"], row["hypothesis"]
     count, plain, chars = count_errors(*texts), count_errors(*texts, normalize), count_char_errors(*texts)
     return {
@@ -66,6 +70,8 @@ def score_row(row: dict) -> dict:
         "set": row["source"],
         "reference": normalize_english(row["text"]),
         "hypothesis": normalize_english(row["hypothesis"]),
+        "text": row["text"],
+        "pred_text": row["hypothesis"],
         "num_errors": count.num_errors,
         "num_words": count.num_words,
         "plain_errors": plain.num_errors,
@@ -117,7 +123,7 @@ def shuffle_audio(utterances: list[dict]) -> list[dict]:
     next_utterances = utterances[1:] + utterances[:1]
     shuffled = []
     for line, next_line in zip(utterances, next_utterances, strict=True):
-        count = count_errors(line["reference"], next_line["hypothesis"])
+        count = count_errors(line["text"], next_line["pred_text"])
         shuffled.append({**line, "num_errors": count.num_errors, "num_words": count.num_words})
     return shuffled
 

@@ -21,6 +21,7 @@ import jiwer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tiny_audio.counts import duration
 from tiny_audio.model.prompt import clean_transcript
 from tiny_audio.run.metrics import read_json_lines, read_metrics
 
@@ -87,13 +88,6 @@ def percent(fraction: float) -> str:
 def interval(row: dict[str, Any]) -> str:
     """Formats the 95 % interval of a WER: "1.7–2.6 %"."""
     return f"{percent(row['ci_low'])[:-2]}–{percent(row['ci_high'])}"
-
-
-def duration(seconds: float) -> str:
-    """Formats a duration in the largest unit that it fills: "2.5 h", "10.2 min", "42 s"."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f}\u00a0h"
-    return f"{seconds / 60:.1f}\u00a0min" if seconds >= 60 else f"{seconds:.0f}\u00a0s"
 
 
 def _curve(lines: list[dict[str, Any]], key: str) -> Curve:

@@ -16,7 +16,7 @@ class TranscribeConfig:
     # audio files, folders that are searched for them, globs, URLs (https://, s3://, gs://, hf://), and - for stdin
     inputs: list[Text] = field(default_factory=list)
     # the file for the transcripts; its suffix says the form: .jsonl, .txt, .csv, .srt or .vtt. A * in it stands for an
-    # input's name, subtitles/*.srt, and makes a file for each
+    # input's name, subtitles/*.srt, and makes a file for each (with its folder, where two inputs have the same name)
     output: Text = "transcripts.jsonl"
     num_actors: AtLeastOne = 1  # copies of the model that transcribe side by side
     use_gpu: bool = False  # gives each actor a GPU

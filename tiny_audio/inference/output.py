@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tiny_audio.config import require
 from tiny_audio.storage import output_path, put
@@ -63,18 +64,27 @@ FORMS: dict[str, Callable[[list[dict]], str]] = {".jsonl": _jsonl, ".txt": _text
 OF_ONE_FILE = (".srt", ".vtt")  # each file has its own time line
 
 
-def _stem(path: str) -> str:
-    """Returns an input's name without its folder, its suffix and a URL's query; "stdin" for standard input."""
-    name = path.partition("?")[0].rstrip("/").rpartition("/")[2] if path != "-" else "stdin"
-    return name.rpartition(".")[0] or name
+def _place(path: str) -> PurePosixPath:
+    """Returns where an input lies, without its suffix, its scheme, a URL's query and dots that lead out of a folder."""
+    parts = path.partition("?")[0].rpartition("://")[2].split("/") if path != "-" else ["stdin"]
+    return PurePosixPath(*[part for part in parts if part not in ("", ".", "..")] or ["input"]).with_suffix("")
+
+
+def _names(paths: list[str]) -> dict[str, str]:
+    """Names the inputs by their files; where two files share a name, by their folders too, below the one that all lie in."""
+    places = {path: _place(path) for path in paths}
+    if len({place.name for place in places.values()}) == len(paths):
+        return {path: place.name for path, place in places.items()}
+    shared = os.path.commonpath([place.parent for place in places.values()])
+    return {path: str(place.relative_to(shared)) for path, place in places.items()}
 
 
 @dataclass(frozen=True)
 class Output:
-    """Says where the transcripts of the inputs `paths` go. `name` is absolute and may contain a *."""
+    """Says where the transcripts of the inputs go. `name` is absolute and may contain a *."""
 
     name: str
-    paths: list[str]
+    names: dict[str, str]  # of the inputs, in their order, in place of the *
 
     @classmethod
     def of(cls, name: str, paths: list[str]) -> Output:
@@ -90,7 +100,7 @@ class Output:
         remedy = f"make one for each, as output=subtitles/*{suffix}"
         require(not single, f"output={name}: {suffix} has the subtitles of one file, and there are {len(paths)}; {remedy}")
         require("*" not in str(Path(name).parent), f"output={name}: a * may stand in the file's name, not in a folder's")
-        output = cls(str(output_path(name)), paths)
+        output = cls(str(output_path(name)), _names(paths))
         files: dict[Path, str] = {}
         for path in paths if "*" in name else ():
             other = files.setdefault(output.file(path), path)
@@ -99,7 +109,7 @@ class Output:
 
     def file(self, path: str) -> Path:
         """Returns the file that an input's transcript is written to."""
-        return Path(self.name.replace("*", _stem(path)))
+        return Path(self.name.replace("*", self.names[path]))
 
     @property
     def journal(self) -> Path:
@@ -110,7 +120,7 @@ class Output:
     def write(self, lines: dict[str, dict]) -> None:
         """Writes `lines`, keyed by input, in the inputs' order; each file is written under another name, then renamed."""
         form, files = FORMS[Path(self.name).suffix.lower()], {}
-        for path in self.paths:
+        for path in self.names:
             files.setdefault(self.file(path), []).append(lines[path])
         for file, of_file in files.items():
             put(file, form(of_file).encode())

@@ -23,6 +23,7 @@ from tiny_audio.data.sources import dataset_name
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".json")
 METADATA = tuple(f"metadata{suffix}" for suffix in MANIFESTS)  # of `datasets`' audiofolder
 TRANSCRIPTS = (".txt", ".lab")
+AUDIO_FOLDERS = ("clips", "wavs", "audio")  # beside a manifest, as in Common Voice
 USUAL_NAMES = {  # of the columns of manifests and of datasets on the hub -> ours
     **dict.fromkeys(("wav", "audio", "file_name", "path", "audio_filepath", "audio_path", "file", "filename"), "wav"),
     **dict.fromkeys(("text", "sentence", "transcription", "transcript", "normalized_text", "label"), "text"),
@@ -77,23 +78,28 @@ def read_text(path: str) -> str:
         raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
-def _manifest_rows(path: str) -> Iterator[tuple[int, dict]]:
-    """Yields the rows of a manifest as dicts, each with its line number."""
-    text = read_text(path)
-    if path.endswith((".csv", ".tsv")):
-        header = text.partition("\n")[0]
-        delimiter = "\t" if path.endswith(".tsv") else max(",;|\t", key=header.count)
-        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL  # Common Voice's texts hold single quotes
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-        try:
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise ConfigError(f"{path}: line {reader.line_num}: {error}") from None
-        return
-    if text.lstrip().startswith("["):
-        raise ConfigError(f"{path}: is one list; write a line of JSON for each row")
-    for number, line in enumerate(text.splitlines(), 1):
+def _table_rows(path: str, text: str) -> Iterator[tuple[int, dict]]:
+    """Yields the rows of a CSV or TSV file as dicts, each with its line number."""
+    header = text.partition("\n")[0]
+    delimiter = "\t" if path.lower().endswith(".tsv") else max(",;|\t", key=header.count)
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL  # Common Voice's texts hold single quotes
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, skipinitialspace=True, strict=True
+    )
+    try:
+        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+        require(not twice, f"{path}: the column {twice and twice[0]} is there twice; rename one of them")
+        for row in reader:
+            require(None not in row, f"{path}: line {reader.line_num} has more fields than the header")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {reader.line_num + 1}: {error}") from None
+
+
+def _json_rows(path: str, text: str) -> Iterator[tuple[int, dict]]:
+    """Yields the mappings in a file of JSON lines, each with its line number."""
+    require(not text.lstrip().startswith("["), f"{path}: is one list; write a line of JSON for each row")
+    for number, line in enumerate(text.split("\n"), 1):  # not `splitlines`, for a text may hold other line breaks
         if line.strip():
             try:
                 row = json.loads(line)
@@ -109,44 +115,76 @@ def _mapping(columns: dict[str, str]) -> dict[str, str]:
     return {**columns, **{name: ours for name, ours in USUAL_NAMES.items() if ours not in meant and name not in columns}}
 
 
-def _values(path: str, number: int, row: dict, mapping: dict[str, str]) -> dict[str, str]:
-    """Returns a row's values as text, by our column names."""
-    require(None not in row, f"{path}: line {number} has more fields than the header")
+def _values(row: dict, mapping: dict[str, str]) -> dict[str, str]:
+    """Returns a row's values as text, by our column names; the usual names are known in capitals too."""
+    lowered = {name.lower(): value for name, value in row.items()}
     values: dict[str, str] = {}
     for name, ours in mapping.items():
-        value = row.get(name)
+        value = row.get(name, lowered.get(name))
         if ours not in values and value is not None:
             values[ours] = str(value).strip()
     return values
 
 
-def manifest_entries(path: str, columns: dict[str, str], split: str = "") -> list[Entry]:
-    """Reads a manifest; paths in it begin at its folder.
+def _own_split(values: dict[str, str], where: str) -> str:
+    name = values.get("split", "").lower()
+    require(not name or name in SPLITS, f"{where}: the split {name} is none of {', '.join(SPLITS)}; map it away or rename it")
+    return SPLITS.get(name, "")
+
+
+def _require_whole(row: dict, where: str) -> None:
+    """Refuses a row of a part of a recording, whose words are not those of the whole."""
+    offset = row.get("offset")
+    is_part = isinstance(offset, (int, float)) and offset > 0
+    require(not is_part, f"{where}: begins {offset} s into its file; cut recordings into a file for each row")
+
+
+def _place(path: str, names: list[str]) -> str:
+    """Returns the folder of a manifest, or that below it, in which one of the first files that it names is.
 
     Raises:
-        ConfigError: the manifest cannot be read, or lacks a column.
+        ConfigError: none of them is there.
     """
-    mapping, entries = _mapping(columns), []
-    for number, row in _manifest_rows(path):
-        values = _values(path, number, row, mapping)
+    first = [name for name in names if name][:PROBED_ROWS]
+    folder = path.rpartition("/")[0]
+    for place in (path, *(f"{folder}/{inner}/{path.rpartition('/')[2]}" for inner in AUDIO_FOLDERS)):
+        if any(is_file(audio_path(name, place)) for name in first):
+            return place
+    missing = audio_path(first[0], path) if first else "a file"
+    raise ConfigError(f"{path}: {missing} is not there; paths in a manifest begin at its folder")
+
+
+def manifest_entries(path: str, columns: dict[str, str], split: str = "") -> list[Entry]:
+    """Reads a manifest; paths in it begin at its folder, or at the folder of audio below it.
+
+    Raises:
+        ConfigError: the manifest cannot be read, lacks a column, or names no files that are there.
+    """
+    text, mapping, rows = read_text(path), _mapping(columns), []
+    read = _table_rows if path.lower().endswith((".csv", ".tsv")) else _json_rows
+    for number, row in read(path, text):
+        values, where = _values(row, mapping), f"{path}: line {number}"
         for ours in ("wav", "text"):
-            names, remedy = ", ".join(str(name) for name in row), f"name it: columns={{NAME: {ours}}}"
-            require(ours in values or bool(entries), f"{path}: none of its columns ({names}) is known as {ours}; {remedy}")
-        name = values.get("wav", "")
-        entries.append(
-            Entry(
-                id=values.get("ID") or name.rpartition(".")[0] or name,
-                audio=audio_path(name, path) if name else "",
-                text=values.get("text", ""),
-                speaker=values.get("spk_id", ""),
-                source=values.get("source", ""),
-                split=SPLITS.get(values.get("split", "").lower(), split),
-            )
-        )
-    require(bool(entries), f"{path}: has no rows")
-    first = [entry.audio for entry in entries if entry.audio][:PROBED_ROWS]
-    require(any(map(is_file, first)), f"{path}: {first and first[0]} is not there; paths in a manifest begin at its folder")
-    return entries if any(ours == "ID" and name in row for name, ours in mapping.items()) else _with_own_ids(entries)
+            names, remedy = ", ".join(row), f"name it: columns={{NAME: {ours}}}"
+            require(ours in values or bool(rows), f"{path}: none of its columns ({names}) is known as {ours}; {remedy}")
+        _require_whole(row, where)
+        rows.append(values | {"split": _own_split(values, where) or split})
+    require(bool(rows), f"{path}: has no rows")
+    place = _place(path, [values.get("wav", "") for values in rows])
+    entries = [_manifest_entry(values, place) for values in rows]
+    return entries if any("ID" in values for values in rows) else _with_own_ids(entries)
+
+
+def _manifest_entry(values: dict[str, str], place: str) -> Entry:
+    name = values.get("wav", "")
+    return Entry(
+        id=values.get("ID") or name.rpartition(".")[0] or name,
+        audio=audio_path(name, place) if name else "",
+        text=values.get("text", ""),
+        speaker=values.get("spk_id", ""),
+        source=values.get("source", ""),
+        split=values["split"],
+    )
 
 
 def _with_own_ids(entries: list[Entry]) -> list[Entry]:
@@ -161,16 +199,17 @@ def _with_own_ids(entries: list[Entry]) -> list[Entry]:
 
 def _beside_entries(folder: str, files: list[str]) -> list[Entry]:
     """Lists the audio in a folder with the transcripts beside it: clip.txt for clip.wav."""
-    present = set(files)
+    present = {file.lower(): file for file in files}
     entries = []
     for file in files:
         if is_audio(file):
             stem = file.rpartition(".")[0]
-            transcript = next((stem + suffix for suffix in TRANSCRIPTS if stem + suffix in present), "")
+            transcript = next((present[name] for suffix in TRANSCRIPTS if (name := stem.lower() + suffix) in present), "")
             inner = stem.removeprefix(folder.rstrip("/") + "/")
             entries.append(Entry(inner, file, transcript=transcript, split=_split_in(f"{inner.rpartition('/')[0]}/x")))
     require(bool(entries), f"{folder}: holds no audio, no Parquet files, and no metadata.csv or metadata.jsonl")
-    remedy = "clip.wav wants its words in clip.txt; or name a manifest (.csv, .tsv, .jsonl) of files and texts"
+    manifests = [file for file in files if file.lower().endswith(MANIFESTS)] or [f"a manifest ({', '.join(MANIFESTS)})"]
+    remedy = f"clip.wav wants its words in clip.txt; or name {manifests[0]}"
     require(any(entry.transcript for entry in entries), f"{folder}: no transcript lies beside the audio; {remedy}")
     return _with_own_ids(entries)
 
@@ -185,6 +224,8 @@ def _folder_entries(folder: str, columns: dict[str, str]) -> list[Entry]:
             for entry in manifest_entries(file, columns, _split_in(f"{file.removeprefix(folder).rpartition('/')[0]}/x"))
         ]
     shards = [file for file in files if file.endswith(".parquet")]
+    arrow = next((file for file in files if file.endswith(".arrow")), "")
+    require(not arrow or bool(shards), f"{arrow}: Arrow files of `datasets` are not read; write Parquet: Dataset.to_parquet")
     return _parquet_entries(f"{folder.rstrip('/')}/**/*.parquet", columns) if shards else _beside_entries(folder, files)
 
 
@@ -226,7 +267,7 @@ def read_entries(name: str, columns: dict[str, str]) -> list[Entry]:
     path = absolute_data(name)
     if dataset_reference(path) and not is_file(path):
         return _parquet_entries(path, columns)
-    if path.endswith(MANIFESTS) and is_file(path):
+    if path.lower().endswith(MANIFESTS) and is_file(path):
         return manifest_entries(path, columns)
     filesystem, root = fsspec.core.url_to_fs(path)
     if filesystem.isdir(root):
@@ -240,7 +281,7 @@ def read_entries(name: str, columns: dict[str, str]) -> list[Entry]:
 
 def _stem(name: str) -> str:
     """Returns the name that counts an input's rows among several: that of its dataset, its folder or its manifest."""
-    if name.endswith(MANIFESTS):
+    if name.lower().endswith(MANIFESTS):
         return PurePosixPath(name).stem
     return dataset_name(name if dataset_reference(name) else f"{name.rstrip('/')}/x")
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pyarrow as pa
 
-from tiny_audio.counts import name_rows
+from tiny_audio.counts import duration, name_rows
 from tiny_audio.data.labels import LABEL_CHARS_PER_S
 
 QUIET_DBFS = -45.0  # below: hard to hear
@@ -24,7 +24,7 @@ FACTS = pa.schema(  # a row for each clip that was read
 )
 COUNTS = {  # of a source in the table -> how it reads there
     "rows": "rows",
-    "hours": "hours",
+    "hours": "audio",
     "empty_labels": "no label",
     "clipped": "clipped",
     "quiet": "quiet",
@@ -110,8 +110,8 @@ def make_report(facts: pa.Table, dataset: str) -> dict:
     }
 
 
-def _cell(value: float) -> str:
-    return f"{value:>11.2f}" if isinstance(value, float) else f"{value:>11}"
+def _cell(key: str, value: float) -> str:
+    return f"{duration(3600 * value) if key == 'hours' else value:>11}"
 
 
 def report_table(report: dict) -> str:
@@ -119,15 +119,16 @@ def report_table(report: dict) -> str:
     width = max(map(len, ["source", "split", *report["sources"], *report["splits"]])) + 2
     lines = ["source".ljust(width) + "".join(f"{name:>11}" for name in COUNTS.values())]
     for name, source in report["sources"].items():
-        lines.append(name.ljust(width) + "".join(_cell(source[key]) for key in COUNTS))
+        lines.append(name.ljust(width) + "".join(_cell(key, source[key]) for key in COUNTS))
     for name, source in report["sources"].items():
         if source["level_dbfs"]["p50"] is not None:
             level, rate = source["level_dbfs"], source["chars_per_s"]
             about = "level {p5:.0f} to {p95:.0f} dBFS".format(**level), "label {p5:.1f} to {p95:.1f} characters/s".format(**rate)
             lines.append(f"{name}: {', '.join(about)} (for nine clips of ten)")
-    lines += ["", "split".ljust(width) + "".join(f"{name:>11}" for name in ("rows", "hours", "speakers"))]
-    lines += [name.ljust(width) + "".join(map(_cell, split.values())) for name, split in report["splits"].items()]
-    named = [f"{name} {hours:.2f} h" for name, hours in report["speaker_hours"].items()]
+    lines += ["", "split".ljust(width) + "".join(f"{name:>11}" for name in ("rows", "audio", "speakers"))]
+    for name, split in report["splits"].items():
+        lines.append(name.ljust(width) + "".join(_cell(key, value) for key, value in split.items()))
+    named = [f"{name} {duration(3600 * hours)}" for name, hours in report["speaker_hours"].items()]
     more = f" and {len(named) - TOP_SPEAKERS} more" * (len(named) > TOP_SPEAKERS)
     lines.append(f"speakers: {', '.join(named[:TOP_SPEAKERS])}{more}")
     for key in ("duplicate_ids", "ids_in_two_splits", "speakers_in_two_splits", "audio_in_two_splits"):
