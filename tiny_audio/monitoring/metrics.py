@@ -61,3 +61,36 @@ TRAINING = (
     *(STEP, PLANNED_STEPS, LOSS, LEARNING_RATE, GRAD_NORM, NUM_WORKERS, VAL_LOSS, VAL_WER, LINE_TIME, CHECKPOINT_TIME),
     *(STARTS, ENDS, ROWS, AUDIO_S, DATA_WAIT_S, FLOP, PEAK_FLOPS, REJECTS),
 )
+
+
+def _of_answers(name: str, kind: Kind, meaning: str, *labels: str, bounds: tuple[float, ...] = ()) -> Metric:
+    return Metric(f"tiny_audio_serve_{name}", kind, labels, meaning, bounds)
+
+
+def _of_replicas(name: str, kind: Kind, meaning: str, bounds: tuple[float, ...] = ()) -> Metric:
+    return Metric(f"tiny_audio_serve_{name}", kind, ("replica",), meaning, bounds)
+
+
+SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+CLIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+# ---- what is answered over HTTP
+REQUESTS = _of_answers("requests", "counter", "Answers, by HTTP status and outcome: ok, or an error's code.", "status", "outcome")
+REQUEST_S = _of_answers("request_seconds", "histogram", "Seconds from a request's head to the end of its answer.", bounds=SECONDS)
+
+# ---- what each replica of the model does
+AUDIO_IN_S = _of_replicas("audio_in_seconds", "counter", "Seconds of audio that a replica was given.")
+TRANSCRIBED_S = _of_replicas("transcribed_seconds", "counter", "Seconds of audio that it transcribed to their end.")
+TOKENS = _of_replicas("tokens", "counter", "Tokens that it wrote.")
+QUEUE_S = _of_replicas("queue_seconds", "histogram", "Seconds that a clip waited in it for a slot.", SECONDS)
+FIRST_TOKEN_S = _of_replicas("first_token_seconds", "histogram", "Seconds from a clip's arrival to its first token.", SECONDS)
+BATCH = _of_replicas("batch_clips", "histogram", "Clips that ran together when one ended.", CLIPS)
+QUEUED_S = _of_replicas("queued_audio_seconds", "gauge", "Seconds of audio that wait in it for a slot.")
+SLOTS_IN_USE = _of_replicas("slots_in_use", "gauge", "Clips that it works on.")
+SLOTS = _of_replicas("slots", "gauge", "Clips that it can work on at once.")
+MODEL_LOAD_S = _of_replicas("model_load_seconds", "gauge", "Seconds until it had its model and had tried it.")
+
+SERVING = (
+    *(REQUESTS, REQUEST_S, AUDIO_IN_S, TRANSCRIBED_S, TOKENS, QUEUE_S, FIRST_TOKEN_S, BATCH),
+    *(QUEUED_S, SLOTS_IN_USE, SLOTS, MODEL_LOAD_S),
+)
