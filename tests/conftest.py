@@ -21,6 +21,7 @@ from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.lab.synthetic.dataset import encode_audio
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")  # 10 s is longer than a training here
 S3_PORT = free_port(5000)  # of the `s3` fixture; chosen here because `local_ray` passes its environment to workers at its start
 os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}", "AWS_DEFAULT_REGION": "us-east-1"}
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}

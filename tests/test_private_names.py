@@ -29,7 +29,9 @@ def test_rays_environment_variables():
     assert ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE == ray_names.SERVER_ADDRESS
     assert AUTH_MODE_ENV_VAR == ray_names.AUTH_MODE
     assert ray_names.FILES_FOLDER in inspect.getsource(get_default_system_temp_dir)
-    assert "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S" in (RAY / "serve/_private/constants.py").read_text()  # serve/config.yaml
+    of_serve = (RAY / "serve/_private/constants.py").read_text()
+    for name in ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"):  # serve/config.yaml
+        assert name in of_serve
     core = [ray_names.CORE_LOG_LEVEL, ray_names.MAX_STARTING_WORKERS.removeprefix("RAY_")]
     for name, binary in zip(core, ("_raylet.so", "core/src/ray/raylet/raylet"), strict=True):
         with (RAY / binary).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:

@@ -18,7 +18,12 @@ RAY_UP = CLUSTER / "ray_up.yaml"
 SHARED_VOLUME = KUBERAY / "shared_volume.yaml"
 TRAININGS = ("train", "train_one_gpu", "train_cpu")
 SERVICES = ("serve", "serve_cpu")
-CRDS = {"RayJob": "rayjobs", "RayService": "rayservices"}  # kind -> file in tests/cluster/kuberay
+CRDS = {  # kind -> its schema below tests/cluster
+    "RayJob": "kuberay/rayjobs",
+    "RayService": "kuberay/rayservices",
+    "PodMonitor": "prometheus_operator/podmonitors",
+    "PrometheusRule": "prometheus_operator/prometheusrules",
+}
 GIB = {"Mi": 1 / 1024, "Gi": 1, "Ti": 1024}
 
 
@@ -116,7 +121,7 @@ def strict(schema):
 @cache
 def _validator(kind):
     if kind in CRDS:
-        packed = SCHEMAS / "kuberay" / f"{CRDS[kind]}.json.gz"
+        packed = SCHEMAS / f"{CRDS[kind]}.json.gz"
         return Draft202012Validator(strict(json.loads(gzip.decompress(packed.read_bytes()))))
     core = json.loads(gzip.decompress((SCHEMAS / "kubernetes" / "schemas.json.gz").read_bytes()))
     definitions = {name: strict(definition) for name, definition in core["$defs"].items()}

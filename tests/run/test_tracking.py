@@ -40,7 +40,7 @@ def scalars(run_dir):
 
 
 def test_tensorboard_files_hold_what_metrics_jsonl_holds(config):
-    with Tracking(config) as trackers, MetricsFollower(config.run_dir, 20, trackers.log):
+    with Tracking(config) as trackers, MetricsFollower(config.run_dir, 20, [trackers.log]):
         for line in LINES:
             append_metrics(config.run_dir, line)
     expected = [(line["step"], name, value) for line in LINES for name, value in line.items() if name != "step"]

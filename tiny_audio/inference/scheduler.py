@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -39,6 +40,9 @@ class Request:
     slot: int = -1
     num_launched: int = 0  # tokens that the device has made or is making
     ids: list[int] = field(default_factory=list)  # tokens known to the host
+    arrived_at: float = field(default_factory=time.monotonic)  # seconds of that clock, as the next two
+    joined_at: float | None = None  # when it got its slot
+    first_token_at: float | None = None  # when its first token was known
 
     @property
     def position(self) -> int:
@@ -97,6 +101,8 @@ class Scheduler:
     def start(self, requests: list[Request]) -> None:
         """Marks requests that have their slots as running."""
         self.live |= {request.slot: request for request in requests}
+        for request in requests:
+            request.joined_at = time.monotonic()
         self.most_live = max(self.most_live, len(self.live))
 
     def rows(self) -> list[Request]:
@@ -107,6 +113,7 @@ class Scheduler:
         """Adds a token to a running request; returns whether the request ends there, finished or cancelled by its caller."""
         if request.future.cancelled():
             return True
+        request.first_token_at = request.first_token_at or time.monotonic()
         if token == self.end_id:
             request.finish(complete=True, looped=False)
             return True

@@ -231,6 +231,7 @@ class CheckpointWriter:
         self.run_dir, self.num_best, self.metric, self.require_claim = run_dir, num_best, metric, require_claim
         self.error = ""
         self.write_s = 0.0  # how long the last write took; 0 while it goes on
+        self.written_at = 0.0  # Unix time at which the last one was whole; 0 before the first
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future | None = None
 
@@ -258,7 +259,7 @@ class CheckpointWriter:
         except Exception as error:
             self.error = str(error) or repr(error)
             return
-        self.write_s = time.perf_counter() - started
+        self.write_s, self.written_at = time.perf_counter() - started, time.time()
         try:
             self.require_claim()
             prune(self.run_dir, folder, self.num_best, self.metric)

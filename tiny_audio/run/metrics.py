@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -123,13 +123,13 @@ def follow_folder(folder: Path) -> Callable[[], list[dict]]:
 
 
 class MetricsFollower:
-    """Prints each line that a run adds to its metrics.jsonl and passes it to `track`, from a thread, while the context lasts."""
+    """Prints each line that a run adds to its metrics.jsonl and passes it to `tracks`, from a thread, while the context lasts."""
 
-    def __init__(self, run_dir: Path, num_steps: int, track: Callable[[dict], None]):
+    def __init__(self, run_dir: Path, num_steps: int, tracks: Sequence[Callable[[dict], None]]):
         path = run_dir / METRICS_FILE
         self.new_lines = follow_file(path) if is_local(path) else follow_folder(path)
         self.poll_s = FILE_POLL_S if is_local(path) else FOLDER_POLL_S
-        self.num_steps, self.track = num_steps, track
+        self.num_steps, self.tracks = num_steps, tracks
         self.first_line: tuple[int, float] | None = None  # its step, and when it came
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -160,4 +160,5 @@ class MetricsFollower:
         s_per_step = (now - first_time) / max(1, values["step"] - first_step)
         left_s = (self.num_steps - values["step"]) * s_per_step
         print(progress_line(values, self.num_steps, left_s), flush=True, file=sys.stdout)
-        self.track(values)
+        for track in self.tracks:
+            track(values)

@@ -8,7 +8,6 @@ from fastapi import FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from ray import serve
-from ray.serve import metrics
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
@@ -32,8 +31,6 @@ class Ingress:
         self.args = args
         self.max_duration_s: float | None = None
         self.card = {"id": args.model_name, "object": "model", "created": int(time.time()), "owned_by": "tiny_audio"}
-        self.requests = metrics.Counter("tiny_audio_requests", "Transcriptions by outcome: ok or an error code.", ("outcome",))
-        self.seconds = metrics.Counter("tiny_audio_seconds", "Seconds of audio transcribed.")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         errors = (HTTPException, RequestValidationError, AudioError, Exception)
@@ -46,9 +43,7 @@ class Ingress:
         return app
 
     async def _refuse(self, request: Request, error: Exception) -> JSONResponse:
-        api_error = as_api_error(error)
-        self.requests.inc(tags={"outcome": api_error.code})
-        return api_error.response()
+        return as_api_error(error).response()
 
     async def _answer_of(self, response) -> Any:
         """Awaits the Transcriber's answer; turns Serve's own errors into ours, since Serve would answer in plain text."""
@@ -85,6 +80,4 @@ class Ingress:
         max_duration_s = await self._known_max_duration_s()
         clip = await asyncio.to_thread(lambda: decode(form.file.file.read(), max_duration_s))
         transcript, duration_s = await self._answer_of(self.transcriber.remote(clip)), len(clip) / SAMPLE_RATE
-        self.requests.inc(tags={"outcome": "ok"})
-        self.seconds.inc(duration_s)
         return answer(transcript, duration_s, form.response_format)

@@ -1,12 +1,14 @@
 """Runs the model behind the HTTP ingress: a Ray Serve deployment with one replica per GPU turns int16 clips into text."""
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
 from ray import serve
 
 from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.serving.metrics import ClipMonitor
 
 
 @serve.deployment
@@ -23,11 +25,13 @@ class Transcriber:
         from tiny_audio.inference import transcriber as transcribe
         from tiny_audio.model.asr import ASRModel
 
+        started = time.monotonic()
         torch.set_num_threads(num_threads)
         self.model = transcribe.Transcriber(ASRModel.from_pretrained(model).to(device), max_slots=max_batch_size)
         self.model.warm_up()
         self.model([np.zeros(SAMPLE_RATE, dtype=np.int16)])  # a model that cannot transcribe fails here
         self.model.engine.start()
+        self.monitor = ClipMonitor(self.model.engine.scheduler, time.monotonic() - started)
 
     def describe(self) -> dict[str, float]:
         """Tells the ingress the longest clip that the model takes, and the most clips that ran together so far."""
@@ -35,5 +39,7 @@ class Transcriber:
 
     async def __call__(self, clip: np.ndarray) -> dict[str, Any]:
         """Transcribes (S,) int16 samples at 16 kHz; returns the fields of the `Transcript`."""
-        answer = await asyncio.wrap_future(self.model.submit(clip))
+        request = self.model.request(clip)
+        with self.monitor.clip(request):
+            answer = await asyncio.wrap_future(self.model.engine.submit(request))
         return vars(self.model.transcript(answer))

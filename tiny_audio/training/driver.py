@@ -31,6 +31,8 @@ from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.saved import save_projector
+from tiny_audio.monitoring.metrics import STARTS
+from tiny_audio.monitoring.recorder import Recorder
 from tiny_audio.ray_names import HEALTH_TIMEOUT, START_TIMEOUT, SUBCLUSTER
 from tiny_audio.run.checkpoint import best_checkpoint, latest_checkpoint, load_progress, load_weights, require_same_plan
 from tiny_audio.run.claim import claim_run, require_claim
@@ -40,6 +42,7 @@ from tiny_audio.run.rejects import worst_files
 from tiny_audio.run.tracking import Tracking, require_trackers
 from tiny_audio.storage import put, said_in_one_line, written_folder
 from tiny_audio.training.resolved import ResolvedRun
+from tiny_audio.training.run_monitor import RunMonitor
 from tiny_audio.training.watchdog import FailedWorkers, HangFollower, start_watch
 
 # How long Ray Train waits for the nodes that it chose before it chooses again. They may have to boot first. If the number of
@@ -74,6 +77,7 @@ def _dataset_factory(run: ResolvedRun, watch) -> Callable[[], Callable[[int], ra
                 again = f"the workers start again, from step {start_step}"
                 append_warning(run.folder, start_step, f"{failed}; {again}" if failed else again)
         is_claimed = True
+        Recorder(run=run.config.name).add(STARTS, 1)
         return partial(train_dataset, run.plan, range(start_step, run.config.num_steps))
 
     return make
@@ -243,11 +247,12 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
     try:
         _save_settings(run)
         keep_plan(run.folder, run.config.data, run.plan.groups)
+        monitor = RunMonitor(run.config.name, run.config.num_steps, progress.step if progress else 0)
         timeouts, tracking = _ray_train_timeouts(run.config), Tracking(run.config)
-        with timeouts, tracking, MetricsFollower(run.folder, run.config.num_steps, tracking.log):
+        with timeouts, tracking, monitor, MetricsFollower(run.folder, run.config.num_steps, [tracking.log, monitor.log]):
             stopped = _fit(run, watch)
+            prefix = f"{run.folder}: "  # which some of the reasons begin with already
+            require(not stopped, prefix + stopped.removeprefix(prefix))
     finally:
         ray.kill(watch)
-    prefix = f"{run.folder}: "  # which some of the reasons begin with already
-    require(not stopped, prefix + stopped.removeprefix(prefix))
     return _export(run)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import distributed
 
@@ -95,3 +97,11 @@ class Validation:
         device = self.model.decoder.device
         num_errors, num_words = all_sums(torch.tensor([num_errors, num_words], dtype=torch.float64, device=device))
         return num_errors / max(1.0, num_words)
+
+
+def made_once(item: ray.ObjectRef) -> Any:
+    """Returns what a task made for all workers, or raises its error as if it had been made here."""
+    try:
+        return ray.get(item)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None

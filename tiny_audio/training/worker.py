@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 
 import ray.train
 import torch
@@ -40,10 +39,11 @@ from tiny_audio.training.collectives import all_min, from_rank_zero, gathered_by
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
+from tiny_audio.training.rank_monitor import RankMonitor
 from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.schedule import learning_rate
 from tiny_audio.training.sharded_transcriber import ShardedTranscriber
-from tiny_audio.training.validation import Validation
+from tiny_audio.training.validation import Validation, made_once
 from tiny_audio.training.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
 from tiny_audio.training.zero import Engine
 
@@ -56,6 +56,7 @@ class Worker:
         self.run, self.rank, self.num_workers = run, context.get_world_rank(), context.get_world_size()
         self.device, self.watchdog = ray.train.torch.get_device(), watchdog
         self.model = build_model(config, self.device)
+        self.monitor = RankMonitor(config.name, self.rank, self.model, self.device)
         watchdog.tell(STARTING)  # the next part of starting, which has its own time
         self.progress = Progress(plan=run.identity)
         moments = self._restore()
@@ -176,6 +177,7 @@ class Worker:
             count_reject(self.progress.rejects, row.source, NON_FINITE)
         if self.rank == 0:
             self.rejects.add_skipped(skipped)
+            self.monitor.count_skipped(skipped)
 
     def log(self, grad_norm: float | torch.Tensor, epoch: int) -> str:
         """Adds the interval since the last log to metrics.jsonl, and starts the next.
@@ -213,6 +215,8 @@ class Worker:
                 values["save_stall_s"], self.save_stall_s = self.save_stall_s, 0.0
             if self.checkpoints.write_s:  # and its write, which is over, took so long
                 values["save_write_s"], self.checkpoints.write_s = self.checkpoints.write_s, 0.0
+            if self.checkpoints.written_at:
+                values["checkpoint_unix_time"] = self.checkpoints.written_at
             with self.writing():
                 if math.isfinite(sums.mean_loss):
                     append_metrics(self.run.folder, values)
@@ -275,14 +279,6 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     return model
 
 
-def made_once(item: ray.ObjectRef) -> Any:
-    """Returns what a task made for all workers, or raises its error as if it had been made here."""
-    try:
-        return ray.get(item)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-
-
 def trim_heap() -> None:
     """Returns free memory to the system: blocks of ever different sizes leave holes in glibc's heap, by which it would grow."""
     with suppress(AttributeError):  # another C library
@@ -328,6 +324,7 @@ def train_to_end(run: ResolvedRun, watchdog: Watchdog, dev_clips: ray.ObjectRef)
         wait_s = time.perf_counter() - asked
         grad_norm = worker.train_step(ready, feed.make_next)
         worker.count(ready.batch, wait_s)
+        worker.monitor.count(ready.batch, ready.micro_batches, wait_s)
         if not gc.get_freeze_count():  # a pass over all that was loaded and compiled takes 0.4 s, while all workers wait
             gc.freeze()
         step, last = worker.progress.step, worker.progress.step == config.num_steps

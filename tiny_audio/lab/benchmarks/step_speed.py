@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import distributed
 
-from tiny_audio.audio.clip import FRAMES_PER_TOKEN, Clip, num_audio_tokens
+from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.config import OptimizerConfig
 from tiny_audio.data.batch import deal, load_s, num_micro_batches
 from tiny_audio.lab.benchmarks.noise import noise_clips
 from tiny_audio.lab.benchmarks.seed_recipe import SeedRecipe
 from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.flops import FlopCounter
 from tiny_audio.model.packing import PackedBatch, pack
 from tiny_audio.model.prompt import label_ids
 from tiny_audio.training.feature_cache import FeatureCache
@@ -45,32 +46,10 @@ def matmul_tflops(seconds: float = 1.5) -> float:
 
 
 def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
-    """Returns the operations that training on these clips needs, in units of 10**12: two for every multiply-add.
-
-    The encoder runs forward over its window, unless its frames are kept. The projector runs forward and back to its
-    weights, the decoder forward and back to its inputs. The decoder's last layer and logits count at the label positions
-    only. Padding, recomputing and the gradients of frozen weights do not count.
-    """
-    encoder, decoder = model.encoder.config, model.decoder.config
-    tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in clips], float)
-    answers = np.array([len(ids) for ids in label_ids(model.tokenizer, model.prompt, [clip.text for clip in clips])], float)
-    frames = FRAMES_PER_TOKEN * tokens if model.trimmed else np.full(len(clips), float(encoder.max_source_positions))
-    width = encoder.d_model
-    encoder_layer = frames * (8 * width**2 + 4 * width * encoder.encoder_ffn_dim) + 4 * frames**2 * width
-    stem = frames * (2 * 2 * 3 * encoder.num_mel_bins * width + 2 * 3 * width**2)
-    projector = tokens * 2 * sum(weight.numel() for weight in model.projector.parameters()) * 2
-    hidden, inner = decoder.hidden_size, decoder.intermediate_size
-    head = hidden // decoder.num_attention_heads
-    queries, keys_values = 2 * hidden * hidden, 2 * hidden * 2 * decoder.num_key_value_heads * head
-    rest = queries + 6 * hidden * inner
-    length = tokens + len(model.prompt.prefix) + len(model.prompt.suffix) + answers - 1
-    decoder_layer = length * (queries + keys_values + rest) + 2 * length**2 * hidden
-    last = length * keys_values + answers * (queries + rest) + 4 * answers * length * hidden
-    logits = answers * 2 * hidden * decoder.vocab_size
-    backward = 2  # as much again, towards the inputs
-    total = encodes * (encoder.encoder_layers * encoder_layer + stem) + projector
-    total += backward * ((decoder.num_hidden_layers - 1) * decoder_layer + last + logits)
-    return float(total.sum()) / 1e12
+    """Returns the operations that training on these clips needs, in units of 10**12, as `FlopCounter` counts them."""
+    num_tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in clips])
+    num_labels = np.array([len(ids) for ids in label_ids(model.tokenizer, model.prompt, [clip.text for clip in clips])])
+    return FlopCounter(model)(num_tokens, num_labels, np.full(len(clips), encodes)) / 1e12
 
 
 @contextmanager

@@ -1,0 +1,122 @@
+"""A real Prometheus scrapes a real training and a real service: every expression of dashboards and alerts finds data in it."""
+
+import io
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import soundfile
+import yaml
+from ray import serve
+from ray._private import worker
+
+from tests.conftest import ROOT
+from tests.monitoring.expressions import ALERTS, DASHBOARDS, DISCOVERY, alert_value, found, panel_expressions, prometheus, query
+from tests.training.test_train import config_of
+from tiny_audio.lab.ray_cli import free_port
+from tiny_audio.monitoring.metrics import SERVING, TRAINING
+from tiny_audio.run.metrics import read_metrics
+from tiny_audio.serving.app import build
+from tiny_audio.serving.arguments import Arguments
+from tiny_audio.training.driver import train
+
+CONFIG = yaml.safe_load((ROOT / "serve/config.yaml").read_text())
+pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus (apt install prometheus)")
+
+ON_GPUS = ("ray_tiny_audio_train_peak_flops", "ray_node_gpus_utilization")  # a CPU's peak is not known
+# When these have a value, they fire; alerts_test.yml makes them.
+ONLY_IN_TROUBLE = {"TrainingGone", "TrainingFailed", "TrainingNotFinite"}
+
+
+@pytest.fixture(scope="module")
+def api(local_ray, tmp_path_factory):
+    discovery = Path(worker._global_node.get_session_dir_path()) / Path(DISCOVERY).name
+    with prometheus(tmp_path_factory.mktemp("prometheus"), discovery) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def trained(api, shards, tmp_path_factory):
+    """Trains with two workers; returns the run's config, and when it began and ended."""
+    began = time.time()
+    config = config_of(shards, tmp_path_factory.mktemp("runs"), "seen", num_steps=10, num_workers=2, eval_every=5)
+    train(config)
+    return config, began, time.time()
+
+
+def answer_to(url, data):
+    return requests.post(url, files={"file": ("clip.wav", data)}, data={"model": "tiny_audio"}, timeout=60).status_code
+
+
+@pytest.fixture(scope="module")
+def served(api, trained):
+    """Serves what was trained, until some requests are answered and scraped; returns from when to when."""
+    began, (config, _, _) = time.time(), trained
+    port = free_port(8000)
+    clip = io.BytesIO()
+    soundfile.write(clip, 0.3 * np.sin(np.arange(16_000) / 10), 16_000, format="WAV")
+    serve.start(CONFIG["proxy_location"], {"port": port}, controller_options=CONFIG["controller_options"])
+    ready = f"http://127.0.0.1:{port}/readyz"
+    early = requests.get(ready, timeout=60)
+    serve.run(build(Arguments(model=str(config.run_dir / "model"))), name="tiny_audio")
+    assert (early.status_code, early.json()["for"]) == (503, ["an application"])
+    assert requests.get(ready, timeout=60).json() == {"status": "ready"}
+    url = f"http://127.0.0.1:{port}/v1/audio/transcriptions"
+    for _ in range(3):  # some seconds apart, so that there are rates
+        assert [answer_to(url, clip.getvalue()), answer_to(url, b"no audio")] == [200, 400]
+        time.sleep(2.5)
+    yield began, time.time()
+    serve.shutdown()
+
+
+def test_every_expression_about_trainings_finds_data(api, trained):
+    _, began, ended = trained
+    asked = {expression: expression for name in ("training", "data") for expression in panel_expressions(DASHBOARDS[name])}
+    alerts = [alert for alert in ALERTS if alert["alert"].startswith("Training") and alert["alert"] not in ONLY_IN_TROUBLE]
+    asked |= {alert["alert"]: alert_value(alert) for alert in alerts}
+    empty = [expression for expression in asked.values() if not found(api, expression, began, ended)]
+    assert [expression for expression in empty if not any(name in expression for name in ON_GPUS)] == []
+    assert len(empty) <= 3  # MFU, its alert, and GPUs
+
+
+def test_every_metric_of_a_training_is_there_and_true(api, trained):
+    config, _, ended = trained
+    names = {series["metric"]["__name__"] for series in query(api, '{__name__=~"ray_tiny_audio_train_.+"}', ended)}
+    expected = {metric.exported for metric in TRAINING}
+    assert expected - names <= {
+        "ray_tiny_audio_train_peak_flops",
+        "ray_tiny_audio_train_ends_total",
+    }  # the end is just being told
+    lines = read_metrics(config.run_dir)
+    for name, key in {"loss": "loss", "val_loss": "val_loss", "val_wer": "val_wer", "step": "step"}.items():
+        (series,) = query(api, f'max by (run) (ray_tiny_audio_train_{name}{{run="seen"}})', ended + 2)
+        assert float(series["value"][1]) == pytest.approx([line[key] for line in lines if key in line][-1])
+    rows = sum(float(series["value"][1]) for series in query(api, 'ray_tiny_audio_train_rows_total{run="seen"}', ended + 4))
+    assert rows > 0
+
+
+def test_gauges_last_as_long_as_the_run_and_no_longer(api, trained):
+    """The driver sets the number of steps once; Ray alone would forget it after two of its intervals."""
+    _, _, ended = trained
+    assert query(api, 'ray_tiny_audio_train_planned_steps{run="seen"}', ended)
+    for _ in range(100):
+        if not query(api, 'ray_tiny_audio_train_planned_steps{run="seen"}', time.time()):
+            break
+        time.sleep(0.2)
+    assert not query(api, 'ray_tiny_audio_train_planned_steps{run="seen"}', time.time())
+    assert query(api, 'ray_tiny_audio_train_ends_total{run="seen",outcome="finished"}', time.time())
+
+
+def test_every_expression_about_the_service_finds_data(api, served):
+    asked = [*panel_expressions(DASHBOARDS["serving"])]
+    asked += [alert_value(alert) for alert in ALERTS if alert["alert"].startswith("Serving")]
+    assert [expression for expression in asked if not found(api, expression, *served)] == []
+    names = {series["metric"]["__name__"] for series in query(api, '{__name__=~"ray_tiny_audio_serve_.+"}', served[1])}
+    histograms = {metric.exported for metric in SERVING if metric.kind == "histogram"}
+    assert {metric.exported for metric in SERVING} - histograms <= names
+    assert {f"{name}_bucket" for name in histograms} <= names
+    outcomes = {series["metric"]["outcome"] for series in query(api, "ray_tiny_audio_serve_requests_total", served[1])}
+    assert outcomes == {"ok", "not_audio"}

@@ -1,0 +1,76 @@
+"""What /readyz makes of what Serve's controller says."""
+
+import asyncio
+import time
+
+import pytest
+from ray import serve
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview, ServeStatus
+from starlette.testclient import TestClient
+
+from tiny_audio.serving import readiness
+from tiny_audio.serving.metrics import outcome_of
+from tiny_audio.serving.readiness import Readiness, missing_deployments
+
+
+def status_of(**deployments) -> ServeStatus:
+    """The status of an application: of each deployment its status and how many of its replicas run."""
+    overviews = {
+        name: DeploymentStatusOverview(status, "UNSPECIFIED", {"RUNNING": running, "STARTING": 1}, "")
+        for name, (status, running) in deployments.items()
+    }
+    return ServeStatus(applications={"tiny_audio": ApplicationStatusOverview("RUNNING", "", 0.0, overviews)})
+
+
+@pytest.mark.parametrize(
+    ("status", "missing"),
+    [
+        (ServeStatus(), ["an application"]),
+        (status_of(), ["an application"]),
+        (status_of(Ingress=("HEALTHY", 1), Transcriber=("UPDATING", 0)), ["tiny_audio.Transcriber"]),
+        (status_of(Ingress=("HEALTHY", 1), Transcriber=("UPDATING", 1)), []),  # a rolling update
+        (status_of(Ingress=("HEALTHY", 1), Transcriber=("HEALTHY", 0)), []),  # scaled to none: a request starts one
+    ],
+)
+def test_a_service_is_ready_when_all_its_parts_can_answer(status, missing):
+    assert missing_deployments(status) == missing
+
+
+async def application(scope, receive, send):
+    await send({"type": "http.response.start", "status": 418, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_readiness_is_answered_without_the_application_and_survives_the_head(monkeypatch):
+    looks = []
+
+    def look():
+        looks.append(time.monotonic())
+        if len(looks) > 1:
+            raise RuntimeError("the head is gone")
+        return status_of(Ingress=("HEALTHY", 1), Transcriber=("HEALTHY", 1))
+
+    monkeypatch.setattr(serve, "status", look)
+    monkeypatch.setattr(readiness, "ASK_EVERY_S", 0.2)
+    client = TestClient(Readiness(application))
+    assert [client.get("/readyz").status_code for _ in range(3)] == [200] * 3
+    assert len(looks) == 1
+    time.sleep(0.3)
+    assert client.get("/readyz").json() == {"status": "ready"}
+    assert len(looks) == 2
+    assert client.get("/v1/models").status_code == 418
+
+
+def test_a_controller_that_does_not_answer_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(serve, "status", lambda: time.sleep(1.0))
+    monkeypatch.setattr(readiness, "ANSWER_S", 0.1)
+    started, ready = time.monotonic(), Readiness(application)
+    asyncio.run(asyncio.wait_for(ready._look(), 5))
+    assert ready.missing == ["an application"]
+    assert time.monotonic() - started < 5
+
+
+def test_outcomes_are_the_codes_of_errors():
+    assert outcome_of(200, b"") == "ok"
+    assert outcome_of(413, b'{"error": {"code": "file_too_large"}}') == "file_too_large"
+    assert [outcome_of(status, b"not JSON") for status in (404, 500)] == ["404", "internal_error"]

@@ -1,0 +1,96 @@
+"""What Prometheus and the logs are told of the service: of each answer, and of each clip in a replica. No audio, and no text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from ray import serve
+
+from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.inference.scheduler import Request, Scheduler
+from tiny_audio.monitoring import metrics
+from tiny_audio.monitoring.recorder import Recorder
+
+LOG = logging.getLogger("ray.serve")  # Serve adds the request's id to its lines, and where they come from
+LONGEST_ERROR = 4096  # bytes of an answer in which an error's code is looked for
+
+
+class AnswerMonitor:
+    """Counts and times every HTTP answer, and logs why a request was refused, as the outermost ASGI middleware."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]):
+        self.app, self.recorder = app, Recorder()
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status, body = time.monotonic(), 500, b""  # without an answer, the server makes a 500
+
+        async def watched(message: dict) -> None:
+            nonlocal status, body
+            status = int(message.get("status", status))
+            if status >= 400:
+                body += message.get("body", b"")[:LONGEST_ERROR]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            outcome, seconds = outcome_of(status, body), time.monotonic() - started
+            self.recorder.add(metrics.REQUESTS, 1, status=str(status), outcome=outcome)
+            self.recorder.observe(metrics.REQUEST_S, seconds)
+            if status >= 400:
+                LOG.warning("%s %s refused: %d %s after %.3f s", scope["method"], scope["path"], status, outcome, seconds)
+
+
+def outcome_of(status: int, body: bytes) -> str:
+    """Returns the code of an error in OpenAI's shape; ok where there is none, and the status where it has no such shape."""
+    if status < 400:
+        return "ok"
+    with suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(body)["error"]["code"])
+    return "internal_error" if status == 500 else str(status)
+
+
+class ClipMonitor:
+    """Counts and times the clips of one replica.
+
+    Args:
+        scheduler: that of its engine.
+        load_s: how long the replica took to have its model and try it.
+    """
+
+    def __init__(self, scheduler: Scheduler, load_s: float):
+        self.scheduler, self.recorder = scheduler, Recorder(replica=serve.get_replica_context().replica_id.unique_id)
+        self.recorder.set(metrics.MODEL_LOAD_S, load_s)
+        self.recorder.set(metrics.SLOTS, scheduler.num_slots)
+        self.recorder.set(metrics.SLOTS_IN_USE, lambda: len(scheduler.live))
+        self.recorder.set(metrics.QUEUED_S, lambda: sum(len(request.pcm) for request in list(scheduler.waiting)) / SAMPLE_RATE)
+
+    @contextmanager
+    def clip(self, request: Request) -> Iterator[None]:
+        """Counts a clip that was given to the engine; the context lasts until its transcript is there, or is given up."""
+        duration_s = len(request.pcm) / SAMPLE_RATE
+        self.recorder.add(metrics.AUDIO_IN_S, duration_s)
+        try:
+            yield
+        except BaseException as error:  # its caller left, too
+            LOG.warning(
+                "clip of %.2f s: %s after %.3f s", duration_s, type(error).__name__, time.monotonic() - request.arrived_at
+            )
+            raise
+        queue_s, first_token_s = request.joined_at - request.arrived_at, request.first_token_at - request.arrived_at
+        self.recorder.add(metrics.TRANSCRIBED_S, duration_s)
+        self.recorder.add(metrics.TOKENS, len(request.ids))
+        self.recorder.observe(metrics.QUEUE_S, queue_s)
+        self.recorder.observe(metrics.FIRST_TOKEN_S, first_token_s)
+        self.recorder.observe(metrics.BATCH, 1 + len(self.scheduler.live))
+        LOG.info(
+            "clip of %.2f s: queued %.3f s, first token after %.3f s, %d tokens after %.3f s",
+            *(duration_s, queue_s, first_token_s, len(request.ids), time.monotonic() - request.arrived_at),
+        )
