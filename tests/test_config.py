@@ -19,6 +19,7 @@ from tiny_audio.data.prepare.config import PrepareConfig
 from tiny_audio.evaluation.config import EvaluateConfig
 from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
+from tiny_audio.lab.load_test.config import LoadTestConfig
 from tiny_audio.lab.pretraining.config import PretrainConfig
 from tiny_audio.lab.synthetic.config import SyntheticConfig
 
@@ -185,7 +186,7 @@ def test_an_error_in_one_line_is_short_and_never_empty():
 def config_class_of(path) -> type:
     """The settings of the job that a YAML file in ray_jobs/configs is for."""
     others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": SyntheticConfig, "prepare": PrepareConfig}
-    others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig}
+    others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig, "load_test": LoadTestConfig}
     return others.get(path.stem, TrainConfig)
 
 
