@@ -14,7 +14,7 @@ from ray import serve
 from ray._private import worker
 
 from tests.conftest import ROOT
-from tests.monitoring.expressions import ALERTS, DASHBOARDS, DISCOVERY, alert_value, found, panel_expressions, prometheus, query
+from tests.monitoring.expressions import ALERTS, DASHBOARDS, DISCOVERY, alert_value, finds, panel_expressions, prometheus, query
 from tests.training.test_train import config_of
 from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.monitoring.metrics import SERVING, TRAINING
@@ -42,7 +42,7 @@ def api(local_ray, tmp_path_factory):
 def trained(api, shards, tmp_path_factory):
     """Trains with two workers; returns the run's config, and when it began and ended."""
     began = time.time()
-    config = config_of(shards, tmp_path_factory.mktemp("runs"), "seen", num_steps=10, num_workers=2, eval_every=5)
+    config = config_of(shards, tmp_path_factory.mktemp("runs"), "seen", num_steps=6, num_workers=2, eval_every=3)
     train(config)
     return config, began, time.time()
 
@@ -65,7 +65,7 @@ def served(api, trained):
     assert (early.status_code, early.json()["for"]) == (503, ["an application"])
     assert requests.get(ready, timeout=60).json() == {"status": "ready"}
     url = f"http://127.0.0.1:{port}/v1/audio/transcriptions"
-    for _ in range(3):  # some seconds apart, so that there are rates
+    for _ in range(2):  # some seconds apart, so that there are rates
         assert [answer_to(url, clip.getvalue()), answer_to(url, b"no audio")] == [200, 400]
         time.sleep(2.5)
     yield began, time.time()
@@ -74,10 +74,10 @@ def served(api, trained):
 
 def test_every_expression_about_trainings_finds_data(api, trained):
     _, began, ended = trained
-    asked = {expression: expression for name in ("training", "data") for expression in panel_expressions(DASHBOARDS[name])}
     alerts = [alert for alert in ALERTS if alert["alert"].startswith("Training") and alert["alert"] not in ONLY_IN_TROUBLE]
-    asked |= {alert["alert"]: alert_value(alert) for alert in alerts}
-    empty = [expression for expression in asked.values() if not found(api, expression, began, ended)]
+    asked = panel_expressions(DASHBOARDS["training"]) | panel_expressions(DASHBOARDS["data"])
+    asked |= {alert_value(alert): {"run"} for alert in alerts}
+    empty = [expression for expression, labels in asked.items() if not finds(api, expression, labels, began, ended)]
     assert [expression for expression in empty if not any(name in expression for name in ON_GPUS)] == []
     assert len(empty) <= 3  # MFU, its alert, and GPUs
 
@@ -111,9 +111,9 @@ def test_gauges_last_as_long_as_the_run_and_no_longer(api, trained):
 
 
 def test_every_expression_about_the_service_finds_data(api, served):
-    asked = [*panel_expressions(DASHBOARDS["serving"])]
-    asked += [alert_value(alert) for alert in ALERTS if alert["alert"].startswith("Serving")]
-    assert [expression for expression in asked if not found(api, expression, *served)] == []
+    asked = panel_expressions(DASHBOARDS["serving"])
+    asked |= {alert_value(alert): set() for alert in ALERTS if alert["alert"].startswith("Serving")}
+    assert [expression for expression, labels in asked.items() if not finds(api, expression, labels, *served)] == []
     names = {series["metric"]["__name__"] for series in query(api, '{__name__=~"ray_tiny_audio_serve_.+"}', served[1])}
     histograms = {metric.exported for metric in SERVING if metric.kind == "histogram"}
     assert {metric.exported for metric in SERVING} - histograms <= names
