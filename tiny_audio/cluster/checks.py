@@ -48,15 +48,15 @@ def check_versions(nodes: list[Node]) -> list[Finding]:
 
 
 def check_names(nodes: list[Node]) -> list[Finding]:
-    """Checks that a host's name resolves to an address at which others reach it: Gloo and NCCL tell it to the other workers."""
-    remedy = "take the name off the 127.x line of /etc/hosts; or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on all nodes"
+    """Checks that a host's name resolves to an address at which others reach it; training itself goes by the node's address."""
+    remedy = "take the name off the 127.x line of /etc/hosts: training goes by addresses, but other programs go by names"
     findings = []
     for node in nodes:
         address = node.facts.resolved_ip
         if not address:
-            findings.append(fail("names", node.name, f"its own name {node.facts.host_name} resolves to nothing", remedy))
+            findings.append(warn("names", node.name, f"its own name {node.facts.host_name} resolves to nothing", remedy))
         elif address.startswith("127.") and len({other.ip for other in nodes}) > 1:
-            findings.append(fail("names", node.name, f"its own name {node.facts.host_name} resolves to {address}", remedy))
+            findings.append(warn("names", node.name, f"its own name {node.facts.host_name} resolves to {address}", remedy))
     return findings or [ok("names", "every host's name resolves to an address that the others can use")]
 
 

@@ -39,6 +39,7 @@ from tiny_audio.run.plan_file import keep_plan, planned_groups
 from tiny_audio.run.rejects import worst_files
 from tiny_audio.run.tracking import Tracking, require_trackers
 from tiny_audio.storage import put, said_in_one_line, written_folder
+from tiny_audio.training.process_group import NodeAddressConfig
 from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.watchdog import FailedWorkers, HangFollower, start_watch
 
@@ -103,6 +104,7 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     return TorchTrainer(
         _train_loop,
         train_loop_config={"run": run.for_workers(), "watch": watch, "dev_clips": _start_decoding_dev_clips(config.data)},
+        torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
         ),
