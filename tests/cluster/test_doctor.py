@@ -112,7 +112,7 @@ def test_each_check_names_node_and_remedy(nodes, verdict, said, monkeypatch):
 def test_a_cluster_of_cpus_must_hold_both_the_workers_and_decode():
     nodes = [a_node("decode", labels={SUBCLUSTER: "decode"}), a_node("train", cpus=2)]
     on_cpus = config(use_gpu=False, num_workers=4)
-    assert "4 workers want a CPU each, and 2 are off the decode nodes" in checks.check_places(nodes, on_cpus)[0].detail
+    assert "4 workers each want a CPU, and there is room for 2 off" in checks.check_places(nodes, on_cpus)[0].detail
     on_cpus.data.decode_label = None
     assert is_healthy(checks.check_places(nodes, on_cpus))
     assert not is_healthy(checks.check_places([a_node("small", cpus=4)], on_cpus))

@@ -16,6 +16,7 @@ from torch import distributed
 
 from tiny_audio.cluster.findings import Finding, fail, ok, warn
 from tiny_audio.config import TrainConfig
+from tiny_audio.training.places import worker_resources, worker_selector
 from tiny_audio.training.process_group import listen_on_node_address
 
 GRADIENT_BYTES = 4 * 11_730_944  # float32, of the real backbones' projector
@@ -66,8 +67,10 @@ class _Reducer:
 
 def _place(config: TrainConfig, num_workers: int, timeout_s: float, say: Callable[[str], None]) -> PlacementGroup | None:
     """Asks for the workers' places, which makes an autoscaler start nodes; returns None if they don't come in time."""
-    resource = "GPU" if config.use_gpu else "CPU"
-    places = placement_group([{resource: 1}] * num_workers, strategy="PACK")
+    amounts, selector = worker_resources(config), worker_selector(config)
+    (resource,) = amounts
+    labels = [selector] * num_workers if selector else None
+    places = placement_group([amounts] * num_workers, strategy="PACK", bundle_label_selector=labels)
     for _ in range(math.ceil(timeout_s / WAIT_STEP_S)):
         if places.wait(min(WAIT_STEP_S, timeout_s)):
             return places

@@ -39,6 +39,7 @@ from tiny_audio.run.plan_file import keep_plan, planned_groups
 from tiny_audio.run.rejects import worst_files
 from tiny_audio.run.tracking import Tracking, require_trackers
 from tiny_audio.storage import put, said_in_one_line, written_folder
+from tiny_audio.training.places import can_grow, find_lacks, live_nodes, worker_resources, worker_selector
 from tiny_audio.training.process_group import NodeAddressConfig
 from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.watchdog import FailedWorkers, HangFollower, start_watch
@@ -106,7 +107,11 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
         train_loop_config={"run": run.for_workers(), "watch": watch, "dev_clips": _start_decoding_dev_clips(config.data)},
         torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
+            num_workers=num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker=worker_resources(config),
+            label_selector=worker_selector(config),
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
         ),
         run_config=RunConfig(
             name=config.name,
@@ -149,9 +154,16 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
 
-def _warn_of_no_decode_node(label: str | None) -> None:
-    if label and not any(node["Alive"] and node["Labels"].get(SUBCLUSTER) == label for node in ray.nodes()):
-        _warn(f"no node has the label {SUBCLUSTER}={label} yet, and data are decoded there alone; or leave data.decode_label out")
+def _require_places(config: TrainConfig) -> None:
+    """Checks that the cluster has room for the workers and for decode tasks; only warns of a cluster that may still grow.
+
+    Raises:
+        ConfigError: it has not, and both would wait for ever.
+    """
+    nodes = live_nodes()
+    for lack in find_lacks(nodes, config):
+        require(can_grow(nodes), f"{lack.detail}; {lack.remedy}")
+        _warn(f"{lack.detail} yet")
 
 
 def _save_settings(run: ResolvedRun) -> None:
@@ -240,7 +252,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
         return _export(run)
     require_trackers(run.config.trackers)
     start_ray()
-    _warn_of_no_decode_node(run.config.data.decode_label)
+    _require_places(run.config)
     watch = start_watch(run.config.watchdog_timeout_s, str(run.folder))
     try:
         _save_settings(run)
