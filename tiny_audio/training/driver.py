@@ -22,7 +22,6 @@ from ray.train.torch import TorchTrainer
 
 from tiny_audio.config import ConfigError, DataConfig, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
-from tiny_audio.counts import name_rows
 from tiny_audio.data.dev_clips import load_dev_clips
 from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.labels import make_truecaser
@@ -39,10 +38,11 @@ from tiny_audio.run.plan_file import keep_plan, planned_groups
 from tiny_audio.run.rejects import worst_files
 from tiny_audio.run.tracking import Tracking, require_trackers
 from tiny_audio.storage import put, said_in_one_line, written_folder
+from tiny_audio.training.hang_follower import FailedWorkers, HangFollower
 from tiny_audio.training.places import can_grow, find_lacks, live_nodes, worker_resources, worker_selector
 from tiny_audio.training.process_group import NodeAddressConfig
 from tiny_audio.training.resolved import ResolvedRun
-from tiny_audio.training.watchdog import FailedWorkers, HangFollower, start_watch
+from tiny_audio.training.watchdog import start_watch
 
 # How long Ray Train waits for the nodes that it chose before it chooses again. They may have to boot first. If the number of
 # workers may change, it chooses nodes that are up, by a list that Ray renews every 20 s: one of them may just have been lost.
@@ -124,21 +124,14 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     )
 
 
-def _files_of_step(plan: TrainingPlan, step: int) -> str:
-    """Names the files that must be read before workers get their rows of a step: those of its window."""
-    (window,) = plan.windows(num_steps=step + 1, start_step=step)
-    return name_rows(list(dict.fromkeys(part.path for part in window.slices)))
-
-
 def _fit(run: ResolvedRun, watch) -> str:
     """Trains to the end; returns why the run stopped before, or an empty string.
 
     Raises:
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
-    follower = HangFollower(watch, partial(_files_of_step, run.plan))
     try:
-        with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
+        with HangFollower(watch, run), tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
             return _trainer(run, watch, scratch).fit().return_value  # rank 0's
     except TrainingFailedError as error:
         cause = getattr(error, "controller_failure", None)  # from the start of the data
