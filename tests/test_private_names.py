@@ -72,6 +72,7 @@ def test_rays_failures_and_splits():
     assert not ray_names.is_lost_process(RuntimeError("out of memory"))
     assert ControllerError(ValueError("no rows")).controller_failure.args == ("no rows",)
     assert SUBCLUSTER_LABEL_KEY == ray_names.SUBCLUSTER
+    assert ray._raylet.RAY_NODE_GROUP_KEY == ray_names.NODE_GROUP
     assert list(inspect.signature(DataConfig.configure).parameters)[:3] == ["self", "datasets", "world_size"]
     assert {"execution_options", "enable_shard_locality"} <= inspect.signature(DataConfig).parameters.keys()
     settings = {field.name for field in dataclasses.fields(ray.data.DataContext)}

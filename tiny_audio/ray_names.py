@@ -24,6 +24,7 @@ AUTH_MODE = "RAY_AUTH_MODE"
 
 # The label by which Ray Data counts a group of nodes as its own; `ExecutionOptions.label_selector` selects by it.
 SUBCLUSTER = "ray-subcluster"
+NODE_GROUP = "ray.io/node-group"  # the label of nodes that a launcher or KubeRay starts: their kind in its config
 
 # What Ray's commands print, which have no other output.
 AGENT_PORT = 52365  # of the agent that runs jobs: the default, and `ray.init` takes no other

@@ -82,8 +82,8 @@ def test_a_healthy_cluster_passes():
         (cluster(facts_=facts(devices=[])), "FAIL", "nvidia-smi shows no GPU"),
         (cluster(facts_=facts(devices=["NVIDIA H100, driver 570.1"])), "FAIL", "driver 570.1"),
         (cluster(facts_=facts(devices=[H100, "NVIDIA L4, driver 580.1"])), "warn", "1 x NVIDIA L4"),
-        (cluster(facts_=facts(devices=[H100], resolved_ip="127.0.1.1")), "FAIL", "host resolves to 127.0.1.1"),
-        (cluster(facts_=facts(devices=[H100], resolved_ip="")), "FAIL", "host resolves to nothing"),
+        (cluster(facts_=facts(devices=[H100], resolved_ip="127.0.1.1")), "warn", "host resolves to 127.0.1.1"),
+        (cluster(facts_=facts(devices=[H100], resolved_ip="")), "warn", "host resolves to nothing"),
         (cluster(facts_=facts(devices=[H100], shared_memory_gib=0.06)), "FAIL", "/dev/shm 0.1 GiB"),
         (cluster(facts_=facts(devices=[H100], free_disk_gib=9.0)), "FAIL", "9 GiB of 200 are free"),
         (cluster(facts_=facts(devices=[H100], free_disk_gib=15.0)), "warn", "15 GiB of 200 are free"),
@@ -112,7 +112,7 @@ def test_each_check_names_node_and_remedy(nodes, verdict, said, monkeypatch):
 def test_a_cluster_of_cpus_must_hold_both_the_workers_and_decode():
     nodes = [a_node("decode", labels={SUBCLUSTER: "decode"}), a_node("train", cpus=2)]
     on_cpus = config(use_gpu=False, num_workers=4)
-    assert "4 workers want a CPU each, and 2 are off the decode nodes" in checks.check_places(nodes, on_cpus)[0].detail
+    assert "4 workers each want a CPU, and there is room for 2 off" in checks.check_places(nodes, on_cpus)[0].detail
     on_cpus.data.decode_label = None
     assert is_healthy(checks.check_places(nodes, on_cpus))
     assert not is_healthy(checks.check_places([a_node("small", cpus=4)], on_cpus))

@@ -3,14 +3,12 @@
 import json
 import threading
 import time
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import ray
 import torch.distributed
-from ray.train import ScalingConfig
 from safetensors.torch import load_file
 
 from tests.training.test_train import config_of, losses, scores
@@ -105,7 +103,7 @@ def test_a_run_goes_on_with_the_nodes_left_and_takes_in_new_ones(two_epochs, loc
     """2 workers become 1 by the loss of a node, then 2 by a new node; each change repeats the steps since the checkpoint."""
     monkeypatch.setattr("tiny_audio.training.driver.RESIZE_CHECK_S", 1.0)
     monkeypatch.setattr("tiny_audio.training.driver.ELASTIC_START_TIMEOUT_S", 10)
-    monkeypatch.setattr("tiny_audio.training.driver.ScalingConfig", partial(ScalingConfig, resources_per_worker={SLOT: 1}))
+    monkeypatch.setattr("tiny_audio.training.driver.worker_resources", lambda config: {SLOT: 1})
     holds = {(1, 0), (2, 3), (1, 5)}  # (1, 0): it begins with one worker if Ray's list of nodes, up to 20 s old, has only one
     monkeypatch.setattr("tiny_audio.training.driver._train_loop", loop_with(stand_still(holds)))
     config = run_config(shards, tmp_path, "elastic", num_workers=2, min_workers=1, zero_stage=2, max_failures=1)

@@ -31,7 +31,7 @@ from tiny_audio.run.claim import claim_run, require_claim
 from tiny_audio.run.ledger import LEDGER
 from tiny_audio.run.metrics import progress_line, read_metrics
 from tiny_audio.run.rejects import REJECTS
-from tiny_audio.training.driver import HEALTH_TIMEOUT, START_TIMEOUT, _ray_train_timeouts, _warn_of_no_decode_node, resolve, train
+from tiny_audio.training.driver import HEALTH_TIMEOUT, START_TIMEOUT, _ray_train_timeouts, resolve, train
 from tiny_audio.training.zero import Engine
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -284,9 +284,12 @@ def test_ray_train_waits_for_gpu_nodes_to_boot_and_not_beyond_the_run(shards, tm
     assert [os.environ.get(name) for name in names] == before
 
 
-def test_a_decode_label_that_no_node_has_is_warned_of(capsys):
-    _warn_of_no_decode_node("decode")
-    assert "no node has the label ray-subcluster=decode yet" in capsys.readouterr().err
+def test_a_cluster_without_a_place_for_decoding_is_refused(shards, tmp_path):
+    config = config_of(shards, tmp_path, "nowhere")
+    config.data.decode_label = "decode"
+    with pytest.raises(ConfigError, match=r"no node has the label ray-subcluster=decode and a CPU, .*; start one .*, or leave"):
+        train(config)
+    assert not config.run_dir.exists()
 
 
 def test_a_run_under_another_plan_is_refused(plain, shards):

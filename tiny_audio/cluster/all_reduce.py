@@ -16,6 +16,8 @@ from torch import distributed
 
 from tiny_audio.cluster.findings import Finding, fail, ok, warn
 from tiny_audio.config import TrainConfig
+from tiny_audio.training.places import worker_resources, worker_selector
+from tiny_audio.training.process_group import listen_on_node_address
 
 GRADIENT_BYTES = 4 * 11_730_944  # float32, of the real backbones' projector
 NUM_REPEATS = 5
@@ -44,6 +46,7 @@ class _Reducer:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         backend = "nccl" if device.type == "cuda" else "gloo"
         meet = timedelta(seconds=MEET_TIMEOUT_S)
+        listen_on_node_address()
         distributed.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=meet)
         try:
             return min(self._reduce(device, size) for _ in range(NUM_REPEATS))
@@ -64,8 +67,10 @@ class _Reducer:
 
 def _place(config: TrainConfig, num_workers: int, timeout_s: float, say: Callable[[str], None]) -> PlacementGroup | None:
     """Asks for the workers' places, which makes an autoscaler start nodes; returns None if they don't come in time."""
-    resource = "GPU" if config.use_gpu else "CPU"
-    places = placement_group([{resource: 1}] * num_workers, strategy="PACK")
+    amounts, selector = worker_resources(config), worker_selector(config)
+    (resource,) = amounts
+    labels = [selector] * num_workers if selector else None
+    places = placement_group([amounts] * num_workers, strategy="PACK", bundle_label_selector=labels)
     for _ in range(math.ceil(timeout_s / WAIT_STEP_S)):
         if places.wait(min(WAIT_STEP_S, timeout_s)):
             return places
@@ -107,7 +112,7 @@ def check_all_reduce(config: TrainConfig, timeout_s: float, say: Callable[[str],
         return [placed, _verdict(config, num_workers, _measure(config, places))]
     except (ray.exceptions.RayError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
-        remedy = "mend names and ports above first; then NCCL_DEBUG=INFO, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        remedy = "mend ports above first; then NCCL_DEBUG=INFO, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         return [placed, fail("all-reduce", "cluster", lines[-1] if lines else type(error).__name__, remedy)]
     finally:
         remove_placement_group(places)

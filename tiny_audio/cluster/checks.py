@@ -10,22 +10,13 @@ from tiny_audio.cluster.probe import Node
 from tiny_audio.config import TrainConfig
 from tiny_audio.counts import name_rows
 from tiny_audio.ray_names import SUBCLUSTER
+from tiny_audio.training.places import find_lacks, is_decode_node, is_train_node
 
 MIN_DRIVER = 580  # of NVIDIA's, for CUDA 13, which torch's wheels bring
 MAX_CLOCK_OFFSET_S = 5.0  # beyond it the order of log lines misleads; object storage refuses requests from 900 s on
 MIN_FREE_SHARE = 0.05  # of the disk: below it Ray stops spilling (RAY_local_fs_capacity_threshold)
 FREE_DISK_GIB = 20.0  # what the object store of a decode node may spill while training waits
 SLOW_STORAGE_MB_S = 50.0  # 141 MB of a checkpoint would take 3 s, 8 GB of weights 3 minutes
-
-
-def is_decode_node(node: Node, config: TrainConfig) -> bool:
-    """Says whether decoding is confined to nodes like this one."""
-    return bool(config.data.decode_label) and node.labels.get(SUBCLUSTER) == config.data.decode_label
-
-
-def is_train_node(node: Node, config: TrainConfig) -> bool:
-    """Says whether a node can run a training worker."""
-    return node.num_gpus > 0 if config.use_gpu else node.num_cpus > 0 and not is_decode_node(node, config)
 
 
 def check_versions(nodes: list[Node]) -> list[Finding]:
@@ -48,15 +39,15 @@ def check_versions(nodes: list[Node]) -> list[Finding]:
 
 
 def check_names(nodes: list[Node]) -> list[Finding]:
-    """Checks that a host's name resolves to an address at which others reach it: Gloo and NCCL tell it to the other workers."""
-    remedy = "take the name off the 127.x line of /etc/hosts; or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on all nodes"
+    """Checks that a host's name resolves to an address at which others reach it; training itself goes by the node's address."""
+    remedy = "take the name off the 127.x line of /etc/hosts: training goes by addresses, but other programs go by names"
     findings = []
     for node in nodes:
         address = node.facts.resolved_ip
         if not address:
-            findings.append(fail("names", node.name, f"its own name {node.facts.host_name} resolves to nothing", remedy))
+            findings.append(warn("names", node.name, f"its own name {node.facts.host_name} resolves to nothing", remedy))
         elif address.startswith("127.") and len({other.ip for other in nodes}) > 1:
-            findings.append(fail("names", node.name, f"its own name {node.facts.host_name} resolves to {address}", remedy))
+            findings.append(warn("names", node.name, f"its own name {node.facts.host_name} resolves to {address}", remedy))
     return findings or [ok("names", "every host's name resolves to an address that the others can use")]
 
 
@@ -135,26 +126,13 @@ def check_devices(nodes: list[Node], config: TrainConfig) -> list[Finding]:
 
 def check_places(nodes: list[Node], config: TrainConfig) -> list[Finding]:
     """Checks that labels and resources leave room for decode tasks beside the workers."""
-    label, findings = config.data.decode_label, []
-    if label and not any(is_decode_node(node, config) and node.num_cpus for node in nodes):
-        remedy = f"start nodes with the label {SUBCLUSTER}={label} and CPUs, or leave data.decode_label out"
-        detail = f"no node has the label {SUBCLUSTER}={label}, and data are decoded there alone"
-        findings.append(fail("labels", "cluster", detail, remedy))
+    findings = [fail(lack.kind, "cluster", lack.detail, lack.remedy) for lack in find_lacks(nodes, config)]
     for node in nodes:
         if config.use_gpu and node.num_gpus and SUBCLUSTER in node.labels:
             remedy = f"start it without the label {SUBCLUSTER}: Train's reservation has none, and does not see such nodes"
             findings.append(fail("labels", node.name, f"a GPU node labelled {SUBCLUSTER}={node.labels[SUBCLUSTER]}", remedy))
-    room = sum(node.num_cpus for node in nodes if not is_decode_node(node, config))
-    if label and not config.use_gpu and room < config.num_workers:
-        detail = f"{config.num_workers} workers want a CPU each, and {room:g} are off the decode nodes"
-        remedy = "add nodes without the label, or leave data.decode_label out: workers would take the decode nodes' CPUs"
-        findings.append(fail("labels", "cluster", detail, remedy))
-    if not label and not config.use_gpu and room <= config.num_workers:
-        detail = f"{room:g} CPUs for {config.num_workers} workers and the decode tasks"
-        findings.append(fail("CPUs", "cluster", detail, "lower num_workers, or add CPUs: decode tasks would wait for ever"))
-    if not label and config.use_gpu and not room:
-        findings.append(fail("CPUs", "cluster", "no CPU is on offer for decode tasks", "offer CPUs on some node"))
-    decode_cpus = sum(node.num_cpus for node in nodes if is_decode_node(node, config)) if label else room
+    label = config.data.decode_label
+    decode_cpus = sum(node.num_cpus for node in nodes if not label or is_decode_node(node, config))
     return findings or [
         ok("labels, CPUs", f"{decode_cpus:g} CPUs for decode tasks" + (f" on {SUBCLUSTER}={label}" if label else ""))
     ]

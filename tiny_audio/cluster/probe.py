@@ -15,37 +15,27 @@ from tiny_audio.cluster import node
 from tiny_audio.cluster.node import NodeFacts
 from tiny_audio.config import ConfigError, storage_path
 from tiny_audio.storage import remove_folder, said_in_one_line
+from tiny_audio.training.places import Offer, node_names
 
 ANSWER_TIMEOUT_S = 120.0  # a node that is fetching its first imports over a network disk takes half a minute
 CLOCK_SAMPLES = 5  # tries, of which the fastest round trip counts
 
 
 @dataclass(frozen=True)
-class Node:
+class Node(Offer):
     """Holds a live node as Ray lists it and as it describes itself.
 
     `reads_and_writes` is (MB/s written, MB/s read); `problems` are those of storage; `unreachable` maps another node's
     name to why no connection to it came about; `clock_offset_s` says how far the clock is ahead of the driver's.
     """
 
-    name: str
     ip: str
     is_head: bool
-    labels: dict[str, str]
-    resources: dict[str, float]
     facts: NodeFacts
     clock_offset_s: float = 0.0
     reads_and_writes: tuple[float, float] = (0.0, 0.0)
     storage_problem: str = ""
     unreachable: dict[str, str] | None = None
-
-    @property
-    def num_gpus(self) -> float:
-        return self.resources.get("GPU", 0.0)
-
-    @property
-    def num_cpus(self) -> float:
-        return self.resources.get("CPU", 0.0)
 
 
 @ray.remote(num_cpus=0)
@@ -82,14 +72,6 @@ def _gather(calls: dict[str, ray.ObjectRef], timeout_s: float | None = None) -> 
         except ray.exceptions.RayError as error:
             raise NoAnswer(f"{name} does not answer within {timeout_s:g} s ({type(error).__name__})") from error
     return answers
-
-
-def _names(listed: list[dict]) -> list[str]:
-    """Returns the host names, followed by the beginning of Ray's own id if several nodes share one."""
-    hosts = [entry["NodeManagerHostname"] for entry in listed]
-    return [
-        host if hosts.count(host) == 1 else f"{host}#{entry['NodeID'][:4]}" for host, entry in zip(hosts, listed, strict=True)
-    ]
 
 
 def _clock_offset_s(name: str, probe: ray.actor.ActorHandle) -> float:
@@ -140,7 +122,7 @@ def examine_nodes(runs_dir: str, model_ids: list[str], say: Callable[[str], None
         NoAnswer: a node does not answer within ANSWER_TIMEOUT_S.
     """
     listed = [entry for entry in ray.nodes() if entry["Alive"]]
-    names = _names(listed)
+    names = node_names(listed)
     say(f"nodes that are up: {', '.join(names)}")
     probes = {
         name: _Probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(entry["NodeID"], soft=False)).remote()

@@ -22,7 +22,6 @@ from ray.train.torch import TorchTrainer
 
 from tiny_audio.config import ConfigError, DataConfig, TrainConfig, require
 from tiny_audio.config_files import changed_settings, save_config
-from tiny_audio.counts import name_rows
 from tiny_audio.data.dev_clips import load_dev_clips
 from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.labels import make_truecaser
@@ -41,9 +40,12 @@ from tiny_audio.run.plan_file import keep_plan, planned_groups
 from tiny_audio.run.rejects import worst_files
 from tiny_audio.run.tracking import Tracking, require_trackers
 from tiny_audio.storage import put, said_in_one_line, written_folder
+from tiny_audio.training.hang_follower import FailedWorkers, HangFollower
+from tiny_audio.training.places import can_grow, find_lacks, live_nodes, worker_resources, worker_selector
+from tiny_audio.training.process_group import NodeAddressConfig
 from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.run_monitor import RunMonitor
-from tiny_audio.training.watchdog import FailedWorkers, HangFollower, start_watch
+from tiny_audio.training.watchdog import start_watch
 
 # How long Ray Train waits for the nodes that it chose before it chooses again. They may have to boot first. If the number of
 # workers may change, it chooses nodes that are up, by a list that Ray renews every 20 s: one of them may just have been lost.
@@ -107,8 +109,13 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     return TorchTrainer(
         _train_loop,
         train_loop_config={"run": run.for_workers(), "watch": watch, "dev_clips": _start_decoding_dev_clips(config.data)},
+        torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=config.use_gpu, elastic_resize_monitor_interval_s=RESIZE_CHECK_S
+            num_workers=num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker=worker_resources(config),
+            label_selector=worker_selector(config),
+            elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
         ),
         run_config=RunConfig(
             name=config.name,
@@ -121,21 +128,14 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     )
 
 
-def _files_of_step(plan: TrainingPlan, step: int) -> str:
-    """Names the files that must be read before workers get their rows of a step: those of its window."""
-    (window,) = plan.windows(num_steps=step + 1, start_step=step)
-    return name_rows(list(dict.fromkeys(part.path for part in window.slices)))
-
-
 def _fit(run: ResolvedRun, watch) -> str:
     """Trains to the end; returns why the run stopped before, or an empty string.
 
     Raises:
         TrainingFailedError: workers failed more than `max_failures` times, and not by a hang.
     """
-    follower = HangFollower(watch, partial(_files_of_step, run.plan))
     try:
-        with follower, tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
+        with HangFollower(watch, run), tempfile.TemporaryDirectory(prefix="ray_train-") as scratch:
             return _trainer(run, watch, scratch).fit().return_value  # rank 0's
     except TrainingFailedError as error:
         cause = getattr(error, "controller_failure", None)  # from the start of the data
@@ -151,9 +151,16 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
 
-def _warn_of_no_decode_node(label: str | None) -> None:
-    if label and not any(node["Alive"] and node["Labels"].get(SUBCLUSTER) == label for node in ray.nodes()):
-        _warn(f"no node has the label {SUBCLUSTER}={label} yet, and data are decoded there alone; or leave data.decode_label out")
+def _require_places(config: TrainConfig) -> None:
+    """Checks that the cluster has room for the workers and for decode tasks; only warns of a cluster that may still grow.
+
+    Raises:
+        ConfigError: it has not, and both would wait for ever.
+    """
+    nodes = live_nodes()
+    for lack in find_lacks(nodes, config):
+        require(can_grow(nodes), f"{lack.detail}; {lack.remedy}")
+        _warn(f"{lack.detail} yet")
 
 
 def _save_settings(run: ResolvedRun) -> None:
@@ -242,7 +249,7 @@ def train(config: TrainConfig, start_ray: Callable[[], None] = lambda: None) -> 
         return _export(run)
     require_trackers(run.config.trackers)
     start_ray()
-    _warn_of_no_decode_node(run.config.data.decode_label)
+    _require_places(run.config)
     watch = start_watch(run.config.watchdog_timeout_s, str(run.folder))
     try:
         _save_settings(run)
