@@ -87,8 +87,10 @@ def open_recording(source: str | Path | BinaryIO, max_duration_s: float) -> Iter
     elif _is_on_disk(source):
         yield Recording(_contents(source), max_duration_s)
     else:
+        if source.seekable():
+            source.seek(0)
         with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(_Limited(source, max_bytes(max_duration_s) + 1), copy)
+            shutil.copyfileobj(LimitedReader(source, max_bytes(max_duration_s) + 1), copy)
             yield Recording(_contents(copy), max_duration_s)
 
 
@@ -107,7 +109,7 @@ def _contents(file: BinaryIO) -> bytes | mmap.mmap:
     return file.read()
 
 
-class _Limited:
+class LimitedReader:
     """Reads no more than `left` bytes of a file."""
 
     def __init__(self, file: BinaryIO, left: int):
