@@ -157,7 +157,7 @@ def read_links(data: memoryview) -> list[Link]:
     for start, stop in pairwise([0, *starts, len(data)]):
         part = data[start:stop]
         native = kind in NATIVE and not (kind == "ogg" and containers.has_tracks(part))
-        links.append(Link(kind, PLAIN[kind](part) if kind in PLAIN else Pieces(part), native))
+        links.append(Link(kind, Pieces(*(PLAIN[kind](part) if kind in PLAIN else (part,))), native))
     return links
 
 

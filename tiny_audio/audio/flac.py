@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from tiny_audio.audio.pieces import Pieces
-
 STREAM_INFO = b"fLaC\x00\x00\x00\x22"
 BLOCK_SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 MAX_FRAME_BYTES = 2**20
@@ -82,7 +80,7 @@ def _last_frames(tail: bytes, block_size: int) -> Iterator[tuple[int, int]]:
             yield position, end
 
 
-def exact_header(data: memoryview) -> Pieces:
+def exact_header(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns the file, with the sample count taken from the last frame if the header gives a different count or none.
 
     Raises:
@@ -90,7 +88,7 @@ def exact_header(data: memoryview) -> Pieces:
     """
     start = bytes(data[: 2**20]).find(STREAM_INFO)  # after an ID3 tag
     if start < 0:
-        return Pieces(data)
+        return (data,)
     field = start + 8 + 13  # 4 bits of another field, then 36 bits of sample count
     promised = int.from_bytes(data[field : field + 5], "big") & (1 << 36) - 1
     block_size = int.from_bytes(data[start + 10 : start + 12], "big")
@@ -99,8 +97,8 @@ def exact_header(data: memoryview) -> Pieces:
     if not last:
         raise EOFError("there is no FLAC frame in it")
     if any(end == promised for _, end in last):
-        return Pieces(data)
+        return (data,)
     for position, end in last:
         if _crc16(tail[position:]) == 0:
-            return Pieces(data[:field], (data[field] >> 4 << 36 | end).to_bytes(5, "big"), data[field + 5 :])
+            return data[:field], (data[field] >> 4 << 36 | end).to_bytes(5, "big"), data[field + 5 :]
     raise EOFError("its last FLAC frame is incomplete")

@@ -9,6 +9,7 @@ libraries (x264, x265), so users install it and no image has it.
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import socket
 import struct
@@ -21,8 +22,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-
-from tiny_audio.audio.pieces import Pieces
 
 DEMUXERS = {  # all permitted FFmpeg demuxers, by kind of file
     "adts": "aac",
@@ -91,7 +90,7 @@ class _Process:
             self.process.kill()
             self.process.wait()
 
-    def ask(self, head: bytes, data: Pieces, limit_s: float) -> Iterator[memoryview]:
+    def ask(self, head: bytes, data: io.RawIOBase, limit_s: float) -> Iterator[memoryview]:
         """Yields the blocks of a file as the process sends them; only the time that it is waited for counts.
 
         Raises:
@@ -110,7 +109,7 @@ class _Process:
                 raise Refused(reason, message)
             yield memoryview(body)
 
-    def _message(self, data: Pieces) -> tuple[bytes, bytearray]:
+    def _message(self, data: io.RawIOBase) -> tuple[bytes, bytearray]:
         """Returns the next message that is no question for a part of the file, and answers those."""
         while True:
             kind, size = struct.unpack(">cQ", self._receive(9))
@@ -159,7 +158,7 @@ def _keep(process: _Process) -> None:
         process.stop()
 
 
-def _ask(head: bytes, data: Pieces, limit_s: float) -> Iterator[memoryview]:
+def _ask(head: bytes, data: io.RawIOBase, limit_s: float) -> Iterator[memoryview]:
     """Yields the blocks of an idle process, or of a new one if there is none or if it exits at this very moment."""
     for process in (_take_idle(), None):
         process, begun = process or _Process(), False
@@ -185,7 +184,7 @@ def _ask(head: bytes, data: Pieces, limit_s: float) -> Iterator[memoryview]:
 
 
 def read_foreign(
-    data: Pieces, kind: str, max_duration_s: float, max_samples: int, at_once: bool
+    data: io.RawIOBase, kind: str, max_duration_s: float, max_samples: int, at_once: bool
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Decodes a file with FFmpeg; yields its samples in blocks, and holds no more than one.
 
@@ -205,7 +204,7 @@ def read_foreign(
     if importlib.util.find_spec("av") is None:
         raise Refused("not_audio", f"{kind} files of this sort are read by PyAV, which is not installed here ({REMEDY})")
     limit_s = LIMIT_S + max_duration_s / SLOWEST
-    head = struct.pack(">16sQdQd", DEMUXERS[kind].encode(), len(data), max_duration_s, max_samples, limit_s / 3)
+    head = struct.pack(">16sQdQd", DEMUXERS[kind].encode(), data.seek(0, io.SEEK_END), max_duration_s, max_samples, limit_s / 3)
     num_samples = 0
     try:
         with _slots if at_once else nullcontext():

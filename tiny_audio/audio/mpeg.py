@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tiny_audio.audio.pieces import Pieces
-
 _KBITS = {
     (3, 3): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),  # MPEG 1, layer I
     (3, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -152,7 +150,7 @@ def mp3_links(data: memoryview) -> list[int]:
     return starts
 
 
-def exact_mp3(data: memoryview) -> Pieces:
+def exact_mp3(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns an MP3 stream whose first frame says how many follow, adding that frame if it is missing or wrong.
 
     Raises:
@@ -161,15 +159,15 @@ def exact_mp3(data: memoryview) -> Pieces:
     frames = _mp3_frames(data)
     position, first = next(frames, (0, None))
     if first is None:
-        return Pieces(data)
+        return (data,)
     promised = _promised_frames(data, position, first)
     num_frames = sum(1 for _ in frames) + (promised is None)
     if promised and num_frames < promised - 1:
         raise EOFError(f"it ends after {num_frames} of {promised} MP3 frames")
     if promised and num_frames <= promised + 1:
-        return Pieces(data)
+        return (data,)
     begin = position if promised is None else position + first.num_bytes
-    return Pieces(_info_frame(data, position, num_frames), data[begin:])
+    return _info_frame(data, position, num_frames), data[begin:]
 
 
 def _info_frame(data: memoryview, position: int, num_frames: int) -> bytes:

@@ -11,8 +11,6 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tiny_audio.audio.pieces import Pieces
-
 UNKNOWN_SIZE = 2**62
 PLACEHOLDERS = (2**30, 2**31, 2**32)  # what streaming writers put in for a size, or up to `PLACEHOLDER_BYTES` less
 PLACEHOLDER_BYTES = 2**16
@@ -139,13 +137,13 @@ def _length(num_bytes: int, byte_rate: float) -> str:
     return f"{num_bytes / byte_rate:.2f} s" if byte_rate else f"{num_bytes} bytes"
 
 
-def _wav(form: bytes, samples: memoryview, order: str = "<") -> Pieces:
+def _wav(form: bytes, samples: memoryview, order: str = "<") -> tuple[memoryview | bytes, ...]:
     size = 20 + len(form) + len(form) % 2 + len(samples)
     if size > LARGEST_SIZE:
         raise ValueError("its sound has over 4 GiB; recode it, as FLAC for instance")
     head = struct.pack(order + "4sI4s4sI", b"RIFX" if order == ">" else b"RIFF", size, b"WAVE", b"fmt ", len(form))
     head += form + b"\0" * (len(form) % 2) + struct.pack(order + "4sI", b"data", len(samples))
-    return Pieces(head, samples)
+    return head, samples
 
 
 def _rates(form: bytes, order: str) -> tuple[int, int]:
@@ -173,7 +171,7 @@ def _sound(data: memoryview, chunks: Iterator[Chunk]) -> tuple[bytes, Chunk]:
     return form, sounds[0]
 
 
-def plain_wav(data: memoryview) -> Pieces:
+def plain_wav(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites a WAV, RF64 or BW64 file as a WAV of two chunks, whatever its sizes say."""
     form, sound = _sound(data, _riff_chunks(data))
     order, promised = _order(data), sound.size
@@ -182,7 +180,7 @@ def plain_wav(data: memoryview) -> Pieces:
     return _wav(form, _samples(data, sound.start, promised, order, *_rates(form, order)), order)
 
 
-def plain_w64(data: memoryview) -> Pieces:
+def plain_w64(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites a Sony Wave64 file as a WAV."""
     form, sound = _sound(data, _w64_chunks(data))
     promised, rest = sound.size or UNKNOWN_SIZE, data[sound.start :]
@@ -197,7 +195,7 @@ def _frame_bytes(common: bytes) -> int:
     return channels * AIFC_SAMPLE_BYTES.get(compression, of_pcm)
 
 
-def plain_aiff(data: memoryview) -> Pieces:
+def plain_aiff(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites an AIFF or AIFC file with two chunks, whatever its sizes say."""
     common = b""
     for chunk in _riff_chunks(data):
@@ -208,7 +206,7 @@ def plain_aiff(data: memoryview) -> Pieces:
     raise EOFError("there is no SSND chunk in it")
 
 
-def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -> Pieces:
+def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -> tuple[memoryview | bytes, ...]:
     frame_bytes, num_frames = _frame_bytes(common), struct.unpack_from(">I", common, 2)[0]
     offset = 8 + struct.unpack_from(">I", data, start)[0] if start + 8 <= len(data) else 8
     known = size > 8 and _is_known(size)
@@ -221,7 +219,7 @@ def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -
     body += struct.pack(">4sIII", b"SSND", 8 + len(samples), 0, 0)
     padding = b"\0" * (len(samples) % 2)
     size = 4 + len(body) + len(samples) + len(padding)
-    return Pieces(struct.pack(">4sI4s", b"FORM", size, kind) + body, samples, padding)
+    return struct.pack(">4sI4s", b"FORM", size, kind) + body, samples, padding
 
 
 def _extended(data: bytes) -> float:
@@ -230,19 +228,19 @@ def _extended(data: bytes) -> float:
     return mantissa * 2.0 ** (exponent - 16383 - 63) if 16383 <= exponent < 16383 + 32 else 0.0
 
 
-def plain_au(data: memoryview) -> Pieces:
+def plain_au(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites an AU file so that its header promises what is there."""
     order = ">" if data[:4] == b".snd" else "<"
     if len(data) < 24:
-        return Pieces(data)
+        return (data,)
     start, promised = struct.unpack_from(order + "II", data, 4)
     if promised and _is_known(promised) and start <= len(data):
         _, rate, channels = struct.unpack_from(order + "III", data, 12)
         _samples(data, start, promised, order, min(rate, 10**6) * min(channels, 64), 1)
-    return Pieces(data[:8], struct.pack(order + "I", min(max(0, len(data) - start), LARGEST_SIZE)), data[12:])
+    return data[:8], struct.pack(order + "I", min(max(0, len(data) - start), LARGEST_SIZE)), data[12:]
 
 
-def plain_caf(data: memoryview) -> Pieces:
+def plain_caf(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns a CAF file whose data chunk promises what is there, rewriting the size if it is wrong."""
     sound = next((chunk for chunk in _caf_chunks(data) if chunk.name == b"data"), None)
     if sound is None:
@@ -251,11 +249,11 @@ def plain_caf(data: memoryview) -> Pieces:
     if _is_known(sound.size) and sound.size - len(rest) > SPARE_BYTES:
         raise EOFError(f"{sound.size - len(rest)} bytes are missing")
     if 0 <= sound.size <= len(rest):
-        return Pieces(data)
-    return Pieces(data[: sound.position + 4], struct.pack(">q", len(rest)), rest)
+        return (data,)
+    return data[: sound.position + 4], struct.pack(">q", len(rest)), rest
 
 
-def plain_nist(data: memoryview) -> Pieces:
+def plain_nist(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns a NIST SPHERE file unchanged, or raises EOFError if sound that its header promises is missing."""
     head = bytes(data[:16384])
     count, channels, width = (re.search(rb"\n" + name + rb" -i (\d{1,12})", head) for name in NIST_FIELDS)
@@ -265,4 +263,4 @@ def plain_nist(data: memoryview) -> Pieces:
         missing = int(size[1]) + promised - len(data)
         if missing > SPARE_BYTES and _is_known(promised):
             raise EOFError(f"{missing} bytes are missing")
-    return Pieces(data)
+    return (data,)

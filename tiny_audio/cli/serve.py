@@ -20,8 +20,7 @@ import yaml
 from tiny_audio.config import require
 from tiny_audio.storage import require_model
 
-REQUEST_TIMEOUT_S = 90  # longer than the app's own timeout, whose error has OpenAI's shape
-READY_CHECK_S = 60  # a busy machine of two cores needs more than Serve's 5 s to start its proxy
+CONFIG = Path(__file__).parents[1] / "serving/config.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,19 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def serve_config(model: str, device: str, host: str, port: int, num_threads: int) -> dict:
-    """Returns the config that `serve run` is given."""
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S},
-        "controller_options": {"runtime_env": {"env_vars": {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(READY_CHECK_S)}}},
-        "applications": [
-            {
-                "name": "tiny_audio",
-                "import_path": "tiny_audio.serving.app:build",
-                "args": {"model": model, "device": device, "num_threads": num_threads},
-            }
-        ],
-    }
+    """Returns the config that `serve run` is given: the service's own, with these settings."""
+    config = yaml.safe_load(CONFIG.read_text())
+    config["http_options"] |= {"host": host, "port": port}
+    config["applications"][0]["args"] = {"model": model, "device": device, "num_threads": num_threads}
+    return config
 
 
 def run(arguments: argparse.Namespace) -> int:
