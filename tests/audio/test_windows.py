@@ -56,7 +56,7 @@ def test_windows_hold_all_speech_and_keep_their_places_to_the_end(ten_minutes, m
 
 
 def test_windows_do_not_depend_on_the_pieces_and_keep_no_more_than_one(ten_minutes):
-    pcm = ten_minutes[0][: 60 * RATE]
+    pcm = ten_minutes[0][: 25 * RATE]
     whole, splitter, cut, most = list(windows([pcm], 10 * RATE, VadConfig())), Splitter(10 * RATE, VadConfig()), [], 0
     for piece in pieces(pcm, 777):
         cut += splitter.add(piece)
