@@ -75,6 +75,14 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest(sentences):
     assert sum(len(window.pcm) for window in [first, *rest]) > 0.98 * len(speech)
 
 
+@pytest.mark.parametrize("padding_ms", [0, 5000])
+def test_the_shortest_windows_hold_speech_whatever_their_padding(sentences, padding_ms):
+    speech = np.concatenate(sentences)
+    cut = list(windows([speech], RATE, VadConfig(prefix_padding_ms=padding_ms)))
+    assert all(0 < len(window.pcm) <= RATE and window.speech_start < window.speech_stop for window in cut)
+    assert sum(len(window.pcm) for window in cut) > 0.9 * len(speech)
+
+
 def test_silence_has_no_windows_and_a_bounded_memory():
     splitter = Splitter(10 * RATE, VadConfig())
     assert [window for _ in range(20) for window in splitter.add(np.zeros(RATE, np.int16))] == []

@@ -54,7 +54,8 @@ class Splitter:
 
     def __init__(self, max_samples: int, config: VadConfig):
         self.max_samples = max_samples
-        self.padding, self.join_pause = (x * SAMPLE_RATE // 1000 for x in (config.prefix_padding_ms, config.join_pause_ms))
+        padding, self.join_pause = (x * SAMPLE_RATE // 1000 for x in (config.prefix_padding_ms, config.join_pause_ms))
+        self.padding = min(padding, max_samples // 4)  # so that a window has room for speech, and for a search of its end
         self.spans, self.state = SpeechSpans(config), StreamState.start()
         self.buffer, self.buffer_start = np.zeros(0, np.int16), 0  # sound that a window may still need
         self.speech: tuple[int, int] | None = None  # spans that the next window has so far
@@ -104,8 +105,9 @@ class Splitter:
         if self.speech and began is None and now - self.speech[1] > self.join_pause:
             yield self._window(*self.speech, now)
 
-    def _fits(self, speech_start: int, speech_stop: int) -> bool:
-        return speech_stop + self.padding - max(speech_start - self.padding, self.taken) <= self.max_samples
+    def _fits(self, speech_start: int, now: int) -> bool:
+        """Says whether a window from there may go on for another frame."""
+        return now + FRAME_SAMPLES + self.padding - max(speech_start - self.padding, self.taken) <= self.max_samples
 
     def _quietest(self, now: int) -> int:
         """Returns the middle of the quietest 20 ms shortly before the sample `now`."""

@@ -14,7 +14,7 @@ import queue
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -44,10 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
         transcriber = load_transcriber(model, arguments.device)
         print("listening", file=sys.stderr, flush=True)
         splitter, waiting = Splitter(window_samples(transcriber.max_duration_s), arguments.vad), deque()
-        for chunk in chunks:
-            waiting += [transcriber.submit(window.pcm) for window in splitter.add(chunk)]
-            while waiting and waiting[0].done():
-                _write(transcriber, waiting.popleft())
+        with suppress(KeyboardInterrupt):  # what was said before is still written
+            for chunk in chunks:
+                waiting += [transcriber.submit(window.pcm) for window in splitter.add(chunk)]
+                while waiting and waiting[0].done():
+                    _write(transcriber, waiting.popleft())
         waiting += [transcriber.submit(window.pcm) for window in splitter.finish()]
         for future in waiting:
             _write(transcriber, future)

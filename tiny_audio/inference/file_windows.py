@@ -16,6 +16,7 @@ from tiny_audio.audio.config import VadConfig
 from tiny_audio.audio.decode import AudioError, decode, max_bytes
 from tiny_audio.audio.recording import IN_MEMORY_BYTES, LimitedReader, open_recording
 from tiny_audio.audio.windows import Window, speech_spans, window_samples, windows
+from tiny_audio.config import require
 from tiny_audio.data.shards import read_patiently
 
 
@@ -27,6 +28,19 @@ class Cutting:
     max_duration_s: float
     skip_silence: bool
     vad: VadConfig
+
+    @classmethod
+    def of(
+        cls, window_s: float | None, encoder_window_s: float, max_duration_s: float, skip_silence: bool, vad: VadConfig
+    ) -> Cutting:
+        """Returns the cutting for a model; `window_s` is by default what its encoder takes.
+
+        Raises:
+            ConfigError: `window_s` is longer than that.
+        """
+        window_s = window_s or encoder_window_s
+        require(window_s <= encoder_window_s, f"window_s={window_s:g} is over {encoder_window_s:g} s, which the encoder takes")
+        return cls(window_s, max_duration_s, skip_silence, vad)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def transcribe_files(
     """
     model = require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
-    cutting = Cutting(config.window_s or read_model_window_s(model), config.max_duration_s, config.skip_silence, config.vad)
+    encoder_window_s = read_model_window_s(model)
+    cutting = Cutting.of(config.window_s, encoder_window_s, config.max_duration_s, config.skip_silence, config.vad)
     output = Output.of(config.output, paths)
     journal = Journal(output.journal, {"model": model, **asdict(cutting)})
     to_do = [path for path in paths if path not in journal.lines]

@@ -68,8 +68,10 @@ def begin_transcription(
 
     Raises:
         AudioError: the file cannot be used.
+        ConfigError: the encoder does not take `window_s`.
     """
-    with cut_file(file, Cutting(window_s or transcriber.max_duration_s, MAX_DURATION_S, True, vad)) as cut:
+    cutting = Cutting.of(window_s, transcriber.max_duration_s, MAX_DURATION_S, True, vad)
+    with cut_file(file, cutting) as cut:
         yield cut, transcribe_windows(transcriber, cut.windows)
 
 
