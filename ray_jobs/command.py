@@ -12,7 +12,6 @@ import dataclasses
 import inspect
 import json
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -20,26 +19,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tiny_audio.config import ConfigError, require
-from tiny_audio.config_files import load_config, sections
+from tiny_audio.config_files import field_comments, load_config, sections
 from tiny_audio.ray_names import CORE_LOG_LEVEL
 
 T = TypeVar("T")
 SPARE_CPUS = 2
 KEY_WIDTH = 30  # columns of `--help` before the meaning of a key
-
-
-def field_comments(cls: type) -> dict[str, str]:
-    """Returns the comments above or behind the fields of a dataclass, inherited ones too: they say what the fields mean."""
-    lines = [line for base in reversed(cls.__mro__[:-1]) for line in inspect.getsource(base).splitlines()]
-    comments, above = {}, []
-    for line in lines:
-        own_line = re.fullmatch(r"    # (.+)", line)
-        field = re.match(r"    (\w+): ", line)
-        if field:
-            behind = line.partition("  # ")[2]
-            comments[field[1]] = " ".join([*above, behind]).strip()
-        above = [*above, own_line[1]] if own_line else []
-    return comments
 
 
 def _key_help(key: str, default: Any, meaning: str, width: int) -> str:

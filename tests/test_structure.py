@@ -4,6 +4,8 @@ The directions themselves are import-linter's contracts in pyproject.toml. They 
 """
 
 import ast
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -162,9 +164,24 @@ def test_the_wheel_holds_every_package_and_its_data(tmp_path):
     files = {path.relative_to(ROOT) for path in (ROOT / "tiny_audio").rglob("*") if path.is_file() and path.suffix != ".pyc"}
     missing = sorted(str(path) for path in files if not (tmp_path / "site" / path).is_file() and path.name != "README.md")
     assert not missing
-    code = (
-        "import tiny_audio; from tiny_audio.lab.synthetic.sentences import unique_sentences;"
-        "unique_sentences(3, 0); tiny_audio.ASRModel; print(tiny_audio.__file__)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True)
-    assert run.stdout.strip().startswith(str(tmp_path / "site"))
+    (entry,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
+    assert "tiny-audio = tiny_audio.cli.main:main" in entry.read_text()
+    code = f"""
+import random, sys, tiny_audio
+from tiny_audio.cli.main import main
+from tiny_audio.lab.synthetic.dataset import encode_audio
+from tiny_audio.lab.synthetic.speech import held_out_voices, synthesize
+model = tiny_audio.ASRModel(tiny_audio.ASRConfig(audio_model_id={ENCODER!r}, text_model_id={DECODER!r}, max_new_tokens=4))
+model.save_pretrained("model")
+pcm = synthesize("the old baker", held_out_voices()[0], random.Random(0))
+open("clip.wav", "wb").write(encode_audio(pcm, "wav"))
+print(tiny_audio.__file__)
+sys.exit(main(["transcribe", "clip.wav", "--model", "model", "--format", "json"]))
+"""
+    (tmp_path / "empty").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, check=True)
+    where, line = run.stdout.strip().splitlines()
+    assert where.startswith(str(tmp_path / "site"))
+    assert json.loads(line)["duration_s"] > 0.5

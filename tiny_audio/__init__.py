@@ -1,8 +1,8 @@
 """tiny_audio: speech recognisers from a frozen encoder, a frozen decoder and a small trained projector.
 
-Decode tasks import this package too, and must not pay for torch (2 s and 600 MB). So `ASRConfig` and `ASRModel` are
-imported when they are asked for, and transformers' `AutoConfig`, `AutoModel` and `pipeline` come to know them as soon as
-these are imported themselves, whether before or after this package.
+Decode tasks import this package too, and must not pay for torch (2 s and 600 MB). So `ASRConfig`, `ASRModel` and
+`transcribe` are imported when they are asked for, and transformers' `AutoConfig`, `AutoModel` and `pipeline` come to know
+them as soon as these are imported themselves, whether before or after this package.
 """
 
 import sys
@@ -48,4 +48,8 @@ def __getattr__(name: str):
         from tiny_audio.model.asr import ASRModel
 
         return ASRModel
+    if name == "transcribe":
+        from tiny_audio.inference.local import transcribe
+
+        return transcribe
     raise AttributeError(f"module 'tiny_audio' has no attribute {name!r}")

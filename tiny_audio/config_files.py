@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -194,3 +195,17 @@ def changed_settings(path: str | Path, config: Any) -> list[str]:
 def save_config(config: Any, path: str | Path) -> None:
     """Writes every key of a config as YAML that `load_config` reads back."""
     put(storage_path(str(path)), yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).encode())
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """Returns the comments above or behind the fields of a dataclass, inherited ones too: they say what the fields mean."""
+    lines = [line for base in reversed(cls.__mro__[:-1]) for line in inspect.getsource(base).splitlines()]
+    comments, above = {}, []
+    for line in lines:
+        own_line = re.fullmatch(r"    # (.+)", line)
+        field = re.match(r"    (\w+): ", line)
+        if field:
+            behind = line.partition("  # ")[2]
+            comments[field[1]] = " ".join([*above, behind]).strip()
+        above = [*above, own_line[1]] if own_line else []
+    return comments

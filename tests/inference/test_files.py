@@ -2,20 +2,28 @@
 
 import csv
 import json
+import random
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from tests.conftest import encode_audio, tone
+from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import ConfigError
 from tiny_audio.data.audio_files import find_audio
 from tiny_audio.inference import files
 from tiny_audio.inference.config import TranscribeConfig
-from tiny_audio.inference.files import decode_file, transcribe_files
+from tiny_audio.inference.file_windows import Cutting
+from tiny_audio.inference.files import file_parts, transcribe_files
 from tiny_audio.inference.output import Output
+from tiny_audio.lab.synthetic.speech import held_out_voices, synthesize
 
 WAV = encode_audio(tone(0.5), "wav")
+CUTTING = Cutting(window_s=8.0, max_duration_s=60.0, skip_silence=False, vad=VadConfig())
 
 
 @pytest.fixture
@@ -48,8 +56,9 @@ def test_object_storage_is_listed_and_read():
         filesystem.pipe_file(f"/{name}", WAV)
     assert find_audio(["memory://calls/*"]) == ["memory:///calls/a.wav", "memory:///calls/b.mp3"]
     assert find_audio(["memory://calls"]) == ["memory:///calls/a.wav", "memory:///calls/b.mp3"]
-    assert decode_file("memory:///calls/a.wav", None, 8.0).duration_s == 0.5
-    assert decode_file("memory:///calls/gone.wav", None, 8.0).reason == "unreadable"
+    (part,) = file_parts("memory:///calls/a.wav", None, CUTTING)
+    assert (part.duration_s, part.clip.duration_s, part.is_long) == (0.5, 0.5, False)
+    assert reasons("memory:///calls/gone.wav", None, CUTTING) == ["unreadable"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +76,7 @@ def test_inputs_that_are_none_are_told_in_a_line(inputs, message, tmp_path, monk
         find_audio(inputs)
 
 
+SEGMENTS = [{"start_s": 1.0, "end_s": 2.5, "text": "the old"}, {"start_s": 3600.0, "end_s": 3601.0, "text": "baker & <b>"}]
 LINES = [
     {"path": "/r/a.wav", "text": "the old, baker", "duration_s": 3723.5, "complete": True, "looped": False},
     {"path": "/r/b.wav", "error": "not_audio"},
@@ -93,6 +103,13 @@ def test_the_suffix_of_the_output_says_its_form(tmp_path):
     assert written(tmp_path, "a.vtt", LINES[:1]) == "WEBVTT\n\n00:00:00.000 --> 01:02:03.500\nthe old, baker\n"
     assert written(tmp_path, "b.srt", LINES[1:2]) == "1\n00:00:00,000 --> 00:00:00,001\n[not_audio] /r/b.wav\n"
     assert written(tmp_path, "c.vtt", LINES[2:]) == "WEBVTT\n\n"
+    long = [{**LINES[0], "segments": SEGMENTS}]
+    assert written(tmp_path, "d.srt", long).split("\n\n")[1] == "2\n01:00:00,000 --> 01:00:01,000\nbaker & <b>\n"
+    assert written(tmp_path, "d.vtt", long).split("\n\n")[1:] == [
+        "00:00:01.000 --> 00:00:02.500\nthe old",
+        "01:00:00.000 --> 01:00:01.000\nbaker &amp; &lt;b>\n",
+    ]
+    assert len(written(tmp_path, "d.csv", long).splitlines()) == 2
 
 
 def test_subtitles_are_a_file_for_each_input(tmp_path):
@@ -118,7 +135,7 @@ def transcribed(monkeypatch) -> list[str]:
     """Stands in for the model and its actors; collects the files that they are given. It is killed once, at the file "killed"."""
     given: list[str] = []
 
-    def transcribe(paths, settings, max_duration_s):
+    def transcribe(paths, settings, cutting):
         for path in paths:
             given.append(path)
             if path == "killed" and given.count(path) == 1:
@@ -157,9 +174,59 @@ def test_what_another_model_began_counts_for_nothing(tmp_path, transcribed):
     assert transcribed == ["a", "killed", "a", "killed"]
 
 
+def reasons(path: str, data: bytes | None, cutting: Cutting) -> list[str]:
+    return [part.clip.reason for part in file_parts(path, data, cutting)]
+
+
 def test_a_file_that_is_no_audio_is_a_reject_with_its_reason(tmp_path):
     (tmp_path / "broken.mp3").write_bytes(b"no audio at all")
-    assert decode_file(f"{tmp_path}/broken.mp3", None, 8.0).reason == "not_audio"
-    assert decode_file(f"{tmp_path}", None, 8.0).reason == "unreadable"
-    assert decode_file("-", WAV, 8.0).duration_s == 0.5
-    assert decode_file("-", WAV, 0.25).reason == "too_long"
+    assert reasons(f"{tmp_path}/broken.mp3", None, CUTTING) == ["not_audio"]
+    assert reasons(f"{tmp_path}", None, CUTTING) == ["unreadable"]
+    assert reasons("-", encode_audio(tone(9.0), "wav")[:-9000], CUTTING) == ["truncated"]
+    assert reasons("-", encode_audio(tone(61.0), "wav"), CUTTING) == ["too_long"]
+
+
+def test_a_short_file_is_one_part_as_it_is_and_silence_is_none(tmp_path):
+    (part,) = file_parts("-", WAV, CUTTING)
+    assert (part.num_parts, part.start_s, part.end_s, len(part.clip.pcm)) == (1, 0.0, 0.5, 8000)
+    (part,) = file_parts("-", WAV, replace(CUTTING, skip_silence=True))
+    assert (part.num_parts, part.duration_s, len(part.clip.pcm)) == (1, 0.5, 0)
+    (part,) = file_parts("-", encode_audio(np.zeros(160_000, np.int16), "wav"), CUTTING)
+    assert (part.num_parts, part.duration_s, part.is_long, len(part.clip.pcm)) == (1, 10.0, True, 0)
+
+
+def spoken(*texts: str) -> np.ndarray:
+    """Each text after a second of silence."""
+    silence = np.zeros(16_000, np.int16)
+    return np.concatenate([x for text in texts for x in (silence, synthesize(text, held_out_voices()[0], random.Random(0)))])
+
+
+def test_a_long_file_is_parts_with_their_places_and_the_last_knows_how_many():
+    pcm = spoken("the old baker carried seven lemons", "a quiet river", "this elephant snored past the port")
+    cutting = replace(CUTTING, window_s=4.0, skip_silence=True, vad=VadConfig(join_pause_ms=0))
+    parts = list(file_parts("-", encode_audio(pcm, "wav"), cutting))
+    assert [part.num_parts for part in parts] == [0, 0, 3]
+    assert {(part.is_long, part.duration_s) for part in parts} == {(True, len(pcm) / 16_000)}
+    assert parts[0].start_s == pytest.approx(1.0, abs=0.1)
+    assert all(a.end_s + 0.7 < b.start_s for a, b in pairwise(parts))
+
+
+def test_parts_make_a_line_with_segments_in_whatever_order_they_come():
+    common = {
+        "id": "a.wav",
+        "reason": "",
+        "complete": True,
+        "duration_s": 60.0,
+        "is_long": True,
+        "num_samples": 9,
+        "num_parts": 0,
+    }
+    first = {**common, "hypothesis": "one", "start_s": 0.12345, "end_s": 9.0, "looped": False}
+    last = {**common, "hypothesis": "two", "start_s": 30.0, "end_s": 39.0, "looped": True, "complete": False, "num_parts": 2}
+    line = files._output_line([last, first])
+    assert (line["text"], line["duration_s"], line["complete"], line["looped"]) == ("one two", 60.0, False, True)
+    assert line["segments"][0] == {"start_s": 0.123, "end_s": 9.0, "text": "one", "complete": True, "looped": False}
+    assert "segments" not in files._output_line([{**last, "is_long": False}])
+    assert files._output_line([first, {**last, "reason": "damaged"}]) == {"path": "a.wav", "error": "damaged"}
+    nothing = {**last, "num_samples": 0, "hypothesis": "", "looped": False, "complete": True, "num_parts": 1}
+    assert files._output_line([nothing])["segments"] == []

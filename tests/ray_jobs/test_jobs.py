@@ -2,16 +2,19 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.conftest import DECODER, ENCODER, ROOT, tone
 from tiny_audio.lab.ray_cli import submit_job
 from tiny_audio.lab.synthetic.config import SyntheticConfig
 from tiny_audio.lab.synthetic.dataset import encode_audio, make_dataset
+from tiny_audio.lab.synthetic.speech import held_out_voices, synthesize
 
 WITHOUT_SETTINGS = ("__init__", "command", "compare")
 VERBS = sorted(path.stem for path in (ROOT / "ray_jobs").glob("*.py") if path.stem not in WITHOUT_SETTINGS)
@@ -118,13 +121,18 @@ def test_transcribe_writes_a_line_for_every_file(saved, tmp_path, run_job):
         (recordings / f"{i}.wav").write_bytes(encode_audio(tone(1.0, 300 * (i + 1)), "flac" if i == 2 else "wav"))
     (recordings / "broken.mp3").write_bytes(b"no audio at all")
     (recordings / "notes.txt").write_text("not looked at")
+    spoken = synthesize("the old baker carried seven lemons past a quiet river", held_out_voices()[0], random.Random(0))
+    pause = np.zeros(32_000, np.int16)
+    (recordings / "long.flac").write_bytes(encode_audio(np.concatenate([spoken, pause] * 4), "flac"))
     output = tmp_path / "out" / "transcripts.jsonl"
     arguments = [f"model={saved}", f"inputs=[{recordings}]", f"output={output}", "num_threads=1"]
     done = run_job("transcribe", CONFIGS / "transcribe.yaml", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "3 transcribed, 1 rejected" in done.stdout
+    assert "4 transcribed, 1 rejected" in done.stdout
     lines = {line["path"]: line for line in map(json.loads, output.read_text().splitlines())}
     assert lines.pop(str(recordings / "broken.mp3")) == {"path": str(recordings / "broken.mp3"), "error": "not_audio"}
+    starts_s = [segment["start_s"] for segment in lines.pop(str(recordings / "long.flac"))["segments"]]
+    assert np.allclose(starts_s, np.arange(4) * (len(spoken) + len(pause)) / 16_000, atol=0.1)
     assert sorted(lines) == [str(recordings / f"{i}.wav") for i in range(3)]
     assert all(line["duration_s"] == 1.0 and isinstance(line["text"], str) for line in lines.values())
 

@@ -29,6 +29,7 @@ MAGIC = {
     b"#!AMR-WB\n": "amr",
     b"\x00\x00\x01\xba": "mpeg",
 }
+OGG_PAGE = re.compile(b"OggS")
 SEGMENT, CLUSTER, EBML = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\x1a\x45\xdf\xa3"
 AMR_BYTES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)  # bytes per frame, by frame type (RFC 4867, 5.3)
 AMR_WB_BYTES = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 1, 1, 1, 1, 1, 1)
@@ -52,10 +53,10 @@ def _ogg_pages(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
     position = 0
     while position + 27 <= len(data):
         if data[position : position + 4] != b"OggS":
-            junk = bytes(data[position:]).find(b"OggS")
-            if junk < 0:
+            following = OGG_PAGE.search(data, position)
+            if following is None:
                 return
-            position += junk
+            position = following.start()
             continue
         segments = data[position + 26]
         stop = position + 27 + segments + sum(data[position + 27 : position + 27 + segments])

@@ -7,7 +7,10 @@ The output is int16, since a second of it takes 32 kB where 128 float32 mels wou
 from __future__ import annotations
 
 import io
-from itertools import islice, pairwise
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby, islice, pairwise
 
 import numpy as np
 import soundfile
@@ -15,6 +18,7 @@ import soxr
 
 from tiny_audio.audio import containers, flac, foreign, mix, mpeg, riff
 from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.audio.pieces import Pieces
 
 REASONS = ("empty", "not_audio", "truncated", "damaged", "no_samples", "not_finite", "too_long")
 TAKEN = "WAV, FLAC, MP3, M4A, MP4, AAC, Ogg, Opus, WebM, AIFF, AU, CAF, W64, AMR, 3GP or MPEG"
@@ -48,6 +52,18 @@ LINKS = {
 }
 
 
+Block = tuple[int, int, np.ndarray]  # number of a stretch of one format, sample rate, (S, channels) float32
+
+
+@dataclass(frozen=True)
+class Link:
+    """Holds one of the streams end to end in a file, its header repaired, and says whether libsndfile may read it."""
+
+    kind: str
+    file: Pieces
+    native: bool
+
+
 class AudioError(ValueError):
     """Reports audio that cannot be used: `reason` is one of `REASONS`, for counting, and the message explains it to a person."""
 
@@ -74,46 +90,39 @@ def _too_long(duration_s: float, limit_s: float) -> AudioError:
     return AudioError("too_long", f"audio lasts {_seconds(duration_s, limit_s)}; the longest taken is {limit_s:g} s")
 
 
-def _read_native(data: memoryview | bytes, max_duration_s: float) -> tuple[np.ndarray, int]:
-    """Reads (S, channels) float32 and the sample rate with libsndfile, without relying on the length that it reports."""
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        rate, channels, promised = file.samplerate, file.channels, file.frames
-        if rate not in SAMPLE_RATES:
-            raise AudioError("not_audio", f"a sample rate of {rate} Hz is not taken")
-        if min(promised / rate, max_duration_s) * rate * channels > max_duration_s * MAX_SAMPLES_PER_S:
-            raise AudioError("too_long", f"{channels} channels at {rate} Hz are more than is decoded")
-        samples = _read_all(file, int(max_duration_s * rate))
-    if len(samples) > max_duration_s * rate:
-        raise _too_long(max(promised, len(samples)) / rate, max_duration_s)
-    if len(samples) < promised - MP3_FRAME:
-        raise AudioError("truncated", f"audio ends after {len(samples) / rate:.2f} of {promised / rate:.2f} s")
-    return samples, rate
-
-
-def _read_all(file: soundfile.SoundFile, limit: int) -> np.ndarray:
-    """Reads (S, channels) float32 until nothing more can be read, or until S exceeds `limit`."""
-    blocks, num_samples = [np.zeros((0, file.channels), np.float32)], 0
-    while num_samples <= limit:
+def _native_blocks(file: soundfile.SoundFile, max_duration_s: float) -> Iterator[Block]:
+    """Reads a file with libsndfile, without relying on the length that it reports."""
+    rate, channels, promised = file.samplerate, file.channels, file.frames
+    if rate not in SAMPLE_RATES:
+        raise AudioError("not_audio", f"a sample rate of {rate} Hz is not taken")
+    if min(promised / rate, max_duration_s) * rate * channels > max_duration_s * MAX_SAMPLES_PER_S:
+        raise AudioError("too_long", f"{channels} channels at {rate} Hz are more than is decoded")
+    num_samples = 0
+    while num_samples <= int(max_duration_s * rate):
         try:
-            block = file.read(max(1, BLOCK_SAMPLES // file.channels), dtype="float32", always_2d=True)
+            samples = file.read(max(1, BLOCK_SAMPLES // channels), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError:
             break
-        if not len(block):
+        if not len(samples):
             break
-        blocks.append(block)
-        num_samples += len(block)
-    return np.concatenate(blocks)
+        num_samples += len(samples)
+        yield 0, rate, samples
+    if num_samples > max_duration_s * rate:
+        raise _too_long(max(promised, num_samples) / rate, max_duration_s)
+    if num_samples < promised - MP3_FRAME:
+        raise AudioError("truncated", f"audio ends after {num_samples / rate:.2f} of {promised / rate:.2f} s")
 
 
-def _read(data: memoryview, kind: str, max_duration_s: float) -> list[tuple[np.ndarray, int]]:
-    """Reads one stream as (samples, sample rate), with several pairs if the format changes midway."""
-    plain = PLAIN[kind](data) if kind in PLAIN else data
-    if kind in NATIVE and not (kind == "ogg" and containers.has_tracks(data)):
-        try:
-            return [_read_native(plain, max_duration_s)]
-        except soundfile.LibsndfileError:
-            pass  # unsupported codec, or damage that FFmpeg may identify
-    return foreign.read_foreign(plain, kind, max_duration_s, int(max_duration_s * MAX_SAMPLES_PER_S))
+def _link_blocks(link: Link, max_duration_s: float, at_once: bool) -> Iterator[Block]:
+    """Reads one stream."""
+    link.file.seek(0)
+    if link.native:
+        with suppress(soundfile.LibsndfileError):  # unsupported codec, or damage that FFmpeg may identify
+            sound = soundfile.SoundFile(link.file)
+            with sound:
+                yield from _native_blocks(sound, max_duration_s)
+            return
+    yield from foreign.read_foreign(link.file, link.kind, max_duration_s, int(max_duration_s * MAX_SAMPLES_PER_S), at_once)
 
 
 def _without_tags(data: memoryview) -> memoryview:
@@ -132,41 +141,73 @@ def _kind(data: memoryview) -> str:
     return kind
 
 
-def _links(data: memoryview, kind: str) -> list[memoryview]:
-    """Splits a file into its end-to-end streams, usually one; a decoder can read each to its end as a file of its own."""
+def read_links(data: memoryview) -> list[Link]:
+    """Splits a file into its end-to-end streams, usually one; a decoder can read each to its end as a file of its own.
+
+    Raises:
+        AudioError: the kind of file is unknown, or there are too many streams.
+        EOFError: the file is cut short.
+    """
+    data = _without_tags(data)
+    kind = _kind(data)
     starts = list(islice(LINKS[kind](data), 1, MAX_LINKS + 1)) if kind in LINKS else []
     if len(starts) >= MAX_LINKS:
         raise AudioError("damaged", f"the file holds over {MAX_LINKS} streams end to end")
-    return [data[start:stop] for start, stop in pairwise([0, *starts, len(data)])]
+    links = []
+    for start, stop in pairwise([0, *starts, len(data)]):
+        part = data[start:stop]
+        native = kind in NATIVE and not (kind == "ogg" and containers.has_tracks(part))
+        links.append(Link(kind, Pieces(*(PLAIN[kind](part) if kind in PLAIN else (part,))), native))
+    return links
 
 
-def _waveform(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Converts (S, channels) float32 to mono (S',) float32 at 16 kHz; raises AudioError if a sample is not finite or is huge."""
-    if not np.isfinite(samples).all():
-        raise AudioError("not_finite", "the audio holds NaN or infinite samples")
-    if np.abs(samples).max() > LARGEST_SAMPLE:
-        raise AudioError("not_finite", f"the audio holds samples of {np.abs(samples).max():.1e}; full scale is 1")
-    mono = mix.to_mono(samples)
-    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
+def read_blocks(links: list[Link], max_duration_s: float, at_once: bool = True) -> Iterator[Block]:
+    """Decodes the streams of a file, in order, in blocks of a few seconds.
 
+    Args:
+        at_once: whether the caller takes the blocks without delay.
 
-def _decode(data: memoryview, max_duration_s: float) -> np.ndarray:
-    data = _without_tags(data)
-    kind = _kind(data)
-    waveforms, duration_s = [], 0.0
-    for link in _links(data, kind):
-        for samples, rate in _read(link, kind, max_duration_s):
+    Yields:
+        A number that goes up with each stream and each change of format, the sample rate, and (S, channels) float32.
+    """
+    duration_s, number = 0.0, -1
+    for link in links:
+        format_before = None
+        for format_number, rate, samples in _link_blocks(link, max_duration_s, at_once):
+            number, format_before = number + (format_number != format_before), format_number
             duration_s += len(samples) / rate
             if duration_s > max_duration_s:
                 raise _too_long(duration_s, max_duration_s)
-            if len(samples):
-                waveforms.append(_waveform(samples, rate))
+            _require_plausible(samples)
+            yield number, rate, samples
+
+
+def _require_plausible(samples: np.ndarray) -> None:
+    if not np.isfinite(samples).all():
+        raise AudioError("not_finite", "the audio holds NaN or infinite samples")
+    if np.abs(samples).max(initial=0) > LARGEST_SAMPLE:
+        raise AudioError("not_finite", f"the audio holds samples of {np.abs(samples).max():.1e}; full scale is 1")
+
+
+def require_heard(duration_s: float) -> None:
+    """Raises AudioError if a recording is too short for speech."""
     if duration_s * SAMPLE_RATE < MIN_SAMPLES:
         raise AudioError("no_samples", f"the audio lasts {1000 * duration_s:.1f} ms, too short to hear anything")
+
+
+def _decode(data: memoryview, max_duration_s: float) -> np.ndarray:
+    waveforms, duration_s = [], 0.0
+    for _, blocks in groupby(read_blocks(read_links(data), max_duration_s), key=lambda block: block[:2]):
+        blocks = list(blocks)
+        rate, samples = blocks[0][1], np.concatenate([samples for _, _, samples in blocks])
+        duration_s += len(samples) / rate
+        mono = mix.to_mono(samples)
+        waveforms.append(mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE))
+    require_heard(duration_s)
     return mix.to_int16(np.concatenate(waveforms))
 
 
-def _require_size(data: memoryview, max_duration_s: float) -> None:
+def require_size(data: memoryview, max_duration_s: float) -> None:
     if not data:
         raise AudioError("empty", "the audio is empty (0 bytes)")
     if len(data) > max_bytes(max_duration_s):
@@ -197,15 +238,22 @@ def decode(data: bytes | memoryview, max_duration_s: float = 30.0) -> np.ndarray
         AudioError: the audio cannot be used, for its `reason`. Nothing else is raised, whatever the bytes.
     """
     view = memoryview(data).cast("B")
-    _require_size(view, max_duration_s)
-    try:
+    require_size(view, max_duration_s)
+    with as_audio_errors(len(view)):
         return _decode(view, max_duration_s)
+
+
+@contextmanager
+def as_audio_errors(num_bytes: int) -> Iterator[None]:
+    """Turns whatever reading a file of so many bytes may raise into an AudioError."""
+    try:
+        yield
     except AudioError:
         raise
     except foreign.Refused as error:
         raise AudioError(error.reason, str(error)) from None
     except EOFError as error:
-        reason = "truncated" if len(view) > SHORTEST_HEADER else "not_audio"
+        reason = "truncated" if num_bytes > SHORTEST_HEADER else "not_audio"
         raise AudioError(reason, f"the file is cut short: {error}") from None
     except Exception as error:  # misleading header in untrusted bytes
         raise AudioError("damaged", f"not readable as audio: {error}") from error

@@ -80,7 +80,7 @@ def _last_frames(tail: bytes, block_size: int) -> Iterator[tuple[int, int]]:
             yield position, end
 
 
-def exact_header(data: memoryview) -> memoryview | bytes:
+def exact_header(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns the file, with the sample count taken from the last frame if the header gives a different count or none.
 
     Raises:
@@ -88,7 +88,7 @@ def exact_header(data: memoryview) -> memoryview | bytes:
     """
     start = bytes(data[: 2**20]).find(STREAM_INFO)  # after an ID3 tag
     if start < 0:
-        return data
+        return (data,)
     field = start + 8 + 13  # 4 bits of another field, then 36 bits of sample count
     promised = int.from_bytes(data[field : field + 5], "big") & (1 << 36) - 1
     block_size = int.from_bytes(data[start + 10 : start + 12], "big")
@@ -97,8 +97,8 @@ def exact_header(data: memoryview) -> memoryview | bytes:
     if not last:
         raise EOFError("there is no FLAC frame in it")
     if any(end == promised for _, end in last):
-        return data
+        return (data,)
     for position, end in last:
         if _crc16(tail[position:]) == 0:
-            return bytes(data[:field]) + (data[field] >> 4 << 36 | end).to_bytes(5, "big") + bytes(data[field + 5 :])
+            return data[:field], (data[field] >> 4 << 36 | end).to_bytes(5, "big"), data[field + 5 :]
     raise EOFError("its last FLAC frame is incomplete")

@@ -1,13 +1,15 @@
 """Reads formats that libsndfile cannot, with FFmpeg in separate processes, so that a hostile file does no harm.
 
-Each process has no files, no network and little memory, and it is stopped if a file takes too long. It is kept for the next
-file, and exits by itself after a minute without one or after 1,000 files. PyAV brings FFmpeg and is optional
-(`pip install av`): its code is BSD, but its wheels hold GPL libraries (x264, x265), so users install it and no image has it.
+A process asks for the parts of a file that it wants, and answers with blocks of samples. It has no files, no network and little
+memory, and it is stopped if a file takes too long. It is kept for the next file, and exits by itself after a minute without
+one or after 1,000 files. PyAV brings FFmpeg and is optional (`pip install av`): its code is BSD, but its wheels hold GPL
+libraries (x264, x265), so users install it and no image has it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import socket
 import struct
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +42,11 @@ DEMUXERS = {  # all permitted FFmpeg demuxers, by kind of file
 }
 REMEDY = "pip install av"
 MAX_PROCESSES = 4  # at a time, per calling process
-LIMIT_S = 60.0  # wall-clock time for clips up to a minute; CPU time limit: a third of it
+LIMIT_S = 60.0  # time that a process may take for a file, beyond the file's own at `SLOWEST`; CPU time limit: a third of it
+SLOWEST = 10  # seconds of audio a second; AAC takes several hundred
 GRACE_S = 1.0
-SPARE_BYTES = 2**20  # answer size beyond its samples
-_ERROR = b"-"
+MAX_MESSAGE_BYTES = 2**26  # far more than a block of samples has
+_WANTED, _SOUND, _DONE, _REFUSED = b"?", b"~", b"+", b"-"  # kinds of its messages
 _idle: list[_Process] = []
 _slots = threading.BoundedSemaphore(MAX_PROCESSES)
 
@@ -85,30 +90,53 @@ class _Process:
             self.process.kill()
             self.process.wait()
 
-    def ask(self, head: bytes, data: memoryview, max_answer: int, deadline: float) -> tuple[bytes, bytearray]:
-        """Sends a file to the process and returns the (status, body) of its answer.
+    def ask(self, head: bytes, data: io.RawIOBase, limit_s: float) -> Iterator[memoryview]:
+        """Yields the blocks of a file as the process sends them; only the time that it is waited for counts.
 
         Raises:
-            OSError: the process died, ran out of time, or announced an answer of more than `max_answer` bytes.
+            Refused: the process says why the file is not decoded.
+            OSError: the process died, ran out of time, or sent what makes no sense.
         """
-        self.socket.settimeout(max(0.1, deadline - time.monotonic()))
+        self.left_s = limit_s
+        self.socket.settimeout(limit_s)
         self.socket.sendall(head)
-        self.socket.sendall(data)
-        status, size = struct.unpack(">cQ", self._receive(9, deadline))
-        if size > max_answer:
-            raise ConnectionError("the decoder is out of its mind")
-        return status, self._receive(size, deadline)
+        while True:
+            kind, body = self._message(data)
+            if kind == _DONE:
+                return
+            if kind == _REFUSED:
+                reason, _, message = body.decode(errors="replace").partition(" ")
+                raise Refused(reason, message)
+            yield memoryview(body)
 
-    def _receive(self, size: int, deadline: float) -> bytearray:
-        answer = bytearray(size)
-        view = memoryview(answer)
+    def _message(self, data: io.RawIOBase) -> tuple[bytes, bytearray]:
+        """Returns the next message that is no question for a part of the file, and answers those."""
+        while True:
+            kind, size = struct.unpack(">cQ", self._receive(9))
+            if kind not in (_WANTED, _SOUND, _DONE, _REFUSED) or size > MAX_MESSAGE_BYTES:
+                raise ConnectionError("the decoder is out of its mind")
+            body = self._receive(size)
+            if kind != _WANTED:
+                return kind, body
+            position, size = struct.unpack(">QQ", body)
+            data.seek(position)
+            if size > MAX_MESSAGE_BYTES or len(part := data.read(size)) != size:
+                raise ConnectionError("the decoder asks for what is not there")
+            self.socket.settimeout(max(0.1, self.left_s))
+            self.socket.sendall(part)
+
+    def _receive(self, size: int) -> bytearray:
+        message = bytearray(size)
+        view = memoryview(message)
         while view:
-            self.socket.settimeout(max(0.1, deadline - time.monotonic()))
+            begin = time.monotonic()
+            self.socket.settimeout(max(0.1, self.left_s))
             received = self.socket.recv_into(view)
+            self.left_s -= time.monotonic() - begin
             if not received:
                 raise ConnectionError("the decoder died")
             view = view[received:]
-        return answer
+        return message
 
 
 def _take_idle() -> _Process | None:
@@ -123,25 +151,49 @@ def _take_idle() -> _Process | None:
     return None
 
 
-def _ask(head: bytes, data: memoryview, max_answer: int, limit_s: float) -> tuple[bytes, bytearray]:
-    """Returns the answer of an idle process, or of a new one if there is none or if it exits at this very moment."""
-    deadline = time.monotonic() + limit_s
+def _keep(process: _Process) -> None:
+    if len(_idle) < MAX_PROCESSES:
+        _idle.append(process)
+    else:
+        process.stop()
+
+
+def _ask(head: bytes, data: io.RawIOBase, limit_s: float) -> Iterator[memoryview]:
+    """Yields the blocks of an idle process, or of a new one if there is none or if it exits at this very moment."""
     for process in (_take_idle(), None):
-        process = process or _Process()
+        process, begun = process or _Process(), False
         try:
-            answer = process.ask(head, data, max_answer, deadline)
+            for block in process.ask(head, data, limit_s):
+                begun = True
+                yield block
+        except Refused:
+            _keep(process)
+            raise
         except OSError as error:
             process.stop()
-            if process.process.returncode != 0 or isinstance(error, TimeoutError):
+            if begun or process.process.returncode != 0 or isinstance(error, TimeoutError):
                 raise
+        except GeneratorExit:
+            process.process.kill()
+            process.stop()
+            raise
         else:
-            _idle.append(process)
-            return answer
+            _keep(process)
+            return
     raise ConnectionError("the decoder left twice")
 
 
-def read_foreign(data: memoryview | bytes, kind: str, max_duration_s: float, max_samples: int) -> list[tuple[np.ndarray, int]]:
-    """Decodes a file with FFmpeg to pairs of (S, channels) float32 and sample rate, with a new pair at each change of format.
+def read_foreign(
+    data: io.RawIOBase, kind: str, max_duration_s: float, max_samples: int, at_once: bool
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Decodes a file with FFmpeg; yields its samples in blocks, and holds no more than one.
+
+    Args:
+        at_once: whether the caller takes the blocks without delay. It then waits for one of `MAX_PROCESSES`; others have a
+            process beside those, which mostly sleeps.
+
+    Yields:
+        A number that goes up at each change of format, the sample rate, and (S, channels) float32.
 
     Raises:
         Refused: the file cannot be decoded, is longer than `max_duration_s` or has more than `max_samples` over all channels,
@@ -151,26 +203,19 @@ def read_foreign(data: memoryview | bytes, kind: str, max_duration_s: float, max
         raise Refused("not_audio", f"this {kind} file is not readable")
     if importlib.util.find_spec("av") is None:
         raise Refused("not_audio", f"{kind} files of this sort are read by PyAV, which is not installed here ({REMEDY})")
-    limit_s = LIMIT_S * max(1.0, max_duration_s / 60)
-    head = struct.pack(">16sQdQd", DEMUXERS[kind].encode(), len(data), max_duration_s, max_samples, limit_s / 3)
-    with _slots:
-        try:
-            status, body = _ask(head, memoryview(data), 4 * max_samples + SPARE_BYTES, limit_s)
-        except TimeoutError:
-            raise Refused("damaged", f"the {kind} file was not decoded within {limit_s:.0f} s") from None
-        except OSError:
-            raise Refused("damaged", f"the {kind} file ended its decoder") from None
-    if status == _ERROR:
-        reason, _, message = body.decode(errors="replace").partition(" ")
-        raise Refused(reason, message)
-    return _segments(body)
-
-
-def _segments(body: bytearray) -> list[tuple[np.ndarray, int]]:
-    segments, position = [], 0
-    while position < len(body):
-        rate, channels, num_samples = struct.unpack_from(">IIQ", body, position)
-        samples = np.frombuffer(body, np.float32, num_samples * channels, position + 16)
-        segments.append((samples.reshape(num_samples, channels), rate))
-        position += 16 + 4 * num_samples * channels
-    return segments
+    limit_s = LIMIT_S + max_duration_s / SLOWEST
+    head = struct.pack(">16sQdQd", DEMUXERS[kind].encode(), data.seek(0, io.SEEK_END), max_duration_s, max_samples, limit_s / 3)
+    num_samples = 0
+    try:
+        with _slots if at_once else nullcontext():
+            for block in _ask(head, data, limit_s):
+                number, rate, channels = struct.unpack_from(">III", block)
+                samples = np.frombuffer(block, np.float32, offset=12)
+                num_samples += len(samples)
+                if not channels or len(samples) % channels or num_samples > max_samples:
+                    raise Refused("damaged", f"the {kind} file confuses its decoder")
+                yield number, rate, samples.reshape(-1, channels)
+    except TimeoutError:
+        raise Refused("damaged", f"the {kind} file was not decoded within {limit_s:.0f} s") from None
+    except OSError:
+        raise Refused("damaged", f"the {kind} file ended its decoder") from None

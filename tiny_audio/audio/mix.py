@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 DEAD_CHANNEL = 1e-4  # share of the loudest channel's energy: silence 40 dB below it
@@ -16,47 +18,95 @@ AUDIBLE = 0.08  # target peak: at 0.25, words heard in brown noise
 DITHER = 4 / INT16_SCALE  # highest peak without any sound
 
 
-def _centred(samples: np.ndarray) -> np.ndarray:
-    """Removes the offset of a bad microphone input where it is a material part of the signal."""
-    offset = samples.mean(axis=0, dtype=np.float64)
-    energy = np.square(samples, dtype=np.float64).mean(axis=0)
-    material = offset**2 > MATERIAL_OFFSET * (energy - offset**2)
-    return samples - (offset * material).astype(np.float32) if material.any() else samples
+@dataclass(frozen=True)
+class Mix:
+    """Says how a recording becomes mono: `scale` divides it, `offset` is taken off each channel, and `channels` are averaged.
+
+    `peak` is the highest absolute value of the result, as far as it is known without mixing.
+    """
+
+    scale: np.float32
+    offset: np.ndarray  # (channels,) float32
+    channels: list[int]
+    peak: float
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """Mixes (S, channels) float32 down to (S,) float32 with full scale 1."""
+        samples = samples / self.scale if self.scale != 1 else samples
+        samples = samples - self.offset if self.offset.any() else samples
+        if len(self.channels) == 1:
+            return samples[:, self.channels[0]]
+        channels = np.ascontiguousarray(samples.T)
+        return (channels if len(self.channels) == len(channels) else channels[self.channels]).mean(axis=0)
 
 
-def _full_scale(samples: np.ndarray) -> np.ndarray:
-    """Scales down float files that peak above `LOUDEST`: by int16's full scale if the peak suggests it, otherwise by the peak."""
-    peak = float(np.abs(samples).max())
-    if peak <= LOUDEST:
-        return samples
-    return samples / np.float32(INT16_SCALE if INT16_SCALE / 128 <= peak <= INT16_SCALE else peak)
+class Levels:
+    """Sums up a recording, block by block, as far as its mix depends on it."""
 
+    def __init__(self, num_channels: int):
+        self.num_samples = 0
+        self.total = np.zeros(num_channels)
+        self.products = np.zeros((num_channels, num_channels))  # sums of products of two channels
+        self.lowest, self.highest = (np.full(num_channels + 1, bound) for bound in (np.inf, -np.inf))  # the last: of their mean
 
-def _mono(samples: np.ndarray) -> np.ndarray:
-    """Averages the channels that hold something, or returns the loudest channel if they cancel each other."""
-    if samples.shape[1] == 1:
-        return samples[:, 0]
-    energy = np.square(samples, dtype=np.float64).sum(axis=0)
-    alive = energy >= DEAD_CHANNEL * energy.max()
-    mean = (samples if alive.all() else samples[:, alive]).mean(axis=1)
-    if np.square(mean, dtype=np.float64).sum() < CANCELLED * energy.max():
-        return samples[:, energy.argmax()]
-    return mean
+    def add(self, samples: np.ndarray) -> None:
+        """Takes the next (S, channels) float32 samples, one or more."""
+        channels = np.ascontiguousarray(samples.T)  # sums over a channel are ten times as fast where it lies in one piece
+        exact = channels.astype(np.float64)
+        self.num_samples += len(samples)
+        self.total += exact.sum(axis=1)
+        self.products += exact @ exact.T
+        for waveform, where in ((channels, slice(-1)), (channels.mean(axis=0, keepdims=True), slice(-1, None))):
+            self.lowest[where] = np.minimum(self.lowest[where], waveform.min(axis=1))
+            self.highest[where] = np.maximum(self.highest[where], waveform.max(axis=1))
+
+    def mix(self) -> Mix:
+        """Decides on the mix of all that was taken.
+
+        Float files that peak above `LOUDEST` are scaled down: by int16's full scale if the peak suggests it, otherwise by the
+        peak. The offset of a bad microphone input is removed where it is a material part of the signal. The channels that
+        hold something are averaged; if they cancel each other, the loudest alone is taken.
+        """
+        peak = float(np.maximum(-self.lowest, self.highest).max())
+        of_int16 = INT16_SCALE / 128 <= peak <= INT16_SCALE
+        scale = np.float32(1 if peak <= LOUDEST else INT16_SCALE if of_int16 else peak)
+        mean = self.total / self.num_samples
+        energy = self.products.diagonal() / self.num_samples
+        offset = mean * (mean**2 > MATERIAL_OFFSET * (energy - mean**2))
+        products = self.products - self.num_samples * (np.outer(mean, offset) + np.outer(offset, mean) - np.outer(offset, offset))
+        channels = self._channels(products)
+        return Mix(scale, (offset / scale).astype(np.float32), channels, self._peak(offset, channels) / float(scale))
+
+    def _channels(self, products: np.ndarray) -> list[int]:
+        energy = np.maximum(products.diagonal(), 0)  # what rounding leaves of nothing may be below it
+        alive = np.flatnonzero(energy >= DEAD_CHANNEL * energy.max()).tolist()
+        of_mean = products[np.ix_(alive, alive)].sum() / len(alive) ** 2
+        return [int(energy.argmax())] if of_mean < CANCELLED * energy.max() else alive
+
+    def _peak(self, offset: np.ndarray, channels: list[int]) -> float:
+        if len(channels) == 1:
+            shift, which, share = offset[channels[0]], channels[0], 1.0
+        else:  # channels without sound add nothing to the mean of all
+            shift, which, share = offset.mean(), -1, len(offset) / len(channels)
+        return share * float(max(self.highest[which] - shift, shift - self.lowest[which]))
 
 
 def to_mono(samples: np.ndarray) -> np.ndarray:
     """Mixes (S, channels) float32 down to (S,) float32 with full scale 1."""
-    return _mono(_centred(_full_scale(samples)))
+    levels = Levels(samples.shape[1])
+    levels.add(samples)
+    return levels.mix()(samples)
 
 
-def _raised(waveform: np.ndarray) -> np.ndarray:
-    peak = float(np.abs(waveform).max())
-    return waveform * np.float32(AUDIBLE / peak) if DITHER < peak < FAINT else waveform
+def to_int16(waveform: np.ndarray, peak: float | None = None) -> np.ndarray:
+    """Converts (S,) float32 with full scale 1 to int16, and raises a faint clip until it is audible but leaves others alone.
 
-
-def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """Converts (S,) float32 with full scale 1 to int16, and raises a faint clip until it is audible but leaves others alone."""
-    return np.clip(np.rint(_raised(waveform) * 32768.0), -32768, 32767).astype(np.int16)
+    Args:
+        peak: that of the recording which the waveform is a part of; by default, the waveform's own.
+    """
+    peak = float(np.abs(waveform).max()) if peak is None else peak
+    raised = waveform * np.float32(AUDIBLE / peak) if DITHER < peak < FAINT else waveform
+    return np.clip(np.rint(raised * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def is_silent(pcm: np.ndarray) -> bool:

@@ -150,24 +150,24 @@ def mp3_links(data: memoryview) -> list[int]:
     return starts
 
 
-def exact_mp3(data: memoryview) -> memoryview | bytes:
+def exact_mp3(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns an MP3 stream whose first frame says how many follow, adding that frame if it is missing or wrong.
 
     Raises:
         EOFError: there are fewer frames than the first one promises.
     """
-    frames = list(_mp3_frames(data))
-    if not frames:
-        return data
-    position, first = frames[0]
+    frames = _mp3_frames(data)
+    position, first = next(frames, (0, None))
+    if first is None:
+        return (data,)
     promised = _promised_frames(data, position, first)
-    num_frames = len(frames) - (promised is not None)
+    num_frames = sum(1 for _ in frames) + (promised is None)
     if promised and num_frames < promised - 1:
         raise EOFError(f"it ends after {num_frames} of {promised} MP3 frames")
     if promised and num_frames <= promised + 1:
-        return data
+        return (data,)
     begin = position if promised is None else position + first.num_bytes
-    return _info_frame(data, position, num_frames) + bytes(data[begin:])
+    return _info_frame(data, position, num_frames), data[begin:]
 
 
 def _info_frame(data: memoryview, position: int, num_frames: int) -> bytes:

@@ -11,8 +11,11 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-UNKNOWN_SIZE = 0x3FFF_0000  # lowest placeholder size of streaming writers, beyond anything decoded
+UNKNOWN_SIZE = 2**62
+PLACEHOLDERS = (2**30, 2**31, 2**32)  # what streaming writers put in for a size, or up to `PLACEHOLDER_BYTES` less
+PLACEHOLDER_BYTES = 2**16
 SPARE_BYTES = 64  # largest excess from a header in its own count
+LARGEST_SIZE = 0xFFFF_FFFF  # of 32 bits
 MAX_CHUNKS = 10_000  # of one file: a bound on the walk over hostile bytes
 AIFC_SAMPLE_BYTES = {b"ulaw": 1, b"ULAW": 1, b"alaw": 1, b"ALAW": 1, b"fl32": 4, b"FL32": 4, b"fl64": 8, b"FL64": 8}
 NIST_FIELDS = (b"sample_count", b"channel_count", b"sample_n_bytes")
@@ -108,6 +111,11 @@ LINKS = {
 }
 
 
+def _is_known(size: int) -> bool:
+    """Says whether a size is one, and not a placeholder."""
+    return 0 <= size < UNKNOWN_SIZE and not any(0 <= limit - size <= PLACEHOLDER_BYTES for limit in PLACEHOLDERS)
+
+
 def _samples(data: memoryview, start: int, promised: int, order: str, byte_rate: float, frame_bytes: int) -> memoryview:
     """Returns the bytes of the samples, given how many the chunk promises.
 
@@ -115,7 +123,7 @@ def _samples(data: memoryview, start: int, promised: int, order: str, byte_rate:
         EOFError: more than `SPARE_BYTES` and 10 ms of the samples are missing, or part of the last one.
     """
     rest = data[start:]
-    if promised >= UNKNOWN_SIZE:
+    if not _is_known(promised):
         return rest
     missing = promised - len(rest)
     if missing > max(SPARE_BYTES, byte_rate / 100) or (missing > 0 and len(rest) % max(1, frame_bytes)):
@@ -129,10 +137,13 @@ def _length(num_bytes: int, byte_rate: float) -> str:
     return f"{num_bytes / byte_rate:.2f} s" if byte_rate else f"{num_bytes} bytes"
 
 
-def _wav(form: bytes, samples: memoryview | bytes, order: str = "<") -> bytes:
+def _wav(form: bytes, samples: memoryview, order: str = "<") -> tuple[memoryview | bytes, ...]:
     size = 20 + len(form) + len(form) % 2 + len(samples)
+    if size > LARGEST_SIZE:
+        raise ValueError("its sound has over 4 GiB; recode it, as FLAC for instance")
     head = struct.pack(order + "4sI4s4sI", b"RIFX" if order == ">" else b"RIFF", size, b"WAVE", b"fmt ", len(form))
-    return b"".join([head, form, b"\0" * (len(form) % 2), struct.pack(order + "4sI", b"data", len(samples)), samples])
+    head += form + b"\0" * (len(form) % 2) + struct.pack(order + "4sI", b"data", len(samples))
+    return head, samples
 
 
 def _rates(form: bytes, order: str) -> tuple[int, int]:
@@ -160,7 +171,7 @@ def _sound(data: memoryview, chunks: Iterator[Chunk]) -> tuple[bytes, Chunk]:
     return form, sounds[0]
 
 
-def plain_wav(data: memoryview) -> bytes:
+def plain_wav(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites a WAV, RF64 or BW64 file as a WAV of two chunks, whatever its sizes say."""
     form, sound = _sound(data, _riff_chunks(data))
     order, promised = _order(data), sound.size
@@ -169,11 +180,11 @@ def plain_wav(data: memoryview) -> bytes:
     return _wav(form, _samples(data, sound.start, promised, order, *_rates(form, order)), order)
 
 
-def plain_w64(data: memoryview) -> bytes:
+def plain_w64(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites a Sony Wave64 file as a WAV."""
     form, sound = _sound(data, _w64_chunks(data))
     promised, rest = sound.size or UNKNOWN_SIZE, data[sound.start :]
-    known = promised < UNKNOWN_SIZE and promised % 8 + len(rest) > promised  # possibly with other chunks behind
+    known = _is_known(promised) and promised % 8 + len(rest) > promised  # possibly with other chunks behind
     return _wav(form, rest[:promised] if known else _samples(data, sound.start, promised, "<", *_rates(form, "<")))
 
 
@@ -184,7 +195,7 @@ def _frame_bytes(common: bytes) -> int:
     return channels * AIFC_SAMPLE_BYTES.get(compression, of_pcm)
 
 
-def plain_aiff(data: memoryview) -> bytes:
+def plain_aiff(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites an AIFF or AIFC file with two chunks, whatever its sizes say."""
     common = b""
     for chunk in _riff_chunks(data):
@@ -195,18 +206,20 @@ def plain_aiff(data: memoryview) -> bytes:
     raise EOFError("there is no SSND chunk in it")
 
 
-def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -> bytes:
+def _aiff(kind: bytes, common: bytes, data: memoryview, start: int, size: int) -> tuple[memoryview | bytes, ...]:
     frame_bytes, num_frames = _frame_bytes(common), struct.unpack_from(">I", common, 2)[0]
     offset = 8 + struct.unpack_from(">I", data, start)[0] if start + 8 <= len(data) else 8
-    known = 0 < size - 8 < UNKNOWN_SIZE
+    known = size > 8 and _is_known(size)
     promised = size - offset if known else num_frames * frame_bytes or UNKNOWN_SIZE
     byte_rate = frame_bytes * _extended(common[8:18])
     samples = _samples(data, start + offset, max(promised, 0), ">", byte_rate, frame_bytes)
     if frame_bytes:
         common = common[:2] + struct.pack(">I", len(samples) // frame_bytes) + common[6:]
     body = struct.pack(">4sI", b"COMM", len(common)) + common + b"\0" * (len(common) % 2)
-    body += struct.pack(">4sIII", b"SSND", 8 + len(samples), 0, 0) + bytes(samples) + b"\0" * (len(samples) % 2)
-    return struct.pack(">4sI4s", b"FORM", 4 + len(body), kind) + body
+    body += struct.pack(">4sIII", b"SSND", 8 + len(samples), 0, 0)
+    padding = b"\0" * (len(samples) % 2)
+    size = 4 + len(body) + len(samples) + len(padding)
+    return struct.pack(">4sI4s", b"FORM", size, kind) + body, samples, padding
 
 
 def _extended(data: bytes) -> float:
@@ -215,32 +228,32 @@ def _extended(data: bytes) -> float:
     return mantissa * 2.0 ** (exponent - 16383 - 63) if 16383 <= exponent < 16383 + 32 else 0.0
 
 
-def plain_au(data: memoryview) -> memoryview | bytes:
+def plain_au(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Rewrites an AU file so that its header promises what is there."""
     order = ">" if data[:4] == b".snd" else "<"
     if len(data) < 24:
-        return data
+        return (data,)
     start, promised = struct.unpack_from(order + "II", data, 4)
-    if 0 < promised < UNKNOWN_SIZE and start <= len(data):
+    if promised and _is_known(promised) and start <= len(data):
         _, rate, channels = struct.unpack_from(order + "III", data, 12)
         _samples(data, start, promised, order, min(rate, 10**6) * min(channels, 64), 1)
-    return b"".join([data[:8], struct.pack(order + "I", max(0, len(data) - start)), data[12:]])
+    return data[:8], struct.pack(order + "I", min(max(0, len(data) - start), LARGEST_SIZE)), data[12:]
 
 
-def plain_caf(data: memoryview) -> memoryview | bytes:
+def plain_caf(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns a CAF file whose data chunk promises what is there, rewriting the size if it is wrong."""
     sound = next((chunk for chunk in _caf_chunks(data) if chunk.name == b"data"), None)
     if sound is None:
         raise EOFError("there is no data chunk in it")
     rest = data[sound.start :]
-    if 0 <= sound.size < UNKNOWN_SIZE and sound.size - len(rest) > SPARE_BYTES:
+    if _is_known(sound.size) and sound.size - len(rest) > SPARE_BYTES:
         raise EOFError(f"{sound.size - len(rest)} bytes are missing")
     if 0 <= sound.size <= len(rest):
-        return data
-    return b"".join([data[: sound.position + 4], struct.pack(">q", len(rest)), rest])
+        return (data,)
+    return data[: sound.position + 4], struct.pack(">q", len(rest)), rest
 
 
-def plain_nist(data: memoryview) -> memoryview:
+def plain_nist(data: memoryview) -> tuple[memoryview | bytes, ...]:
     """Returns a NIST SPHERE file unchanged, or raises EOFError if sound that its header promises is missing."""
     head = bytes(data[:16384])
     count, channels, width = (re.search(rb"\n" + name + rb" -i (\d{1,12})", head) for name in NIST_FIELDS)
@@ -248,6 +261,6 @@ def plain_nist(data: memoryview) -> memoryview:
     if size and count and width:
         promised = int(count[1]) * int(width[1]) * (int(channels[1]) if channels else 1)
         missing = int(size[1]) + promised - len(data)
-        if missing > SPARE_BYTES and promised < UNKNOWN_SIZE:
+        if missing > SPARE_BYTES and _is_known(promised):
             raise EOFError(f"{missing} bytes are missing")
-    return data
+    return (data,)

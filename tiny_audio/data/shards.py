@@ -123,7 +123,7 @@ def _named_while_slow(part: RowSlice) -> Iterator[None]:
         timer.cancel()
 
 
-def _read_patiently(read: Callable[[], T], path: str, what: str) -> T | None:
+def read_patiently(read: Callable[[], T], path: str, what: str) -> T | None:
     """Returns what `read` reads, or None if that fails; retries remote storage after pauses before giving up."""
     for pause_s in (*(RETRY_PAUSES_S if "://" in path else ()), None):
         try:
@@ -144,7 +144,7 @@ def read_what_is_there(part: RowSlice, columns: Columns) -> list[dict]:
         with _named_while_slow(part):
             return read_rows(part, columns)
 
-    return _read_patiently(read, part.path, f"row group {part.row_group}") or []
+    return read_patiently(read, part.path, f"row group {part.row_group}") or []
 
 
 def audio_path(wav: str, shard: str) -> str:
@@ -160,7 +160,7 @@ def read_audio(path: str, max_duration_s: float) -> bytes | None:
         with fsspec.open(path, "rb") as file:
             return file.read(max_bytes(max_duration_s) + 1)
 
-    return _read_patiently(read, path, "the audio")
+    return read_patiently(read, path, "the audio")
 
 
 def load_audio(wav: memoryview | str | None, shard: str, max_duration_s: float) -> bytes | memoryview | None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import field
+from typing import Annotated
 
+from pydantic import Field
+
+from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import AtLeastOne, Text, settings
 
 
@@ -22,3 +26,8 @@ class TranscribeConfig:
     use_gpu: bool = False  # gives each actor a GPU
     num_threads: AtLeastOne = field(default_factory=lambda: os.cpu_count() or 1)  # CPU threads of an actor, without a GPU
     batch_rows: AtLeastOne = 64  # clips that an actor is given at a time
+    max_duration_s: Annotated[float, Field(ge=1)] = 86_400.0  # longer recordings are rejected
+    # recordings longer than this are cut at pauses; null: what the encoder takes, and windows of 28 s at most
+    window_s: Annotated[float, Field(ge=1)] | None = None
+    skip_silence: bool = True  # clips without speech have no text, and are not given to the model
+    vad: VadConfig = field(default_factory=VadConfig)

@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
 from tiny_audio.audio.clip import SAMPLE_RATE, Clip
-from tiny_audio.audio.decode import max_bytes
+from tiny_audio.audio.decode import AudioError
+from tiny_audio.audio.windows import Window
 from tiny_audio.data.clip_table import clip_table
 from tiny_audio.data.rows import UNREADABLE, Reject
-from tiny_audio.data.shards import pcm_or_reason, read_audio
 from tiny_audio.inference.config import TranscribeConfig
+from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio
 from tiny_audio.inference.journal import STDIN, Journal
+from tiny_audio.inference.lines import error_line, file_line, segment_line
 from tiny_audio.inference.output import Output
 from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
 from tiny_audio.model.saved import read_model_window_s
 from tiny_audio.storage import require_model
 
+NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)
 FILES_PER_TASK = 64
+TABLE_SAMPLES = 2**24  # of the tables in which decoded sound travels: 32 MiB
+STDIN_BYTES = 2**30  # longest standard input
+PLACES = ("start_s", "end_s", "duration_s")
 
 
-def _output_line(row: dict) -> dict:
-    if row["reason"]:
-        return {"path": row["path"], "error": row["reason"]}
-    return {
-        "path": row["id"],
-        "text": row["hypothesis"],
-        "duration_s": row["num_samples"] / SAMPLE_RATE,
-        "complete": row["complete"],
-        "looped": row["looped"],
-    }
+@dataclass(frozen=True)
+class Part:
+    """Holds a window of a file, its last part as a reject, or a file without speech; the last part knows how many there are."""
+
+    clip: Clip | Reject
+    start_s: float = 0.0
+    end_s: float = 0.0
+    duration_s: float = 0.0
+    is_long: bool = False
+    num_parts: int = 0
+
+
+def _output_line(rows: list[dict]) -> dict:
+    """Joins the transcripts of a file's parts to a line of the output."""
+    rows = sorted(rows, key=lambda row: row["start_s"])
+    last = next(row for row in rows if row["num_parts"])
+    if last["reason"]:
+        return error_line(last["id"], last["reason"])
+    segments = [
+        segment_line(row["start_s"], row["end_s"], row["hypothesis"], row["complete"], row["looped"])
+        for row in rows
+        if row["num_samples"]
+    ]
+    return file_line(last["id"], last["duration_s"], segments, last["is_long"])
 
 
 def transcribe_files(
@@ -55,12 +80,14 @@ def transcribe_files(
     """
     model = require_model(config.model)
     settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
-    max_duration_s, output = read_model_window_s(model), Output.of(config.output, paths)
-    journal = Journal(output.journal, {"model": model})
+    encoder_window_s = read_model_window_s(model)
+    cutting = Cutting.of(config.window_s, encoder_window_s, config.max_duration_s, config.skip_silence, config.vad)
+    output = Output.of(config.output, paths)
+    journal = Journal(output.journal, {"model": model, **asdict(cutting)})
     to_do = [path for path in paths if path not in journal.lines]
     if to_do:
         start_ray()
-        for line in show_progress(_transcribed(to_do, settings, max_duration_s), len(to_do)):
+        for line in show_progress(_transcribed(to_do, settings, cutting), len(to_do)):
             journal.add(line)
     output.write(journal.lines)
     num_rejected = sum("error" in journal.lines[path] for path in paths)
@@ -68,32 +95,66 @@ def transcribe_files(
     return len(paths) - num_rejected, num_rejected
 
 
-def _transcribed(paths: list[str], settings: TranscribeSettings, max_duration_s: float) -> Iterator[dict]:
+def _transcribed(paths: list[str], settings: TranscribeSettings, cutting: Cutting) -> Iterator[dict]:
     """Yields an output line for each file as it is done."""
-    for row in transcribe_dataset(file_dataset(paths, max_duration_s), settings).iter_rows():
-        yield _output_line(row)
+    rows_of: dict[str, list[dict]] = defaultdict(list)
+    for row in transcribe_dataset(file_dataset(paths, cutting), settings).iter_rows():
+        rows = rows_of[row["id"]]
+        rows.append(row)
+        if len(rows) == max(row["num_parts"] for row in rows):
+            yield _output_line(rows_of.pop(row["id"]))
 
 
-def _decode_files(table: pa.Table, max_duration_s: float) -> pa.Table:
-    return clip_table([decode_file(row["path"], row["data"], max_duration_s) for row in table.to_pylist()])
-
-
-def file_dataset(paths: list[str], max_duration_s: float) -> ray.data.Dataset:
-    """Decodes audio files into a dataset of rows like `clip_dataset`'s; a row's id is its file's path.
+def file_dataset(paths: list[str], cutting: Cutting) -> ray.data.Dataset:
+    """Decodes audio files into a dataset of rows like `clip_dataset`'s, one or several for each file; their id is its path.
 
     The tasks read the files, except for standard input, which this process reads.
     """
-    read_stdin = lambda: sys.stdin.buffer.read(max_bytes(max_duration_s) + 1)  # noqa: E731
-    items = [{"path": path, "data": read_stdin() if path == STDIN else None} for path in paths]
+    items = [{"path": path, "data": sys.stdin.buffer.read(STDIN_BYTES) if path == STDIN else None} for path in paths]
     return ray.data.from_items(items).map_batches(
-        _decode_files, batch_size=FILES_PER_TASK, batch_format="pyarrow", fn_kwargs={"max_duration_s": max_duration_s}
+        _decode_files, batch_size=FILES_PER_TASK, batch_format="pyarrow", fn_kwargs={"cutting": cutting}
     )
 
 
-def decode_file(path: str, data: bytes | None, max_duration_s: float) -> Clip | Reject:
-    """Decodes one audio file into an unlabelled clip with the path as its id, or returns a reject with its reason."""
-    encoded = read_audio(path, max_duration_s) if data is None else data
-    if encoded is None:
-        return Reject(path, UNREADABLE, path)
-    pcm = pcm_or_reason(encoded, max_duration_s)
-    return Reject(path, pcm, path) if isinstance(pcm, str) else Clip(path, pcm, "")
+def _decode_files(table: pa.Table, cutting: Cutting) -> Iterator[pa.Table]:
+    """Yields the parts of files in tables of a bounded size."""
+    waiting, num_samples = [], 0
+    for row in table.to_pylist():
+        for part in file_parts(row["path"], row["data"], cutting):
+            waiting.append(part)
+            num_samples += len(part.clip.pcm) if isinstance(part.clip, Clip) else 0
+            if num_samples > TABLE_SAMPLES:
+                yield _part_table(waiting)
+                waiting, num_samples = [], 0
+    yield _part_table(waiting)
+
+
+def _part_table(parts: list[Part]) -> pa.Table:
+    table = clip_table([part.clip for part in parts])
+    for name, kind in (*((name, pa.float64()) for name in PLACES), ("is_long", pa.bool_()), ("num_parts", pa.int64())):
+        table = table.append_column(name, pa.array([getattr(part, name) for part in parts], kind))
+    return table
+
+
+def file_parts(path: str, data: bytes | None, cutting: Cutting) -> Iterator[Part]:
+    """Yields the parts of an audio file, unlabelled clips with the path as their id; or a reject with its reason, as the last."""
+    file = open_audio(path, cutting.max_duration_s) if data is None else io.BytesIO(data)
+    if file is None:
+        yield Part(Reject(path, UNREADABLE, path), num_parts=1)
+        return
+    number = 0
+    try:
+        with file, cut_file(file, cutting) as cut:
+            for number, (window, following) in enumerate(pairwise(chain(cut.windows, [None])), 1):
+                yield _part(path, window, cut, number if following is None else 0)
+            if not number:
+                yield _part(path, NO_SPEECH, cut, 1)
+    except AudioError as error:
+        yield Part(Reject(path, error.reason, path), num_parts=number + 1)
+    except OSError:
+        yield Part(Reject(path, UNREADABLE, path), num_parts=number + 1)
+
+
+def _part(path: str, window: Window, cut: CutFile, num_parts: int) -> Part:
+    start_s, end_s = window.speech_start / SAMPLE_RATE, window.speech_stop / SAMPLE_RATE
+    return Part(Clip(path, window.pcm, ""), start_s, end_s, cut.duration_s, cut.is_long, num_parts)

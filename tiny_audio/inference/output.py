@@ -1,4 +1,4 @@
-"""Writes transcripts to files: JSON lines, text, CSV, or subtitles of a single cue."""
+"""Writes transcripts to files: JSON lines, text, CSV, or subtitles."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tiny_audio.config import require
+from tiny_audio.inference.subtitles import Cue, srt, vtt
 from tiny_audio.storage import output_path, put
 
 COLUMNS = ("path", "text", "duration_s", "complete", "looped", "error")
@@ -32,32 +33,26 @@ def _text(lines: list[dict]) -> str:
 
 def _csv(lines: list[dict]) -> str:
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
 
 
-def _time(seconds: float, point: str) -> str:
-    milliseconds = round(1000 * seconds)
-    minutes, milliseconds = divmod(milliseconds, 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
-
-
-def _cue(line: dict, point: str) -> str:
-    """Returns a cue that spans the whole file, or "" for a file without speech."""
-    if "error" not in line and not line["text"].strip():
-        return ""
-    return f"{_time(0, point)} --> {_time(line.get('duration_s', REJECTED_S), point)}\n{_shown(line)}\n"
+def _cues(lines: list[dict]) -> list[Cue]:
+    """Returns the segments of a long recording; of any other file, a cue that spans the whole of it."""
+    line = lines[0]
+    if "segments" in line:
+        return [Cue(segment["start_s"], segment["end_s"], segment["text"]) for segment in line["segments"]]
+    return [Cue(0, line.get("duration_s", REJECTED_S), _shown(line))]
 
 
 def _srt(lines: list[dict]) -> str:
-    cue = _cue(lines[0], ",")
-    return f"1\n{cue}" if cue else ""
+    return srt(_cues(lines))
 
 
 def _vtt(lines: list[dict]) -> str:
-    return "WEBVTT\n\n" + _cue(lines[0], ".").replace("&", "&amp;").replace("<", "&lt;")
+    return vtt(_cues(lines))
 
 
 FORMS: dict[str, Callable[[list[dict]], str]] = {".jsonl": _jsonl, ".txt": _text, ".csv": _csv, ".srt": _srt, ".vtt": _vtt}

@@ -34,12 +34,14 @@ class TranscribeRows:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
-        clip_transcripts = iter(self.transcriber([row_pcm(row) for row in rows if not row["reason"]]))
-        transcripts = [None if row["reason"] else next(clip_transcripts) for row in rows]  # None for a rejected row
+        clip_transcripts = iter(self.transcriber([row_pcm(row) for row in rows if row["pcm"]]))
+        transcripts = [next(clip_transcripts) if row["pcm"] else None for row in rows]  # None for a reject, and without speech
         table = table.drop_columns(["pcm"])
         table = table.append_column("hypothesis", pa.array([t.text if t else "" for t in transcripts], pa.string()))
         for name in ("complete", "looped"):
-            table = table.append_column(name, pa.array([bool(t and getattr(t, name)) for t in transcripts], pa.bool_()))
+            table = table.append_column(
+                name, pa.array([bool(getattr(t, name)) if t else name == "complete" for t in transcripts], pa.bool_())
+            )
         return table
 
 

@@ -1,0 +1,46 @@
+"""The windows of a recording are rows of one batch, and come back as segments in order; a caller who leaves frees the engine."""
+
+import numpy as np
+import pytest
+
+from tests.conftest import tone
+from tiny_audio.audio.windows import Window
+from tiny_audio.inference.long_form import transcribe_windows
+from tiny_audio.inference.transcriber import Transcriber
+
+CUT = [
+    Window(start, tone(0.5 + 0.25 * number, 200 + 150 * number), start + 1600, start + 8000)
+    for number, start in enumerate(range(0, 160_000, 32_000))
+]
+
+
+@pytest.fixture(scope="module")
+def transcriber(model):
+    transcriber = Transcriber(model, max_slots=4)
+    transcriber.engine.start()
+    yield transcriber
+    transcriber.engine.close()
+
+
+def test_segments_come_in_order_with_the_texts_of_their_windows(transcriber):
+    alone = [transcriber([window.pcm])[0] for window in CUT]
+    segments = list(transcribe_windows(transcriber, iter(CUT)))
+    assert [segment.transcript for segment in segments] == alone
+    assert [(segment.start_s, segment.end_s) for segment in segments] == [(2.0 * i + 0.1, 2.0 * i + 0.5) for i in range(5)]
+    assert transcriber.engine.scheduler.most_live > 1
+    assert list(transcribe_windows(transcriber, iter([]))) == []
+
+
+def test_windows_are_taken_as_there_is_room_and_left_when_the_caller_leaves(transcriber):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(len(taken))
+            yield Window(0, np.zeros(8000, np.int16), 0, 8000)
+
+    segments = transcribe_windows(transcriber, endless(), windows_at_once=3)
+    next(segments)
+    assert len(taken) <= 4
+    segments.close()
+    assert transcriber([tone(0.5)])  # the engine goes on

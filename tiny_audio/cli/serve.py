@@ -1,0 +1,51 @@
+"""Serves OpenAI's transcription API over HTTP, on Ray Serve, until it is stopped (Ctrl+C).
+
+  tiny-audio serve --model runs/quickstart/model
+  curl -F file=@talk.mp3 -F model=tiny_audio http://127.0.0.1:8000/v1/audio/transcriptions
+
+It does what `serve run` does with a config, and starts a Ray on this machine if there is none. For more than one machine, and
+for all settings, write a config: https://docs.ray.io/en/latest/serve/production-guide/config.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from tiny_audio.config import require
+from tiny_audio.storage import require_model
+
+CONFIG = Path(__file__).parents[1] / "serving/config.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this command."""
+    parser.add_argument("--port", type=int, default=8000, help="the port (default 8000)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1: this machine alone)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model (default 1)")
+
+
+def serve_config(model: str, device: str, host: str, port: int, num_threads: int) -> dict:
+    """Returns the config that `serve run` is given: the service's own, with these settings."""
+    config = yaml.safe_load(CONFIG.read_text())
+    config["http_options"] |= {"host": host, "port": port}
+    config["applications"][0]["args"] = {"model": model, "device": device, "num_threads": num_threads}
+    return config
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Becomes `serve run`."""
+    require(0 < arguments.port < 65_536, f"--port must be 1 to 65535, not {arguments.port}")
+    config = serve_config(require_model(arguments.model), arguments.device, arguments.host, arguments.port, arguments.threads)
+    path = Path(tempfile.mkdtemp(prefix="tiny-audio-")) / "serve.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    command = str(Path(sys.executable).with_name("serve"))
+    require(os.access(command, os.X_OK), f"{command}: no such command; pip install 'ray[serve]' beside this package")
+    print(f"serve run {path}", file=sys.stderr, flush=True)
+    os.execv(command, [command, "run", str(path)])
+    return 1  # not reached

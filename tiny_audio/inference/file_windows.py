@@ -1,0 +1,95 @@
+"""Turns audio files into windows for the engine: a short file is one as it is, and a longer one is cut at its pauses."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import fsspec
+
+from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.audio.config import VadConfig
+from tiny_audio.audio.decode import AudioError, decode, max_bytes
+from tiny_audio.audio.recording import IN_MEMORY_BYTES, LimitedReader, open_recording
+from tiny_audio.audio.windows import Window, speech_spans, window_samples, windows
+from tiny_audio.config import require
+from tiny_audio.data.shards import read_patiently
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """Says how files are cut: those longer than `window_s` are, and those longer than `max_duration_s` are refused."""
+
+    window_s: float
+    max_duration_s: float
+    skip_silence: bool
+    vad: VadConfig
+
+    @classmethod
+    def of(
+        cls, window_s: float | None, encoder_window_s: float, max_duration_s: float, skip_silence: bool, vad: VadConfig
+    ) -> Cutting:
+        """Returns the cutting for a model; `window_s` is by default what its encoder takes.
+
+        Raises:
+            ConfigError: `window_s` is longer than that.
+        """
+        window_s = window_s or encoder_window_s
+        require(window_s <= encoder_window_s, f"window_s={window_s:g} is over {encoder_window_s:g} s, which the encoder takes")
+        return cls(window_s, max_duration_s, skip_silence, vad)
+
+
+@dataclass(frozen=True)
+class CutFile:
+    """Holds the windows of a file that was found to be whole; none where nothing was said."""
+
+    duration_s: float
+    is_long: bool
+    windows: Iterator[Window]
+
+
+@contextmanager
+def cut_file(file: BinaryIO, cutting: Cutting) -> Iterator[CutFile]:
+    """Decodes a file, and cuts it if it is long; its windows are made as they are taken, within the context.
+
+    Raises:
+        AudioError: the file cannot be used, as `decode` says; of a long one all is checked at once.
+    """
+    head = file.read(max_bytes(cutting.window_s) + 1)
+    pcm = _short(head, cutting.window_s) if len(head) <= max_bytes(cutting.window_s) else None
+    if pcm is not None:
+        is_heard = not cutting.skip_silence or speech_spans(pcm, cutting.vad)
+        yield CutFile(len(pcm) / SAMPLE_RATE, False, iter([Window(0, pcm, 0, len(pcm))] if is_heard else []))
+        return
+    with open_recording(file, cutting.max_duration_s) as recording:
+        cut = windows(recording.chunks(), window_samples(cutting.window_s), cutting.vad)
+        yield CutFile(recording.duration_s, True, cut)
+
+
+def _short(data: bytes, window_s: float):
+    """Decodes a file to (S,) int16; returns None if it is longer than a window."""
+    try:
+        return decode(data, window_s)
+    except AudioError as error:
+        if error.reason == "too_long":
+            return None
+        raise
+
+
+def open_audio(path: str, max_duration_s: float) -> BinaryIO | None:
+    """Opens a file, and copies it to this machine if it is elsewhere; returns None if it is gone or cannot be read."""
+    return read_patiently(lambda: _opened(path, max_bytes(max_duration_s) + 1), path, "the audio")
+
+
+def _opened(path: str, limit: int) -> BinaryIO:
+    if "://" not in path:
+        return open(path, "rb")
+    with fsspec.open(path, "rb") as source:
+        copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
+        shutil.copyfileobj(LimitedReader(source, limit), copy)
+    copy.seek(0)
+    return copy

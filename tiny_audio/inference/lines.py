@@ -1,0 +1,25 @@
+"""Makes the lines that stand for files in the output of a transcription: their text and times, or why there is none."""
+
+from __future__ import annotations
+
+
+def segment_line(start_s: float, end_s: float, text: str, complete: bool, looped: bool) -> dict:
+    """Returns a segment as an output holds it; its times are from the recording's beginning."""
+    return {"start_s": round(start_s, 3), "end_s": round(end_s, 3), "text": text, "complete": complete, "looped": looped}
+
+
+def file_line(path: str, duration_s: float, segments: list[dict], is_long: bool) -> dict:
+    """Returns the line of a file from its segments, in order; only a long file's line holds these themselves."""
+    line = {
+        "path": path,
+        "text": " ".join(segment["text"] for segment in segments if segment["text"]),
+        "duration_s": duration_s,
+        "complete": all(segment["complete"] for segment in segments),
+        "looped": any(segment["looped"] for segment in segments),
+    }
+    return {**line, "segments": segments} if is_long else line
+
+
+def error_line(path: str, reason: str) -> dict:
+    """Returns the line of a file that was rejected."""
+    return {"path": path, "error": reason}
