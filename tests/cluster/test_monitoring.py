@@ -16,7 +16,7 @@ from tests.monitoring.expressions import ALERTS, DASHBOARDS, MONITORING, panel_e
 from tiny_audio.monitoring.metrics import SERVING, TRAINING
 
 OURS = {metric.exported: metric for metric in (*TRAINING, *SERVING)}
-RAYS_LABELS = {"le", "deployment", "NodeAddress", "GpuIndex", "State", "dataset", "operator"}
+RAYS_LABELS = {"le", "deployment", "NodeAddress", "GpuIndex", "ip", "State", "dataset", "operator"}
 each_dashboard = pytest.mark.parametrize("name", DASHBOARDS)
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool (apt install prometheus)")
 

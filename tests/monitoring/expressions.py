@@ -20,15 +20,16 @@ COMPARISON = re.compile(r"\s*[<>]=?\s*[\d.e]+$")  # by which an alert says how m
 
 
 def panel_expressions(dashboard):
-    """A dashboard's expressions, its variables filled in as Grafana would."""
+    """A dashboard's expressions, its variables filled in as Grafana would, and the labels that each one's legend names."""
     variables = {variable["name"] for variable in dashboard["templating"]["list"]}
-    for panel in dashboard["panels"]:
-        for target in panel["targets"]:
-            expression = target["expr"].replace("$__rate_interval", "1m")
-            for name in variables:
-                expression = expression.replace(f"${name}", ".*")
-            assert "$" not in expression
-            yield expression
+    expressions = {}
+    for target in (target for panel in dashboard["panels"] for target in panel["targets"]):
+        expression = target["expr"].replace("$__rate_interval", "1m")
+        for name in variables:
+            expression = expression.replace(f"${name}", ".*")
+        assert "$" not in expression
+        expressions[expression] = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+    return expressions
 
 
 def alert_value(alert):
@@ -64,9 +65,10 @@ def query(api, expression, at_s):
     return _asked(f"{api}/query", query=expression, time=at_s)
 
 
-def found(api, expression, start_s, end_s):
-    """Whether an expression found any series between two moments."""
-    return bool(_asked(f"{api}/query_range", query=expression, start=start_s, end=end_s, step=1))
+def finds(api, expression, labels, start_s, end_s):
+    """Whether an expression found series between two moments, all of them with these labels."""
+    series = _asked(f"{api}/query_range", query=expression, start=start_s, end=end_s, step=1)
+    return bool(series) and all(labels <= one["metric"].keys() for one in series)
 
 
 def _asked(url, **parameters):

@@ -8,8 +8,10 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview, ServeStatus
 from starlette.testclient import TestClient
 
+from tiny_audio.monitoring import metrics
+from tiny_audio.monitoring.recorder import Recorder
 from tiny_audio.serving import readiness
-from tiny_audio.serving.metrics import outcome_of
+from tiny_audio.serving.metrics import AnswerMonitor, outcome_of
 from tiny_audio.serving.readiness import Readiness, missing_deployments
 
 
@@ -70,7 +72,25 @@ def test_a_controller_that_does_not_answer_holds_nobody_up(monkeypatch):
     assert time.monotonic() - started < 5
 
 
+def test_answers_are_counted_and_refusals_logged_with_their_id_and_reason(monkeypatch, caplog):
+    async def refusing(scope, receive, send):
+        headers = [(b"x-request-id", b"id-1")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"error": {"code": "file_too_large"}}'})
+
+    counted = []
+    monkeypatch.setattr(Recorder, "add", lambda self, metric, value, **labels: counted.append((metric, value, labels)))
+    monkeypatch.setattr(Recorder, "observe", lambda self, metric, value, **labels: counted.append((metric, value)))
+    assert TestClient(AnswerMonitor(refusing)).post("/v1/audio%0Atranscriptions?key=SECRET", content=b"AUDIO").status_code == 413
+    assert counted[0] == (metrics.REQUESTS, 1, {"status": "413", "outcome": "file_too_large"})
+    assert counted[1][0] == metrics.REQUEST_S
+    (line,) = caplog.messages
+    assert line.startswith("request id-1: POST '/v1/audio")
+    assert "refused: 413 file_too_large after 0." in line
+    assert not [secret for secret in ("SECRET", "AUDIO", "\n") if secret in line]
+
+
 def test_outcomes_are_the_codes_of_errors():
     assert outcome_of(200, b"") == "ok"
     assert outcome_of(413, b'{"error": {"code": "file_too_large"}}') == "file_too_large"
-    assert [outcome_of(status, b"not JSON") for status in (404, 500)] == ["404", "internal_error"]
+    assert [outcome_of(status, b"not JSON") for status in (404, 499, 500)] == ["404", "client_gone", "internal_error"]

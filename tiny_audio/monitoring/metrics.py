@@ -15,7 +15,11 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True)
 class Metric:
-    """Describes a metric. `bounds` are the upper bounds of a histogram's buckets."""
+    """Describes a metric.
+
+    `bounds` are the upper bounds of a histogram's buckets. Its sum is rough, for Ray takes each value as its bucket's middle:
+    where a sum is wanted, count.
+    """
 
     name: str
     kind: Kind
@@ -81,7 +85,7 @@ REQUEST_S = _of_answers("request_seconds", "histogram", "Seconds from a request'
 # ---- what each replica of the model does
 AUDIO_IN_S = _of_replicas("audio_in_seconds", "counter", "Seconds of audio that a replica was given.")
 TRANSCRIBED_S = _of_replicas("transcribed_seconds", "counter", "Seconds of audio that it transcribed to their end.")
-TOKENS = _of_replicas("tokens", "counter", "Tokens that it wrote.")
+TOKENS = _of_replicas("tokens", "counter", "Tokens that it wrote, the end of each text among them.")
 QUEUE_S = _of_replicas("queue_seconds", "histogram", "Seconds that a clip waited in it for a slot.", SECONDS)
 FIRST_TOKEN_S = _of_replicas("first_token_seconds", "histogram", "Seconds from a clip's arrival to its first token.", SECONDS)
 BATCH = _of_replicas("batch_clips", "histogram", "Clips that ran together when one ended.", CLIPS)

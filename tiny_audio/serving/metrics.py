@@ -15,7 +15,8 @@ from tiny_audio.inference.scheduler import Request, Scheduler
 from tiny_audio.monitoring import metrics
 from tiny_audio.monitoring.recorder import Recorder
 
-LOG = logging.getLogger("ray.serve")  # Serve adds the request's id to its lines, and where they come from
+LOG = logging.getLogger("ray.serve")  # in replicas, Serve adds the request's id to its lines
+CLIENT_GONE = 499  # nginx's number for a client that left before its answer began
 LONGEST_ERROR = 4096  # bytes of an answer in which an error's code is looked for
 
 
@@ -29,23 +30,28 @@ class AnswerMonitor:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, body = time.monotonic(), 500, b""  # without an answer, the server makes a 500
+        started, status, request_id, body = time.monotonic(), CLIENT_GONE, b"", b""
 
         async def watched(message: dict) -> None:
-            nonlocal status, body
-            status = int(message.get("status", status))
+            nonlocal status, request_id, body
+            if message["type"] == "http.response.start":
+                status, request_id = int(message["status"]), dict(message["headers"]).get(b"x-request-id", b"")
             if status >= 400:
-                body += message.get("body", b"")[:LONGEST_ERROR]
+                body = (body + message.get("body", b""))[:LONGEST_ERROR]
             await send(message)
 
         try:
             await self.app(scope, receive, watched)
+        except Exception:
+            status = 500  # as the server makes of it
+            raise
         finally:
             outcome, seconds = outcome_of(status, body), time.monotonic() - started
             self.recorder.add(metrics.REQUESTS, 1, status=str(status), outcome=outcome)
             self.recorder.observe(metrics.REQUEST_S, seconds)
             if status >= 400:
-                LOG.warning("%s %s refused: %d %s after %.3f s", scope["method"], scope["path"], status, outcome, seconds)
+                told = (request_id.decode("latin-1"), scope["method"], scope["path"], status, outcome, seconds)
+                LOG.warning("request %s: %s %r refused: %d %s after %.3f s", *told)
 
 
 def outcome_of(status: int, body: bytes) -> str:
@@ -54,7 +60,7 @@ def outcome_of(status: int, body: bytes) -> str:
         return "ok"
     with suppress(ValueError, KeyError, TypeError):
         return str(json.loads(body)["error"]["code"])
-    return "internal_error" if status == 500 else str(status)
+    return {CLIENT_GONE: "client_gone", 500: "internal_error"}.get(status, str(status))
 
 
 class ClipMonitor:
@@ -86,7 +92,7 @@ class ClipMonitor:
             raise
         queue_s, first_token_s = request.joined_at - request.arrived_at, request.first_token_at - request.arrived_at
         self.recorder.add(metrics.TRANSCRIBED_S, duration_s)
-        self.recorder.add(metrics.TOKENS, len(request.ids))
+        self.recorder.add(metrics.TOKENS, len(request.ids) + request.future.result().complete)  # the end is a token too
         self.recorder.observe(metrics.QUEUE_S, queue_s)
         self.recorder.observe(metrics.FIRST_TOKEN_S, first_token_s)
         self.recorder.observe(metrics.BATCH, 1 + len(self.scheduler.live))
