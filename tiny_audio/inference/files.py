@@ -16,7 +16,7 @@ from tiny_audio.data.shards import pcm_or_reason, read_audio
 from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.inference.journal import STDIN, Journal
 from tiny_audio.inference.output import Output
-from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
+from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
 from tiny_audio.model.saved import read_model_window_s
 from tiny_audio.storage import require_model
 
@@ -54,7 +54,7 @@ def transcribe_files(
         ConfigError: the model does not exist, or the output's name is invalid.
     """
     model = require_model(config.model)
-    settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
+    settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.fp8, config.num_threads, config.batch_rows)
     max_duration_s, output = read_model_window_s(model), Output.of(config.output, paths)
     journal = Journal(output.journal, {"model": model})
     to_do = [path for path in paths if path not in journal.lines]
@@ -70,7 +70,7 @@ def transcribe_files(
 
 def _transcribed(paths: list[str], settings: TranscribeSettings, max_duration_s: float) -> Iterator[dict]:
     """Yields an output line for each file as it is done."""
-    for row in transcribe_dataset(file_dataset(paths, max_duration_s), settings).iter_rows():
+    for row in transcribed_rows(file_dataset(paths, max_duration_s), settings):
         yield _output_line(row)
 
 
