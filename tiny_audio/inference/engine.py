@@ -6,6 +6,7 @@ previous round's tokens while the device computes (nano-vllm and SGLang's schedu
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Protocol
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 
 PREFILLS_IN_A_ROW = 4  # limit between two decode steps: a step for a few transcripts takes nearly as long as one for many
+SWITCH_S = 0.0005  # that another thread may keep Python from the engine's when it wants it; Python's own 5 ms are half a step
 Tokens = Callable[[], list[int]]  # waits for the device; returns an id for each row
 
 
@@ -57,6 +59,7 @@ class Engine:
 
     def start(self) -> None:
         """Starts a thread of the engine's own, which works until `close`."""
+        sys.setswitchinterval(SWITCH_S)
         self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.thread.start()
 
@@ -76,13 +79,16 @@ class Engine:
     def _round(self) -> bool:
         """Runs one round; returns whether there is more to do."""
         try:
+            prefilled = False
             for _ in range(PREFILLS_IN_A_ROW):
                 if not (admitted := self.scheduler.admit()):
                     break
                 self._prefill(admitted)
+                prefilled = True
             rows = self.scheduler.rows()
             if rows:
-                self._launched(rows, self.runner.decode(rows))
+                # behind a prefill both stay in flight, so that the next one is laid out meanwhile
+                self._launched(rows, self.runner.decode(rows), self.runner.lookahead * (1 + prefilled))
             else:
                 self._collect(0)
         except Exception as error:
@@ -105,20 +111,20 @@ class Engine:
             for request in requests:
                 self._prefill([request])
         else:
-            self._launched(requests, tokens)
+            self._launched(requests, tokens, self.runner.lookahead)
 
-    def _launched(self, requests: list[Request], tokens: Tokens) -> None:
+    def _launched(self, requests: list[Request], tokens: Tokens, num_in_flight: int) -> None:
         for request in requests:
             request.num_launched += 1
         self.launched.append((requests, tokens))
-        self._collect(self.runner.lookahead)
+        self._collect(num_in_flight)
 
     def _collect(self, num_left: int) -> None:
         """Hands on the tokens of all launches but the last `num_left`."""
         while len(self.launched) > num_left:
             requests, tokens = self.launched.popleft()
             for request, token in zip(requests, tokens(), strict=True):
-                if self.scheduler.live.get(request.slot) is request:  # otherwise it ended one step ago
+                if self.scheduler.live.get(request.slot) is request:  # otherwise it ended a step or two ago
                     self._hand_on(request, token)
 
     def _hand_on(self, request: Request, token: int) -> None:
