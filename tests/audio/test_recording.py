@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def test_a_recording_that_is_left_halfway_keeps_no_process(monkeypatch):
         pieces.close()
         assert foreign._idle == []
         assert len(decode(encode(PCM, "m4a"))) > 100_000
+
+
+def test_recordings_that_are_read_slowly_hold_up_no_other(monkeypatch):
+    monkeypatch.setattr(foreign, "_slots", threading.BoundedSemaphore(1))
+    data = encode(np.tile(PCM, 4), "m4a")
+    with open_recording(io.BytesIO(data), 60.0) as one, open_recording(io.BytesIO(data), 60.0) as other:
+        slow = one.chunks(), other.chunks()
+        assert all(len(next(pieces)) for pieces in slow)
+        assert len(decode(data, 60.0)) > 500_000
 
 
 def test_a_large_file_is_mapped(tmp_path, monkeypatch):
