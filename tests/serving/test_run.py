@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import requests
@@ -70,22 +72,31 @@ def test_the_command_ends_with_2(tmp_path):
     assert run.stderr.splitlines()[-1].startswith("python -m tiny_audio.serving: runs/none: no saved model there")
 
 
+@contextmanager
+def running(config: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Runs the command on a Ray of its own; yields its URL and its process once it answers."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen([*COMMAND, config], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = next(line for line in server.stdout if line.startswith("answers at "))
+            threading.Thread(target=server.stdout.read, daemon=True).start()  # a full pipe would stop it
+            yield line.split()[-1], server
+        finally:
+            server.send_signal(signal.SIGTERM)
+
+
 @pytest.mark.slow
 def test_sigterm_waits_for_what_was_taken_on(tmp_path, saved_model):
-    port = free_port(8000)
-    config, answers = config_file(tmp_path, http={"port": port}, model=saved_model), []
-    url = f"http://127.0.0.1:{port}"
+    config, answers = config_file(tmp_path, http={"port": free_port(8000)}, model=saved_model), []
 
-    def ask(number: int) -> None:
+    def ask(url: str, number: int) -> None:
         form = {"files": {"file": ("clip", TONES[number % len(TONES)])}, "data": {"model": "tiny_audio"}}
         answers.append(requests.post(f"{url}/v1/audio/transcriptions", **form, timeout=120).status_code)
 
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with subprocess.Popen([*COMMAND, config], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert any(line == f"answers at {url}\n" for line in server.stdout)
-        second = subprocess.run([*COMMAND, config], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert (second.returncode, f"http_options.port={port}" in second.stderr) == (2, True)
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    with running(config) as (url, server):
+        second = subprocess.run([*COMMAND, config], cwd=ROOT, capture_output=True, text=True)
+        assert (second.returncode, "http_options.port=" in second.stderr) == (2, True)
+        threads = [threading.Thread(target=ask, args=(url, number)) for number in range(20)]
         for thread in threads:
             thread.start()
         time.sleep(0.3)
