@@ -30,12 +30,20 @@ def test_rays_environment_variables():
     assert AUTH_MODE_ENV_VAR == ray_names.AUTH_MODE
     assert ray_names.FILES_FOLDER in inspect.getsource(get_default_system_temp_dir)
     of_serve = (RAY / "serve/_private/constants.py").read_text()
-    for name in ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"):  # serve/config.yaml
+    for name in ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", ray_names.PROXY_CALLBACK):
         assert name in of_serve
     core = [ray_names.CORE_LOG_LEVEL, ray_names.MAX_STARTING_WORKERS.removeprefix("RAY_")]
     for name, binary in zip(core, ("_raylet.so", "core/src/ray/raylet/raylet"), strict=True):
         with (RAY / binary).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:
             assert code.find(name.encode()) >= 0, name
+
+
+def test_serves_proxies_take_hints_by_headers_and_set_their_sockets_in_one_function():
+    from ray.serve._private import constants, http_util
+
+    hints = (constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER)
+    assert tuple(hint.encode() for hint in hints) == ray_names.PROXY_HINTS
+    assert "set_socket_reuse_port(sock)" in inspect.getsource(http_util.start_asgi_http_server)
 
 
 def test_rays_process_titles():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 # The titles of processes, which Ray has no other way to tell apart: `ray::` and an actor's class or a task's function.
 ANY_WORKER = "ray::"
@@ -32,6 +33,23 @@ NO_AGENT = b"No available agent"  # why a young cluster refuses a job
 SUBMITTED = b"submitted successfully"
 OWN_LINE = re.compile(rb"[\d-]+ [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job |\[[^]]+\] logging\.cc")
 STORE_USED_MIB, SPILLED_MIB = r"Plasma memory usage (\d+) MiB", r"Spilled (\d+) MiB"  # of `ray memory --stats-only`
+
+
+# The variable that names what Serve's proxies call as they start. By the headers, Serve's balancer tells a proxy how to treat a
+# request.
+PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+PROXY_HINTS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
+
+
+def refuse_shared_ports() -> None:
+    """Makes Serve's proxy in this process refuse a port that another server has.
+
+    Serve asks Linux to share it, which gives each of the two half of the connections. SO_REUSEADDR stays: a proxy that died
+    could not come back while its old connections linger.
+    """
+    from ray.serve._private import http_util
+
+    http_util.set_socket_reuse_port = lambda sock: sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def is_lost_process(failure: Exception) -> bool:

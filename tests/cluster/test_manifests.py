@@ -43,7 +43,7 @@ from tests.cluster.manifests import (
 from tiny_audio.config import TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.serving.app import build
-from tiny_audio.serving.arguments import Arguments
+from tiny_audio.serving.arguments import MIDDLEWARES
 
 each_folder = pytest.mark.parametrize("folder", [*TRAININGS, *SERVICES])
 each_training = pytest.mark.parametrize("folder", TRAININGS)
@@ -370,6 +370,7 @@ def test_serve_config_fits_ray_serve(folder):
     ServeDeploySchema.model_validate(config)
     # Ray ignores a key that it does not know; here it is an error.
     assert config.keys() <= ServeDeploySchema.model_fields.keys()
+    assert MIDDLEWARES in config["controller_options"]["runtime_env"]["env_vars"].values()
     (application,) = config["applications"]
     assert application.keys() <= ServeApplicationSchema.model_fields.keys()
     assert application["import_path"] == "tiny_audio.serving.app:build"
@@ -383,7 +384,7 @@ def test_serve_config_fits_the_app_and_the_groups(folder, tmp_path):
     (config,) = yaml.safe_load(ray_of(folder)["spec"]["serveConfigV2"])["applications"]
     # The app as Serve builds it, but for the model's folder, which must exist.
     (tmp_path / "config.json").write_text("{}")
-    ingress = build(Arguments(**config["args"] | {"model": str(tmp_path)}))._bound_deployment
+    ingress = build(config["args"] | {"model": str(tmp_path)})._bound_deployment
     transcriber = ingress.init_args[0]._bound_deployment
     assert (ingress.name, transcriber.name) == ("Ingress", "Transcriber")
     (override,) = config["deployments"]

@@ -3,15 +3,13 @@
   tiny-audio serve --model runs/quickstart/model
   curl -F file=@talk.mp3 -F model=tiny_audio http://127.0.0.1:8000/v1/audio/transcriptions
 
-It does what `serve run` does with a config, and starts a Ray on this machine if there is none. For more than one machine, and
-for all settings, write a config: https://docs.ray.io/en/latest/serve/production-guide/config.html
+It does what `python -m tiny_audio.serving` does with a config, and starts a Ray on this machine unless RAY_ADDRESS names one. For
+more than one machine, and for all settings, write a config: https://docs.ray.io/en/latest/serve/production-guide/config.html
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -39,13 +37,12 @@ def serve_config(model: str, device: str, host: str, port: int, num_threads: int
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Becomes `serve run`."""
+    """Runs the service."""
+    from tiny_audio.serving import run as service  # it imports Ray
+
     require(0 < arguments.port < 65_536, f"--port must be 1 to 65535, not {arguments.port}")
     config = serve_config(require_model(arguments.model), arguments.device, arguments.host, arguments.port, arguments.threads)
     path = Path(tempfile.mkdtemp(prefix="tiny-audio-")) / "serve.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    command = str(Path(sys.executable).with_name("serve"))
-    require(os.access(command, os.X_OK), f"{command}: no such command; pip install 'ray[serve]' beside this package")
-    print(f"serve run {path}", file=sys.stderr, flush=True)
-    os.execv(command, [command, "run", str(path)])
-    return 1  # not reached
+    service.run(str(path))
+    return 0

@@ -1,13 +1,143 @@
-"""What a transcription answers with: JSON, or text."""
+"""What a transcription answers with: JSON, text, subtitles, or server-sent events."""
 
-from typing import Any, Literal
+from __future__ import annotations
 
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+import asyncio
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from tiny_audio.inference.subtitles import Cue, srt, vtt
+
+DONE = "data: [DONE]\n\n"
+HEARTBEAT, HEARTBEAT_S = ": still at work\n\n", 10.0  # a comment; proxies close lines that are silent for long
 
 
-def answer(transcript: dict[str, Any], duration_s: float, response_format: Literal["json", "text"]) -> Response:
-    """Builds the response with a transcript, whose fields are the `Transcript`'s, of a clip of `duration_s` seconds."""
-    if response_format == "text":
-        return PlainTextResponse(transcript["text"])
-    body = {name: transcript[name] for name in ("text", "complete", "looped")}
-    return JSONResponse({**body, "usage": {"type": "duration", "seconds": duration_s}})
+@dataclass(frozen=True)
+class Segment:
+    """Holds what a replica answered for a stretch of a recording, and where that lies, in seconds."""
+
+    start_s: float
+    end_s: float
+    transcript: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """Holds the segments of a recording, in order."""
+
+    segments: list[Segment]
+    duration_s: float
+    language: str
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return " ".join(segment.transcript["text"] for segment in self.segments if segment.transcript["text"])
+
+    @property
+    def cues(self) -> list[Cue]:
+        """The segments as subtitles."""
+        return [Cue(segment.start_s, segment.end_s, segment.transcript["text"]) for segment in self.segments]
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """What the transcription took, in OpenAI's words: tokens, and seconds of audio besides."""
+        audio, prompt, output = (
+            sum(segment.transcript["num_tokens"][kind] for segment in self.segments) for kind in ("audio", "prompt", "output")
+        )
+        return {
+            "type": "tokens",
+            "input_tokens": audio + prompt,
+            "output_tokens": output,
+            "total_tokens": audio + prompt + output,
+            "input_token_details": {"audio_tokens": audio, "text_tokens": prompt},
+            "seconds": self.duration_s,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the `json` answer; `complete` and `looped` are ours."""
+        return {
+            "text": self.text,
+            "complete": all(segment.transcript["complete"] for segment in self.segments),
+            "looped": any(segment.transcript["looped"] for segment in self.segments),
+            "usage": self.usage,
+        }
+
+    def as_verbose_json(self) -> dict[str, Any]:
+        """Returns the `verbose_json` answer; what this model does not know is null."""
+        return {
+            "task": "transcribe",
+            "language": self.language,
+            "duration": self.duration_s,
+            "text": self.text,
+            "segments": [_verbose(number, segment) for number, segment in enumerate(self.segments)],
+            "usage": {"type": "duration", "seconds": self.duration_s},
+        }
+
+
+def _verbose(number: int, segment: Segment) -> dict[str, Any]:
+    data = segment.transcript["text"].encode()
+    return {
+        "id": number,
+        "seek": round(100 * segment.start_s),  # mel frames, as Whisper counts
+        "start": segment.start_s,
+        "end": segment.end_s,
+        "text": segment.transcript["text"],
+        "tokens": segment.transcript["ids"],
+        "temperature": 0.0,
+        "avg_logprob": None,
+        "compression_ratio": len(data) / len(zlib.compress(data)),
+        "no_speech_prob": None,
+    }
+
+
+def _subtitles(text: str, kind: str) -> Response:
+    return Response(text, media_type=f"{kind}; charset=utf-8")
+
+
+ANSWERS: dict[str, Callable[[Transcription], Response]] = {
+    "json": lambda transcription: JSONResponse(transcription.as_json()),
+    "text": lambda transcription: PlainTextResponse(transcription.text),
+    "srt": lambda transcription: _subtitles(srt(transcription.cues), "text/plain"),
+    "vtt": lambda transcription: _subtitles(vtt(transcription.cues), "text/vtt"),
+    "verbose_json": lambda transcription: JSONResponse(transcription.as_verbose_json()),
+}
+
+
+def event(body: dict[str, Any]) -> str:
+    """Writes a server-sent event."""
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def delta_event(delta: str) -> str:
+    """Writes the event that brings the next piece of the text."""
+    return event({"type": "transcript.text.delta", "delta": delta})
+
+
+def done_event(transcription: Transcription) -> str:
+    """Writes the one event that ends a transcript."""
+    return event({"type": "transcript.text.done", **transcription.as_json()})
+
+
+async def with_heartbeats(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yields events as they come, and a comment wherever none came for HEARTBEAT_S."""
+    following = None
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(events))
+            while not (await asyncio.wait([following], timeout=HEARTBEAT_S))[0]:
+                yield HEARTBEAT
+            try:
+                yield following.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        if following and not following.done():
+            following.cancel()
+            await asyncio.wait([following])
+        await events.aclose()

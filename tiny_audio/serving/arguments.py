@@ -1,27 +1,64 @@
-"""The settings of the service: what `args` in a Serve config may hold."""
+"""The settings of the service: `Arguments` are those of the application, and `EdgeSettings` those of Serve's proxies."""
 
-from typing import Literal
+from __future__ import annotations
 
-from pydantic import BaseModel, Field, model_validator
+import os
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field
+
+from tiny_audio.config import AtLeastOne, Text, require, settings
+from tiny_audio.config_files import build
+
+MIDDLEWARES = "tiny_audio.serving.proxy:middlewares"  # what Serve's proxies call
+PREFIX = "TINY_AUDIO_"  # of the environment variables that set EdgeSettings
+Seconds = Annotated[float, Field(gt=0)]
 
 
-class Arguments(BaseModel, extra="forbid"):
-    """Lists the settings that `args` in a Serve config may hold."""
+@settings()
+class Arguments:
+    """What `args` in a Serve config may hold."""
 
-    model: str  # folder that `ASRModel.save_pretrained` wrote (relative to where Serve starts), its URL, or a hub id
-    device: Literal["cpu", "cuda"] = "cpu"
+    model: Text  # folder that training exported, as Serve's nodes see it; its URL; or a hub id
+    device: Literal["cpu", "cuda"] = "cpu"  # cuda: a GPU for each replica
     fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
-    model_name: str = "tiny_audio"  # name that clients call the model by
-    max_upload_mib: int = Field(25, ge=1)  # OpenAI's limit
-    max_batch_size: int = Field(128, ge=1)  # clips that a replica transcribes together
-    max_queued: int = Field(64, ge=1)  # clips waiting for a replica; any more are refused with 429
-    max_replicas: int = Field(1, ge=1)
-    num_ingresses: int = Field(1, ge=1)  # processes that read and decode uploads; a GPU transcribes as fast as about 4 of them
-    num_threads: int = Field(1, ge=1)  # CPU threads of a Transcriber replica, and CPUs reserved for it
-    timeout_s: float = Field(60.0, gt=0)  # longest wait for the model's answer, queueing included
+    model_name: Text = "tiny_audio"  # name that clients call the model by
+    model_aliases: list[Text] = field(default_factory=list)  # further names of it, such as whisper-1 that many apps have built in
+    languages: dict[Text, Text] = field(default_factory=lambda: {"en": "english"})  # codes and names of what the model hears
+    max_batch_size: AtLeastOne = 128  # clips that a replica transcribes together: the slots of its cache
+    max_queued: AtLeastOne = 64  # clips that may wait for a replica; more get a 429
+    max_replicas: AtLeastOne = 1  # replicas of the model; Serve scales from 1 by the requests that wait
+    num_ingresses: AtLeastOne = 1  # processes that read and decode uploads; a GPU transcribes as fast as about 4 of them
+    num_threads: AtLeastOne = 1  # CPU threads, and CPUs reserved, of a replica
+    timeout_s: Seconds = 60.0  # for the model's answer, waiting included; keep request_timeout_s above it
+    docs: bool = False  # describes the API at /docs and /openapi.json
 
-    @model_validator(mode="after")
-    def _fp8_has_its_gpu(self):
-        if self.fp8 and self.device != "cuda":
-            raise ValueError("fp8=true computes on GPUs: set device: cuda")
-        return self
+    def __post_init__(self):
+        require(bool(self.languages), "languages names none")
+        require(self.device == "cuda" or not self.fp8, "fp8=true computes on GPUs: set device: cuda")
+
+
+@settings()
+class EdgeSettings:
+    """What the environment of Serve's proxies may set, each as TINY_AUDIO_ and its name in capitals."""
+
+    max_upload_mib: AtLeastOne = 25  # largest upload; 25 is OpenAI's limit
+    max_held_mib: AtLeastOne = 256  # memory of a proxy for uploads, from their arrival until they are answered
+    max_requests: AtLeastOne = 256  # requests that a proxy passes on at a time; more get a 429
+    upload_grace_s: Seconds = 20.0  # how long an upload may take whatever its rate; then it needs 16 KiB a second
+    api_keys: Text | None = None  # file of hashed keys; without it, everybody who reaches the port may call
+    cors_origins: Text = ""  # origins of web pages that may call, with commas between them
+    drain_token: Text | None = None  # lets its holder end the service in peace; the command makes one
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> EdgeSettings:
+        """Reads the settings from environment variables.
+
+        Raises:
+            ConfigError: a variable with our prefix is unknown, or its value is out of range.
+        """
+        values = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
+        return build(cls, {name.lower(): yaml.safe_load(text) for name, text in values.items()}, PREFIX.lower())

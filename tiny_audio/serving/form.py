@@ -1,25 +1,185 @@
-"""The form of a transcription request: OpenAI's fields, checked."""
+"""The form of a transcription request: OpenAI's fields, in any spelling that its clients use, checked."""
 
-from typing import Literal
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from starlette.datastructures import FormData
+from starlette.datastructures import UploadFile as FilePart
+
+from tiny_audio.serving.errors import APIError
+
+PART_OF_OBJECT = re.compile(r"(\w+)\[(\w+)\]")
+MAX_FIELD_BYTES = 64 << 10
+Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+Milliseconds = Annotated[int, Field(ge=0, le=5000)]
+
+
+class ServerVad(BaseModel, extra="forbid"):
+    """Where OpenAI's `server_vad` cuts a recording."""
+
+    type: Literal["server_vad"]
+    threshold: float = Field(0.5, gt=0, lt=1)
+    prefix_padding_ms: Milliseconds = 300
+    silence_duration_ms: Milliseconds = 200
 
 
 class TranscriptionForm(BaseModel, extra="forbid"):
-    """Holds OpenAI's form fields; `language` and `prompt` are accepted but change nothing, since this model takes neither."""
+    """The fields of OpenAI's form. What the model cannot do is refused by name, and nothing is left out in silence."""
 
     file: UploadFile
     model: str
     language: str | None = None
+    languages: list[str] = []
     prompt: str | None = None
-    response_format: Literal["json", "text"] = "json"
+    keywords: list[str] = []
+    response_format: Annotated[Literal["json", "text", "srt", "vtt", "verbose_json"], Lower] = "json"
     temperature: float = 0.0
+    timestamp_granularities: list[Annotated[Literal["segment", "word"], Lower]] = []
     stream: bool = False
+    include: list[str] = []
+    chunking_strategy: Literal["auto"] | ServerVad | None = None
+    known_speaker_names: list[str] = []
+    known_speaker_references: list[str] = []
 
-    @field_validator("temperature", "stream")
+    @field_validator("response_format", mode="before")
     @classmethod
-    def _is_off(cls, value: float | bool) -> float | bool:
-        if value:
-            raise ValueError("not supported; leave it out (decoding is greedy, and a transcript comes whole)")
+    def _has_no_speakers(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.lower() == "diarized_json":
+            raise ValueError("this model does not tell speakers apart; take verbose_json")
         return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _is_greedy(cls, value: float) -> float:
+        if value:
+            raise ValueError("decoding is greedy, so only 0 is possible; leave it out")
+        return value
+
+    @field_validator("prompt", "keywords", "known_speaker_names", "known_speaker_references")
+    @classmethod
+    def _is_empty(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("this model was trained without it, so it would change nothing; leave it out")
+        return value
+
+    @field_validator("timestamp_granularities")
+    @classmethod
+    def _has_no_word_times(cls, value: list[str]) -> list[str]:
+        if "word" in value:
+            raise ValueError("this model knows no word times; take segment")
+        return value
+
+    @field_validator("include")
+    @classmethod
+    def _has_nothing_more(cls, value: list[str]) -> list[str]:
+        if value:
+            raise ValueError(f"{value[0]} is not kept while the model decodes; leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TranscriptionForm:
+        if self.timestamp_granularities and self.response_format != "verbose_json":
+            raise ValueError("timestamp_granularities: wants response_format=verbose_json")
+        if self.stream and self.response_format not in ("json", "text"):
+            raise ValueError("stream: wants response_format=json or text; times are known when all is")
+        return self
+
+
+LISTS = {name for name, field in TranscriptionForm.model_fields.items() if str(field.annotation).startswith("list")}
+
+
+def read_form(parts: FormData) -> TranscriptionForm:
+    """Checks the parts of a form.
+
+    Takes the spellings `name[]`, `name[key]` and `name`, JSON for an object, and "" for a field that is left out.
+
+    Raises:
+        APIError: a field is missing, unknown, given twice, or has a value that is not possible here.
+    """
+    values: dict[str, Any] = {}
+    for name, value in parts.multi_items():
+        if isinstance(value, FilePart) == (name == "file"):
+            _put(values, name, value)
+        elif name == "file":
+            raise _refusal("file", "the part has no file name")
+        else:
+            raise _refusal(name, "is a file, and only `file` may be one")
+    try:
+        return TranscriptionForm.model_validate(values)
+    except ValidationError as error:
+        raise _as_refusal(error) from None
+
+
+def _put(values: dict[str, Any], name: str, value: str | FilePart) -> None:
+    """Adds a part of the form to the values of its fields."""
+    if value == "":
+        return
+    base = name.removesuffix("[]")
+    if base in LISTS:
+        values.setdefault(base, []).append(value)
+    elif match := PART_OF_OBJECT.fullmatch(name):
+        fields = values.setdefault(match[1], {})
+        if not isinstance(fields, dict):
+            raise _refusal(match[1], "is given twice")
+        fields[match[2]] = value
+    elif base in values:
+        raise _refusal(base, "is given twice")
+    else:
+        values[base] = _parsed(value)
+
+
+def _parsed(value: str | FilePart) -> Any:
+    """Returns the object that a value has in JSON, or the value."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _refusal(param: str, message: str) -> APIError:
+    return APIError(400, f"{param}: {message}", "invalid_value", param)
+
+
+def _as_refusal(error: ValidationError) -> APIError:
+    """Words the first of pydantic's errors; of a union's errors, that of the member which comes closest to the value."""
+    errors = error.errors()
+    first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # of several fields together
+        return APIError(400, message, "invalid_value", message.partition(":")[0])
+    param = str(first["loc"][0])
+    if first["type"] == "missing":
+        message = "is missing"
+    elif first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        message = f"is unknown; known: {', '.join(TranscriptionForm.model_fields)}"
+    else:
+        param = _spelled(first["loc"])
+    return _refusal(param, message)
+
+
+def _spelled(loc: tuple) -> str:
+    """Returns the field of an error as a client spells it, such as `chunking_strategy[threshold]`."""
+    base, *parts = (part for part in loc if isinstance(part, str))
+    return base + "".join(f"[{part}]" for part in parts if part in ServerVad.model_fields)
+
+
+def form_schema() -> dict[str, Any]:
+    """Describes the form as OpenAPI does."""
+    schema = TranscriptionForm.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return definitions[node["$ref"].rpartition("/")[2]]
+            return {name: inlined(value) for name, value in node.items()}
+        return [inlined(value) for value in node] if isinstance(node, list) else node
+
+    return inlined(schema)

@@ -1,11 +1,27 @@
 """What Serve's proxies put around their application: Serve calls `middlewares` where its environment names it."""
 
+import uvicorn.config
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
+from tiny_audio.ray_names import refuse_shared_ports
+from tiny_audio.serving.arguments import EdgeSettings
+from tiny_audio.serving.edge import Edge
 from tiny_audio.serving.metrics import AnswerMonitor
 from tiny_audio.serving.readiness import Readiness
 
 
 def middlewares() -> list[Middleware]:
-    """Returns the proxies' middlewares; the last is the outermost."""
-    return [Middleware(AnswerMonitor), Middleware(Readiness)]
+    """Prepares this process, which is a proxy, and returns its middlewares; the last is the outermost."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "tiny_audio.serving.protocol:Protocol"
+    refuse_shared_ports()
+    settings = EdgeSettings.from_environment()
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-ID", "Retry-After"],
+    )
+    return [Middleware(Readiness), Middleware(Edge, settings=settings), *[cors] * bool(origins), Middleware(AnswerMonitor)]

@@ -1,13 +1,16 @@
 """Runs the model behind the HTTP ingress: a Ray Serve deployment with one replica per GPU turns int16 clips into text."""
 
+from __future__ import annotations
+
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 from ray import serve
 
-from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.audio.clip import SAMPLE_RATE, num_audio_tokens
 from tiny_audio.serving.metrics import ClipMonitor
 
 
@@ -37,8 +40,42 @@ class Transcriber:
         return self.model.describe()
 
     async def __call__(self, clip: np.ndarray) -> dict[str, Any]:
-        """Transcribes (S,) int16 samples at 16 kHz; returns the fields of the `Transcript`."""
+        """Transcribes (S,) int16 samples at 16 kHz; returns the transcript's text, ids and numbers of tokens."""
         request = self.model.request(clip)
         with self.monitor.clip(request):
             answer = await asyncio.wrap_future(self.model.engine.submit(request))
-        return vars(self.model.transcript(answer))
+        return self._transcript(request, answer)
+
+    async def stream(self, clip: np.ndarray) -> AsyncIterator[str | dict[str, Any]]:
+        """Transcribes as a call does; yields pieces of the text while it is written, and at last what the call returns."""
+        from tiny_audio.inference.deltas import Deltas
+
+        loop, tokens = asyncio.get_running_loop(), asyncio.Queue()
+        request = self.model.request(clip, lambda token: loop.call_soon_threadsafe(tokens.put_nowait, token))
+        future = self.model.engine.submit(request)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(tokens.put_nowait, None))
+        deltas = Deltas(self.model.model.tokenizer)
+        try:
+            with self.monitor.clip(request):
+                while (token := await tokens.get()) is not None:
+                    if delta := deltas.add([token]):
+                        yield delta
+                answer = future.result()
+            transcript = self._transcript(request, answer)
+            if delta := deltas.rest(transcript["text"]):
+                yield delta
+            yield transcript
+        finally:
+            future.cancel()
+
+    def _transcript(self, request, answer) -> dict[str, Any]:
+        transcript = self.model.transcript(answer)
+        audio_tokens = num_audio_tokens(len(request.pcm))
+        tokens = {"audio": audio_tokens, "prompt": request.num_tokens - audio_tokens, "output": transcript.num_tokens}
+        return {
+            "text": transcript.text,
+            "complete": transcript.complete,
+            "looped": transcript.looped,
+            "ids": answer.ids,
+            "num_tokens": tokens,
+        }

@@ -1,0 +1,108 @@
+"""The command: what cannot work is one line before anything starts, and the end waits for what was taken on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import requests
+import yaml
+
+from tests.conftest import ROOT
+from tests.serving.conftest import CONFIG, TONES
+from tiny_audio.config import ConfigError
+from tiny_audio.lab.ray_cli import free_port
+from tiny_audio.serving.run import read_config, require_free_port
+
+COMMAND = [sys.executable, "-m", "tiny_audio.serving"]
+
+
+def config_file(tmp_path, environment=(), http=(), **args) -> str:
+    (application,) = CONFIG["applications"]
+    variables = CONFIG["controller_options"]["runtime_env"]["env_vars"] | dict(environment)
+    changes = {
+        "http_options": CONFIG["http_options"] | dict(http),
+        "controller_options": {"runtime_env": {"env_vars": variables}},
+        "applications": [application | {"args": application["args"] | args}],
+    }
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(CONFIG | changes))
+    return str(tmp_path / "serve.yaml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"model": "runs/none"}, "runs/none: no saved model there"),
+        ({"modell": "x"}, "unknown key modell; did you mean model"),
+        ({"max_batch_size": 0}, "max_batch_size must be at least 1"),
+        ({"device": "cuda"}, "asks for a GPU and this machine has none"),
+        ({"environment": {"TINY_AUDIO_API_KEYS": "none"}}, "none: cannot be read"),
+        ({"environment": {"TINY_AUDIO_MAX_HELD_MIB": "lots"}}, "max_held_mib must be a whole number"),
+        ({"http": {"port": "http"}}, "http_options.port"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, saved_model, wrong, says):
+    import torch
+
+    if wrong == {"device": "cuda"} and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match=says) as caught:
+        read_config(config_file(tmp_path, **{"model": saved_model} | wrong))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_port_that_another_server_has_is_refused():
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match="stop what has it"):
+            require_free_port("127.0.0.1", other.getsockname()[1])
+
+
+def test_the_command_ends_with_2(tmp_path):
+    run = subprocess.run([*COMMAND, config_file(tmp_path, model="runs/none")], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("python -m tiny_audio.serving: runs/none: no saved model there")
+
+
+@contextmanager
+def running(config: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Runs the command on a Ray of its own; yields its URL and its process once it answers."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen([*COMMAND, config], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = next(line for line in server.stdout if line.startswith("answers at "))
+            threading.Thread(target=server.stdout.read, daemon=True).start()  # a full pipe would stop it
+            yield line.split()[-1], server
+        finally:
+            server.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_sigterm_waits_for_what_was_taken_on(tmp_path, saved_model):
+    config, answers = config_file(tmp_path, http={"port": free_port(8000)}, model=saved_model), []
+
+    def ask(url: str, number: int) -> None:
+        form = {"files": {"file": ("clip", TONES[number % len(TONES)])}, "data": {"model": "tiny_audio"}}
+        answers.append(requests.post(f"{url}/v1/audio/transcriptions", **form, timeout=120).status_code)
+
+    with running(config) as (url, server):
+        second = subprocess.run([*COMMAND, config], cwd=ROOT, capture_output=True, text=True)
+        assert (second.returncode, "http_options.port=" in second.stderr) == (2, True)
+        threads = [threading.Thread(target=ask, args=(url, number)) for number in range(20)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        server.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert server.wait(60) == 0
+    assert set(answers) <= {200, 503}
+    assert answers.count(200) > 0

@@ -1,0 +1,68 @@
+"""How the ingress asks the model's replicas: within a time, and again where a replica died."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from ray.serve.handle import DeploymentHandle
+
+from tiny_audio.serving.failures import UNAVAILABLE, said_as_api_error
+
+RETRY_PAUSES_S = (0.1, 0.5, 2.0)  # between attempts; a transcription may be asked for any number of times
+
+
+class ModelCalls:
+    """Asks replicas of the model, each question for `timeout_s` at most, waiting included."""
+
+    def __init__(self, transcriber: DeploymentHandle, timeout_s: float):
+        self.transcriber, self.timeout_s = transcriber, timeout_s
+
+    async def max_duration_s(self) -> float:
+        """Returns the longest clip that the model takes, in seconds; waits until a model is loaded."""
+        return (await self._first_of(self.transcriber.describe))["max_duration_s"]
+
+    async def transcript(self, clip: np.ndarray) -> dict[str, Any]:
+        """Returns a replica's transcript of (S,) int16 samples at 16 kHz."""
+        return await self._first_of(self.transcriber, clip)
+
+    async def pieces(self, clip: np.ndarray) -> AsyncIterator[str | dict[str, Any]]:
+        """Yields the text of a clip piece by piece as it is written, and at last the transcript.
+
+        A replica that dies before its first piece is replaced by another; later, the error is raised.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.timeout_s
+        pauses_s, piece = iter(RETRY_PAUSES_S), None
+        with said_as_api_error():
+            while True:
+                answer = self.transcriber.options(stream=True).stream.remote(clip)
+                try:
+                    while piece := await asyncio.wait_for(anext(answer, None), until - loop.time()):
+                        yield piece
+                    return
+                except UNAVAILABLE:
+                    if piece or (pause_s := next(pauses_s, None)) is None:
+                        raise
+                    await asyncio.sleep(pause_s)
+                finally:
+                    answer.cancel()
+
+    async def _first_of(self, method, *arguments) -> Any:
+        """Returns the first answer that a replica gives."""
+        pauses_s = iter(RETRY_PAUSES_S)
+        with said_as_api_error():
+            async with asyncio.timeout(self.timeout_s):
+                while True:
+                    answer = method.remote(*arguments)
+                    try:
+                        return await answer
+                    except asyncio.CancelledError:  # the time is over, or the client left
+                        answer.cancel()
+                        raise
+                    except UNAVAILABLE:
+                        if (pause_s := next(pauses_s, None)) is None:
+                            raise
+                        await asyncio.sleep(pause_s)
