@@ -87,6 +87,14 @@ def test_settings_that_exclude_each_other_are_refused(overrides, message):
         load_config(TrainConfig, QUICKSTART, overrides)
 
 
+@pytest.mark.parametrize("config", [TranscribeConfig, EvaluateConfig])
+def test_fp8_without_a_gpu_is_refused(config, tmp_path):
+    (tmp_path / "empty.yaml").touch()
+    with pytest.raises(ConfigError, match="fp8=true computes on GPUs: set use_gpu=true"):
+        load_config(config, tmp_path / "empty.yaml", ["fp8=true"])
+    assert load_config(config, tmp_path / "empty.yaml", ["fp8=true", "use_gpu=true"]).fp8
+
+
 def test_data_are_named_by_glob_url_or_dataset_reference(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine/Set").mkdir(parents=True)

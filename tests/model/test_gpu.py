@@ -9,9 +9,9 @@ from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8
-from tiny_audio.model.layers import attend_slots, compiled_layers, flash_attend_slots
+from tiny_audio.model.layers import attend_slots, attend_slots_each, compiled_layers, flash_attend_slots
 from tiny_audio.model.packing import pack
-from tiny_audio.model.segments import Segments
+from tiny_audio.model.segments import Segments, Slots
 from tiny_audio.training.budget import find_micro_batch_s
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -62,18 +62,38 @@ def test_a_budget_is_found_and_is_less_on_a_smaller_gpu():
     assert 30 <= budgets[0] < budgets[1]
 
 
+SLOT_LENGTH = 1056
+
+
+def filled_slots(num_slots: int, num_queries: int):
+    """Returns random queries, the keys and values of a cache, the number of keys in each slot, and where slots start."""
+    torch.manual_seed(0)
+    query = torch.randn(num_queries, 16, 128, device="cuda", dtype=torch.bfloat16)
+    keys, values = torch.randn(2, num_slots * SLOT_LENGTH, 4, 128, device="cuda", dtype=torch.bfloat16)
+    lengths = torch.randint(1, SLOT_LENGTH + 1, (num_slots,), device="cuda", dtype=torch.int32)
+    lengths[:2] = torch.tensor([1, SLOT_LENGTH])
+    return query, keys, values, lengths, torch.arange(num_slots + 1, device="cuda", dtype=torch.int32) * SLOT_LENGTH
+
+
 @pytest.mark.parametrize("num_slots", [2, 9, 256])  # long clips of few slots are split among blocks
 def test_flash_attention_to_slots_is_plain_attention_at_each_length(num_slots):
-    torch.manual_seed(0)
-    length = 1056
-    query = torch.randn(num_slots, 16, 128, device="cuda", dtype=torch.bfloat16)
-    keys, values = torch.randn(2, num_slots, length, 4, 128, device="cuda", dtype=torch.bfloat16)
-    lengths = torch.randint(1, length + 1, (num_slots,), device="cuda", dtype=torch.int32)
-    lengths[:2] = torch.tensor([1, length])
-    rows = torch.arange(num_slots + 1, device="cuda", dtype=torch.int32)
-    slots = (Segments(rows, 1), Segments(rows * length, length))
-    seen = flash_attend_slots(query, keys.flatten(0, 1), values.flatten(0, 1), lengths, *slots)
-    expected = attend_slots(query.float(), keys.float(), values.float(), lengths)
+    query, keys, values, lengths, starts = filled_slots(num_slots, num_slots)
+    queries = Segments(torch.arange(num_slots + 1, device="cuda", dtype=torch.int32), 1)
+    seen = flash_attend_slots(query, keys, values, queries, Slots(starts, lengths, SLOT_LENGTH))
+    rows = (x.view(num_slots, SLOT_LENGTH, 4, 128).float() for x in (keys, values))
+    torch.testing.assert_close(seen.float(), attend_slots(query.float(), *rows, lengths), atol=0.01, rtol=0.01)
+
+
+def test_flash_attention_of_prompts_to_slots_in_any_order_is_plain_attention():
+    """As prefill does it: each clip has many queries, its last positions, and a slot wherever one was free."""
+    query, keys, values, lengths, starts = filled_slots(12, 3000)
+    order = torch.tensor([7, 0, 11, 3, 5], device="cuda")
+    lengths = lengths[order].clamp(min=20)
+    bounds = torch.cat([lengths.new_zeros(1), (lengths - 12).cumsum(0, dtype=torch.int32)])  # the head of 12 has no queries
+    queries, slots = Segments(bounds, SLOT_LENGTH), Slots(torch.cat([starts[order], starts[:1]]), lengths, SLOT_LENGTH)
+    query = query[: bounds[-1]]
+    seen = flash_attend_slots(query, keys, values, queries, slots)
+    expected = attend_slots_each(query.float(), keys.float(), values.float(), queries, slots)
     torch.testing.assert_close(seen.float(), expected, atol=0.01, rtol=0.01)
 
 

@@ -58,6 +58,6 @@ def clip_table(decoded: Iterable[Clip | Reject]) -> pa.Table:
     return pa.Table.from_struct_array(clip_structs(decoded))
 
 
-def row_pcm(row: dict) -> np.ndarray:
-    """Views the bytes of a row as its (S,) int16 samples."""
-    return np.frombuffer(row["pcm"], np.int16)
+def table_pcm(table: pa.Table) -> list[np.ndarray]:
+    """Views the (S,) int16 samples of each row; a reject has none."""
+    return [samples for chunk in table.column("pcm").chunks for samples in _samples(chunk)]

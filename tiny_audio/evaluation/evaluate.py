@@ -33,7 +33,7 @@ from tiny_audio.evaluation.wer import (
     normalizer_names,
     word_error_rate,
 )
-from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
+from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
 from tiny_audio.model.saved import read_model_window_s
 from tiny_audio.storage import output_path, require_model
 
@@ -51,6 +51,7 @@ def transcribe_settings(config: EvaluateConfig, untrained: bool = False) -> Tran
         model=require_model(config.model),
         num_actors=config.num_actors,
         use_gpu=config.use_gpu,
+        fp8=config.fp8,
         num_threads=config.num_threads,
         batch_rows=config.batch_rows,
         untrained_seed=config.seed if untrained else None,
@@ -150,7 +151,7 @@ def _count_rejects(rows: list[dict]) -> dict[str, dict[str, int]]:
 def _untrained_score(config: EvaluateConfig, max_duration_s: float) -> dict:
     groups = read_dataset(absolute_data(config.data), config.control_rows, columns=config.columns)
     clips = clip_dataset(plan_pass(groups), max_duration_s, config.columns)
-    rows = transcribe_dataset(clips, transcribe_settings(config, untrained=True)).iter_rows()
+    rows = transcribed_rows(clips, transcribe_settings(config, untrained=True))
     lines = [score_row(row) for row in rows if not row["reason"]]
     note = f"the same model with a fresh projector; the first {len(lines)} utterances"
     return _score(lines, "untrained projector", note)
@@ -177,7 +178,7 @@ def evaluate(
         clips = clips.union(memory_dataset(silent_clips(config.seed, max_duration_s)))
     start_s = time.perf_counter()
     num_rows = sum(group.num_rows for group in groups)
-    rows = list(show_progress(transcribe_dataset(clips, transcribe_settings(config)).iter_rows(), num_rows))
+    rows = list(show_progress(transcribed_rows(clips, transcribe_settings(config)), num_rows))
     duration_s = time.perf_counter() - start_s
     rejected = _count_rejects(rows)
     lines = sorted((score_row(row) for row in rows if not row["reason"]), key=lambda line: line["id"])

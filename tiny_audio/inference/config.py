@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tiny_audio.audio.config import VadConfig
-from tiny_audio.config import AtLeastOne, Text, settings
+from tiny_audio.config import AtLeastOne, Text, require, settings
 
 
 @settings()
@@ -24,6 +24,7 @@ class TranscribeConfig:
     output: Text = "transcripts.jsonl"
     num_actors: AtLeastOne = 1  # copies of the model that transcribe side by side
     use_gpu: bool = False  # gives each actor a GPU
+    fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     num_threads: AtLeastOne = field(default_factory=lambda: os.cpu_count() or 1)  # CPU threads of an actor, without a GPU
     batch_rows: AtLeastOne = 64  # clips that an actor is given at a time
     max_duration_s: Annotated[float, Field(ge=1)] = 86_400.0  # longer recordings are rejected
@@ -31,3 +32,6 @@ class TranscribeConfig:
     window_s: Annotated[float, Field(ge=1)] | None = None
     skip_silence: bool = True  # clips without speech have no text, and are not given to the model
     vad: VadConfig = field(default_factory=VadConfig)
+
+    def __post_init__(self):
+        require(self.use_gpu or not self.fp8, "fp8=true computes on GPUs: set use_gpu=true")

@@ -23,7 +23,7 @@ from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_a
 from tiny_audio.inference.journal import STDIN, Journal
 from tiny_audio.inference.lines import error_line, file_line, segment_line
 from tiny_audio.inference.output import Output
-from tiny_audio.inference.pool import TranscribeSettings, transcribe_dataset
+from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
 from tiny_audio.model.saved import read_model_window_s
 from tiny_audio.storage import require_model
 
@@ -79,7 +79,7 @@ def transcribe_files(
         ConfigError: the model does not exist, or the output's name is invalid.
     """
     model = require_model(config.model)
-    settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.num_threads, config.batch_rows)
+    settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.fp8, config.num_threads, config.batch_rows)
     encoder_window_s = read_model_window_s(model)
     cutting = Cutting.of(config.window_s, encoder_window_s, config.max_duration_s, config.skip_silence, config.vad)
     output = Output.of(config.output, paths)
@@ -98,7 +98,7 @@ def transcribe_files(
 def _transcribed(paths: list[str], settings: TranscribeSettings, cutting: Cutting) -> Iterator[dict]:
     """Yields an output line for each file as it is done."""
     rows_of: dict[str, list[dict]] = defaultdict(list)
-    for row in transcribe_dataset(file_dataset(paths, cutting), settings).iter_rows():
+    for row in transcribed_rows(file_dataset(paths, cutting), settings):
         rows = rows_of[row["id"]]
         rows.append(row)
         if len(rows) == max(row["num_parts"] for row in rows):

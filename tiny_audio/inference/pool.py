@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from tiny_audio.data.clip_table import row_pcm
+from tiny_audio.data.clip_table import table_pcm
+from tiny_audio.model.fp8 import require_fp8
 
 CALLS_AT_ONCE = 8  # threads of an actor: clips of the next batches join while the last ones of a batch are still running
 
 
 class TranscribeRows:
-    """Holds an engine in an actor and adds `hypothesis`, `complete` and `looped` to tables of decoded clips."""
+    """Holds an engine in an actor and adds `hypothesis`, `complete`, `looped` and `fallback` to tables of decoded clips."""
 
-    def __init__(self, model: str, device: str, num_threads: int, untrained_seed: int | None):
+    def __init__(self, model: str, device: str, fp8: bool, num_threads: int, untrained_seed: int | None):
         import torch
 
         from tiny_audio.inference.transcriber import Transcriber
-        from tiny_audio.model.asr import ASRModel
         from tiny_audio.model.projectors import Projector
 
         torch.set_num_threads(num_threads)
-        asr_model = ASRModel.from_pretrained(model)
+        self.transcriber = Transcriber.load(model, device, fp8)
         if untrained_seed is not None:
             torch.manual_seed(untrained_seed)
-            asr_model.projector = Projector(asr_model.encoder.config.d_model, asr_model.decoder.config.hidden_size)
-        self.transcriber = Transcriber(asr_model.to(device))
+            asr_model = self.transcriber.model
+            fresh = Projector(asr_model.encoder.config.d_model, asr_model.decoder.config.hidden_size)
+            asr_model.projector = fresh.to(device).eval()
         self.transcriber.warm_up()
         self.transcriber.engine.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        rows = table.to_pylist()
-        clip_transcripts = iter(self.transcriber([row_pcm(row) for row in rows if row["pcm"]]))
-        transcripts = [next(clip_transcripts) if row["pcm"] else None for row in rows]  # None for a reject, and without speech
+        clips = table_pcm(table)
+        clip_transcripts = iter(self.transcriber([pcm for pcm in clips if len(pcm)]))
+        transcripts = [next(clip_transcripts) if len(pcm) else None for pcm in clips]  # None for a reject, and without speech
         table = table.drop_columns(["pcm"])
         table = table.append_column("hypothesis", pa.array([t.text if t else "" for t in transcripts], pa.string()))
         for name in ("complete", "looped"):
             table = table.append_column(
                 name, pa.array([bool(getattr(t, name)) if t else name == "complete" for t in transcripts], pa.bool_())
             )
-        return table
+        return table.append_column("fallback", pa.array([self.transcriber.runner.fallback] * len(table), pa.string()))
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,46 @@ class TranscribeSettings:
     model: str
     num_actors: int = 1
     use_gpu: bool = False
+    fp8: bool = False
     num_threads: int = 1  # CPU threads of an actor
     batch_rows: int = 64
     untrained_seed: int | None = None  # seed of a fresh projector that replaces the trained one
 
 
-def transcribe_dataset(clips: ray.data.Dataset, settings: TranscribeSettings) -> ray.data.Dataset:
-    """Transcribes the clips of a `clip_dataset` or `file_dataset`; returns its rows with transcripts instead of PCM."""
+def transcribed_rows(clips: ray.data.Dataset, settings: TranscribeSettings) -> Iterator[dict]:
+    """Transcribes the clips of a `clip_dataset` or `file_dataset`; yields its rows with transcripts instead of PCM.
+
+    Warns of an actor that runs slower than its GPU could.
+
+    Raises:
+        ConfigError: FP8 is asked for, and the cluster's GPUs cannot compute in it.
+    """
+    if settings.fp8:
+        _require_fp8_there()
+    warned: set[str] = set()
+    for row in _transcribe(clips, settings).iter_rows():
+        fallback = row.pop("fallback")
+        if fallback and fallback not in warned:
+            warned.add(fallback)
+            print(f"warning: transcription runs without CUDA graphs, and several times slower: {fallback}", file=sys.stderr)
+        yield row
+
+
+def _require_fp8_there() -> None:
+    try:
+        ray.get(ray.remote(num_gpus=1)(require_fp8).remote())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _transcribe(clips: ray.data.Dataset, settings: TranscribeSettings) -> ray.data.Dataset:
     return clips.map_batches(
         TranscribeRows,
         batch_size=settings.batch_rows,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
             size=settings.num_actors,
-            max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+            max_tasks_in_flight_per_actor=2 * CALLS_AT_ONCE,  # the next ones wait at the actor
             max_concurrent_calls_per_actor=CALLS_AT_ONCE,
             enable_true_multi_threading=True,
         ),
@@ -73,6 +102,7 @@ def transcribe_dataset(clips: ray.data.Dataset, settings: TranscribeSettings) ->
         fn_constructor_kwargs={
             "model": settings.model,
             "device": "cuda" if settings.use_gpu else "cpu",
+            "fp8": settings.fp8,
             "num_threads": settings.num_threads,
             "untrained_seed": settings.untrained_seed,
         },

@@ -6,12 +6,15 @@ step is slot i, in use or not, so nothing is gathered when clips join and leave.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from tiny_audio.audio.clip import FRAMES_PER_TOKEN, Clip, num_audio_tokens
@@ -22,24 +25,43 @@ from tiny_audio.inference.scheduler import Request
 from tiny_audio.model.layers import (
     Layers,
     after_attention,
-    attend,
     attend_slots,
+    attend_slots_each,
     before_attention_kept,
     compiled_layers,
     flash_attend_slots,
     join_projections,
+    runs_flash_attention,
 )
 from tiny_audio.model.packing import pack
-from tiny_audio.model.segments import Segments, move
+from tiny_audio.model.segments import Segments, Slots, move
 
 MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 64, 8192  # limits of a prefill: about 0.1 s on an H100, while all running clips wait
 MAX_SLOTS_GPU, MAX_SLOTS_CPU = 512, 32
 CACHE_SHARE = 0.5  # largest share of the GPU's free memory
 
 # Sizes that graphs are captured for, close enough to one another that padding costs little.
-PROMPT_SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192)  # tokens; twice as many frames
-WINDOW_SIZES = (1, 2, 3, 4, 6, 8, 12, 16)  # clips, each padded to the encoder's window
+PROMPT_SIZES = (
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    *range(4096, MAX_PREFILL_TOKENS + 1, 512),
+)  # tokens; twice as many frames
+WINDOW_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # clips, each padded to the encoder's window
 STEP_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # slots; 1 would compile the layers again
+
+
+log = logging.getLogger(__name__)
+
+
+def plain(function: Callable) -> Callable:
+    """Returns a function as it is."""
+    return function
 
 
 def free_bytes(device: torch.device) -> int:
@@ -51,40 +73,66 @@ def free_bytes(device: torch.device) -> int:
 class Runner:
     """Computes with an `ASRModel` and the slots of its cache.
 
-    With `graphs`, the model keeps compiled layers, and joined projections.
+    With `graphs`, the model keeps compiled layers, and joined projections. Where they cannot be had, it says so in the log,
+    and `fallback` says why.
     """
 
     def __init__(self, model: PreTrainedModel, max_new_tokens: int, max_slots: int | None = None, graphs: bool = False):
-        self.model, self.packing, self.device = model, model.packing(), model.decoder.device
+        self.model, self.device = model, model.decoder.device
+        self.head = torch.tensor(model.prompt.prefix, dtype=torch.int64)  # ids that begin every prompt; each slot holds them
+        self.packing = replace(model.packing(), prompt=replace(model.prompt, prefix=[]))  # what is read behind them
         config, attention, dtype = model.decoder.config, model.decoder.model.layers[0].self_attn, model.decoder.dtype
         self.on_gpu = self.device.type == "cuda"
         self.lookahead = int(self.on_gpu)
-        self.flash = self.on_gpu and dtype != torch.float32
-        self.layers = Layers()
-        if graphs:
-            join_projections(model.decoder.model)
-            model.layers = self.layers = compiled_layers()
-        length = self.prompt_tokens(model.window_num_samples) + max_new_tokens
+        self.flash = runs_flash_attention(self.device, dtype)
+        self.length = self.prompt_tokens(model.window_num_samples) + max_new_tokens
         heads = (config.num_key_value_heads, attention.head_dim)
-        slot_bytes = 2 * config.num_hidden_layers * length * heads[0] * heads[1] * dtype.itemsize
+        slot_bytes = 2 * config.num_hidden_layers * self.length * heads[0] * heads[1] * dtype.itemsize
         if max_slots is None:
             max_slots = MAX_SLOTS_GPU if self.on_gpu else MAX_SLOTS_CPU
         if self.on_gpu:
             max_slots = max(2, min(max_slots, int(CACHE_SHARE * free_bytes(self.device) / slot_bytes)))
-        self.cache = SlotCache(config.num_hidden_layers, max_slots, length, heads, dtype, self.device)
+        self.cache = SlotCache(config.num_hidden_layers, max_slots, self.length, heads, dtype, self.device)
         self.ids = torch.zeros(max_slots, dtype=torch.int64, device=self.device)  # the newest token of each slot
         self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
-        self.bounds = self.rows * length  # bounds of the slots in the cache
-        self.graphed = graphs
+        self.starts = self.rows * self.length  # of the slots in the cache
+        self.fallback = ""
+        self._compute_with(Layers(), plain)
+        self._fill_heads()
+        if graphs and not self.flash:
+            self.fall_back(f"FlashAttention's kernel does not run in {dtype} on this device ({self.device})")
+        elif graphs:
+            join_projections(model.decoder.model)
+            model.layers = compiled_layers()
+            self._compute_with(model.layers, partial(Graphed, pool=torch.cuda.graph_pool_handle()))
+
+    def _compute_with(self, layers: Layers, run_as: Callable) -> None:
+        """Computes with these layers from now on, plain or as graphs."""
+        self.layers, self.graphed = layers, run_as is not plain
         functions = (self._encode_windows, self._encode_packed, self._read_prompts, self._step)
-        if graphs:
-            pool = torch.cuda.graph_pool_handle()
-            functions = tuple(Graphed(function, pool) for function in functions)
-        self.encode_windows, self.encode_packed, self.read_prompts, self.step = functions
+        self.encode_windows, self.encode_packed, self.read_prompts, self.step = map(run_as, functions)
+
+    def fall_back(self, reason: str) -> None:
+        """Computes without graphs and compiled layers from now on, and says so."""
+        self.fallback = reason
+        log.warning("transcription runs without CUDA graphs, and several times slower: %s", reason)
+        self.model.layers = Layers()
+        self._compute_with(self.model.layers, plain)
+
+    @torch.no_grad()
+    def _fill_heads(self) -> None:
+        """Computes the keys and values of the prompt's head in the first slot, and copies them to all others."""
+        positions, num_tokens = self._moved(torch.arange(len(self.head))), len(self.head)
+        hidden = self.model.decoder.model.embed_tokens(self._moved(self.head))
+        slot = Slots(self.starts[:2], self.starts[:1] + num_tokens, self.length)
+        clip = Segments(self.starts[:1].new_tensor([0, num_tokens]), num_tokens)
+        self._layers(hidden, positions, positions, clip, slot)
+        for kept in (*self.cache.keys, *self.cache.values):
+            kept[: self.cache.waste].unflatten(0, (-1, self.length))[1:, :num_tokens] = kept[:num_tokens]
 
     def prompt_tokens(self, num_samples: int) -> int:
         """Returns the number of positions that a clip's prompt takes, including its audio."""
-        return len(self.packing.prompt.prefix) + num_audio_tokens(num_samples) + len(self.packing.prompt.suffix)
+        return len(self.head) + num_audio_tokens(num_samples) + len(self.packing.prompt.suffix)
 
     def join(self, requests: list[Request]) -> None:
         for request in requests:
@@ -100,18 +148,19 @@ class Runner:
         batch = pack(clips, self.packing, unanswered=True)
         order = [int(clip.id) for clip in batch.rows]
         slots = np.array([requests[number].slot for number in order])
-        first = np.repeat(slots * self.cache.length, np.diff(batch.clips.bounds.numpy()))
-        where, slots = (self._moved(torch.from_numpy(x)) for x in (first + batch.positions.numpy(), slots))
+        positions = len(self.head) + batch.positions
+        where = torch.from_numpy(np.repeat(slots * self.length, np.diff(batch.clips.bounds.numpy()))) + positions
+        positions, where, slots = map(self._moved, (positions, where, torch.from_numpy(slots)))
         batch = (batch.pin() if self.on_gpu else batch).to(self.device)
         audio = self.model.project(self.model.encode_batch(batch, self._encode), batch.first_tokens)
         hidden = self.model.decoder.model.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
-        positions, bounds, predicting = batch.positions, batch.clips.bounds, batch.predicting
+        rows, bounds, predicting = slots, batch.clips.bounds, batch.predicting
         if self.graphed:
             num_tokens = next_size(len(hidden), PROMPT_SIZES)
             bounds = padded(bounds, MAX_PREFILL_ROWS + 1, len(hidden))
             hidden, positions, where = padded(hidden, num_tokens), padded(positions, num_tokens), self._wasted(where, num_tokens)
-            predicting = padded(predicting, MAX_PREFILL_ROWS)
-        ids = self.read_prompts(hidden, positions, where, bounds, predicting)[: len(requests)]
+            rows, predicting = padded(rows, MAX_PREFILL_ROWS), padded(predicting, MAX_PREFILL_ROWS)
+        ids = self.read_prompts(hidden, positions, where, rows, bounds, predicting)[: len(requests)]
         self.ids.index_copy_(0, slots, ids)
         return self._read(ids, np.argsort(order))
 
@@ -137,12 +186,18 @@ class Runner:
         return self.model.encoder_layers(hidden, Segments(bounds, self.model.encoder.config.max_source_positions))
 
     def _read_prompts(
-        self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, bounds: torch.Tensor, predicting: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        where: torch.Tensor,
+        slots: torch.Tensor,
+        bounds: torch.Tensor,
+        predicting: torch.Tensor,
     ) -> torch.Tensor:
-        """Reads prompts (N, D), of clips as `bounds` say, into the cache; returns the first token of each, (B,)."""
-        clips = Segments(bounds, self.cache.length)
-        attended = partial(attend, queries=clips, keys=clips, causal=True)
-        hidden, seen = self._layers(hidden, positions, where, lambda number, *heads: attended(*heads))
+        """Reads prompts (N, D), of clips as `bounds` say, into their `slots` (B,); returns the first token of each, (B,)."""
+        lengths = positions[predicting] + 1  # a clip's last position predicts
+        in_cache = Slots(pad(self.starts[slots], (0, 1)), lengths.int(), self.length)
+        hidden, seen = self._layers(hidden, positions, where, Segments(bounds, self.length), in_cache)
         return self._next_ids(hidden[predicting], seen[predicting])
 
     @torch.no_grad()
@@ -152,7 +207,7 @@ class Runner:
         num_rows = max(rows) + 1
         if self.graphed:
             num_rows = min(next_size(num_rows, STEP_SIZES), self.cache.num_slots)
-        positions = torch.zeros(num_rows, dtype=torch.int64)
+        positions = torch.full((num_rows,), len(self.head))  # a free slot takes what its row writes where a prompt will go
         positions[rows] = torch.tensor([request.position for request in requests])
         ids = self.step(self._moved(positions), self.ids[:num_rows])
         self.ids[:num_rows] = ids
@@ -160,37 +215,44 @@ class Runner:
 
     def _step(self, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Makes the next token of each of the first B slots, (B,), after `ids` at `positions`."""
-        where, lengths = self.bounds[: len(ids)] + positions, (positions + 1).int()
-        longest = self.cache.length if self.graphed or self.flash else int(lengths.max())
+        where, lengths = self.starts[: len(ids)] + positions, (positions + 1).int()
         hidden = self.model.decoder.model.embed_tokens(ids)
-        attended = partial(self._attend_slots, lengths=lengths, longest=longest)
-        return self._next_ids(*self._layers(hidden, positions, where, lambda number, query, *_: attended(number, query)))
+        queries, slots = Segments(self.rows[: len(ids) + 1], 1), Slots(self.starts[: len(ids) + 1], lengths, self.length)
+        return self._next_ids(*self._layers(hidden, positions, where, queries, slots))
 
-    def _layers(self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, attended: Callable) -> tuple:
+    def _layers(
+        self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, queries: Segments, slots: Slots
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs all layers up to the last one's attention; returns that layer's input (N, D) and what its queries attended to.
 
         Args:
+            hidden: (N, D) embeddings.
             positions: (N,) position of each row in its clip.
             where: (N,) place of each row in the cache.
-            attended: maps a layer's number, queries, keys and values to what the queries see.
+            queries: the rows of each clip.
+            slots: the keys of each clip, these rows' own included.
         """
         layers, turns = self.model.decoder.model.layers, self.model.rotations(hidden, positions)
-        kept = [(*turn, *kv, where) for turn, kv in zip(turns, zip(self.cache.keys, self.cache.values, strict=True), strict=True)]
-        heads = before_attention_kept(layers[0], hidden, *kept[0])
+        caches = list(zip(self.cache.keys, self.cache.values, strict=True))
+        query = before_attention_kept(layers[0], hidden, *turns[0], *caches[0], where)
         for number, (layer, following) in enumerate(pairwise(layers)):
-            seen = attended(number, *heads)
-            hidden, *heads = self.layers.between_attentions(layer, following, hidden, seen, *kept[number + 1])
-        return hidden, attended(len(layers) - 1, *heads)
+            seen = self._attend(query, *caches[number], queries, slots)
+            hidden, query = self.layers.between_attentions(
+                layer, following, hidden, seen, *turns[number + 1], *caches[number + 1], where
+            )
+        return hidden, self._attend(query, *caches[-1], queries, slots)
 
-    def _attend_slots(self, number: int, query: torch.Tensor, lengths: torch.Tensor, longest: int) -> torch.Tensor:
-        """Attends from the newest tokens of the slots, (B, heads, d), to their keys in the layer of that number."""
-        num_rows, length = len(query), self.cache.length
-        keys, values = (x[number][: num_rows * length] for x in (self.cache.keys, self.cache.values))
+    def _attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, queries: Segments, slots: Slots
+    ) -> torch.Tensor:
+        """Attends from each clip's queries to its slot of a layer's cache: (N, heads, d)."""
         if self.flash:
-            slots = Segments(self.bounds[: num_rows + 1], length)
-            return flash_attend_slots(query, keys, values, lengths, Segments(self.rows[: num_rows + 1], 1), slots)
-        keys, values = (x.unflatten(0, (num_rows, length))[:, :longest] for x in (keys, values))
-        return attend_slots(query, keys, values, lengths)
+            return flash_attend_slots(query, keys, values, queries, slots)
+        if queries.longest > 1:
+            return attend_slots_each(query, keys, values, queries, slots)
+        longest = int(slots.lengths.max())
+        rows = (x[: len(query) * self.length].unflatten(0, (-1, self.length))[:, :longest] for x in (keys, values))
+        return attend_slots(query, *rows, slots.lengths)
 
     def _next_ids(self, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Finishes the last layer after its attention: (B, D) and (B, heads, d) -> the likeliest tokens, (B,)."""
@@ -203,17 +265,16 @@ class Runner:
         """Captures all graphs, the largest first: the others share its memory."""
         encoder, width, dtype = self.model.encoder.config, self.model.decoder.config.hidden_size, self.model.decoder.dtype
         zeros = partial(torch.zeros, dtype=torch.int64, device=self.device)
-        bounds = zeros(MAX_PREFILL_ROWS + 1, dtype=torch.int32)
+        bounds, rows = zeros(MAX_PREFILL_ROWS + 1, dtype=torch.int32), zeros(MAX_PREFILL_ROWS)
         for size in reversed(PROMPT_SIZES):
             if self.model.trimmed:
                 self.encode_packed(zeros(FRAMES_PER_TOKEN * size, encoder.d_model, dtype=dtype), bounds)
-            where = self._wasted(zeros(0), size)
-            self.read_prompts(zeros(size, width, dtype=dtype), zeros(size), where, bounds, zeros(MAX_PREFILL_ROWS))
+            self.read_prompts(zeros(size, width, dtype=dtype), zeros(size), self._wasted(zeros(0), size), rows, bounds, rows)
         if not self.model.trimmed:
             for size in reversed(WINDOW_SIZES):
                 self.encode_windows(zeros(size, encoder.max_source_positions, encoder.d_model, dtype=dtype))
         for size in sorted({min(size, self.cache.num_slots) for size in STEP_SIZES}, reverse=True):
-            self.step(zeros(size), zeros(size))
+            self.step(zeros(size) + len(self.head), zeros(size))
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return move(tensor.pin_memory(), self.device) if self.on_gpu else tensor

@@ -67,10 +67,14 @@ def loops(ids: list[int]) -> bool:
 
 
 class Scheduler:
-    """Keeps the requests that wait, in order of arrival, and those that run, by their slots."""
+    """Keeps the requests that wait, in order of arrival, and those that run, by their slots.
 
-    def __init__(self, num_slots: int, end_id: int, max_prefill_rows: int, max_prefill_tokens: int):
-        self.num_slots, self.end_id = num_slots, end_id
+    A prefill has at most `max_prefill_rows` requests, and reads at most `max_prefill_tokens`: not the `num_shared_tokens` that
+    begin every prompt.
+    """
+
+    def __init__(self, num_slots: int, end_id: int, max_prefill_rows: int, max_prefill_tokens: int, num_shared_tokens: int = 0):
+        self.num_slots, self.end_id, self.num_shared_tokens = num_slots, end_id, num_shared_tokens
         self.max_prefill_rows, self.max_prefill_tokens = max_prefill_rows, max_prefill_tokens
         self.waiting: deque[Request] = deque()
         self.live: dict[int, Request] = {}
@@ -90,7 +94,7 @@ class Scheduler:
         admitted: list[Request] = []
         num_tokens = 0
         while self.waiting and len(admitted) < min(num_free, self.max_prefill_rows):
-            num_tokens += self.waiting[0].num_tokens
+            num_tokens += self.waiting[0].num_tokens - self.num_shared_tokens
             if admitted and num_tokens > self.max_prefill_tokens:
                 break
             request = self.waiting.popleft()

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tiny_audio.audio.clip import SAMPLE_RATE, require_clips
+from tiny_audio.config import one_line
 from tiny_audio.inference.engine import Engine
 from tiny_audio.inference.runner import MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS, Runner
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.prompt import END_OF_TURN, clean_transcript
 
 
@@ -46,19 +48,51 @@ class Transcriber:
         self.model, self.max_new_tokens = model, max_new_tokens or model.config.max_new_tokens
         self.runner = Runner(model, self.max_new_tokens, max_slots, graphs)
         end_id = model.tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        scheduler = Scheduler(self.runner.cache.num_slots, end_id, MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS)
+        limits = (MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS)
+        scheduler = Scheduler(self.runner.cache.num_slots, end_id, *limits, num_shared_tokens=len(self.runner.head))
         self.engine = Engine(self.runner, scheduler)
 
     @classmethod
-    def load(cls, model_path: str, device: str = "cpu", **config) -> Transcriber:
-        """Loads a model that `ASRModel.save_pretrained` wrote, from a folder or the hub."""
-        return cls(ASRModel.from_pretrained(model_path, **config).to(device))
+    def load(cls, model_path: str, device: str = "cpu", fp8: bool = False, max_slots: int | None = None) -> Transcriber:
+        """Loads a model that `ASRModel.save_pretrained` wrote, from a folder, a URL or the hub.
+
+        Args:
+            model_path: the model.
+            device: a torch device.
+            fp8: whether the backbones' linear layers compute in FP8, and all else in bfloat16.
+            max_slots: the most clips at once.
+
+        Raises:
+            ConfigError: this machine's GPU, or its lack of one, cannot compute in FP8.
+        """
+        if not fp8:
+            return cls(ASRModel.from_pretrained(model_path).to(device), max_slots=max_slots)
+        require_fp8()
+        model = ASRModel.from_pretrained(model_path, dtype="bfloat16").to(device)
+        freeze_to_fp8(model, trains=False)
+        return cls(model, max_slots=max_slots)
 
     def warm_up(self) -> None:
-        """Compiles and captures the graphs, if there are any, so that no clip waits for them; takes 10 to 20 s on an H100."""
+        """Compiles and captures the graphs, if there are any, so that no clip waits for them; takes 10 to 20 s on an H100.
+
+        A machine that cannot, for want of a C compiler or of memory, runs without them, and says so.
+        """
         if self.runner.graphed:
-            self.runner.capture()
+            try:
+                self.runner.capture()
+            except Exception as error:  # compilers and CUDA raise any
+                self.runner.fall_back(one_line(error))
             self([np.zeros(self.model.window_num_samples, np.int16)] * 2)
+
+    def describe(self) -> dict[str, float | str | bool]:
+        """Says what the engine runs with; `fallback` says why it runs without CUDA graphs where it should have them."""
+        return {
+            "max_duration_s": self.max_duration_s,
+            "slots": self.rows_at_once,
+            "largest_batch": self.engine.scheduler.most_live,
+            "cuda_graphs": self.runner.graphed,
+            "fallback": self.runner.fallback,
+        }
 
     @property
     def max_duration_s(self) -> float:

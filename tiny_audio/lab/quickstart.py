@@ -7,17 +7,11 @@ this process's own, and ends with it.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import requests
-import yaml
 
 from tiny_audio.audio.decode import decode
 from tiny_audio.config import BACKBONES, PACKAGE_ROOT, TrainConfig, absolute, require
@@ -27,12 +21,12 @@ from tiny_audio.data.plan import plan_pass
 from tiny_audio.data.shards import read_rows
 from tiny_audio.evaluation.report import worst_utterances, write_report
 from tiny_audio.lab.local_ray import local_cluster
-from tiny_audio.lab.ray_cli import BIN, WITH_TOKEN, Cluster, free_port, submit_job
+from tiny_audio.lab.ray_cli import Cluster, submit_job
+from tiny_audio.lab.serve_cli import serve_app
 from tiny_audio.lab.synthetic.config import SyntheticConfig
 from tiny_audio.lab.synthetic.dataset import MANIFEST, encode_audio, make_dataset
 from tiny_audio.storage import is_local
 
-SERVE_START_TIMEOUT_S = 180
 NUM_SEEDS = 5
 SERVED_ROW = "sentences-00000"  # of the test sets: the clip that the server transcribes
 
@@ -64,46 +58,6 @@ def evaluate_job(cluster: Cluster, config: TrainConfig, data: str) -> dict:
         keys = [f"model={model}", f"output_dir={config.run_dir}", f"data={data}", f"seed={config.seed}"]
         submit_job(cluster, "python", "-m", "ray_jobs.evaluate", "ray_jobs/configs/evaluate.yaml", *keys)
     return json.loads(result.read_text())
-
-
-@contextmanager
-def serve_app(cluster: Cluster, model: Path, log: Path) -> Iterator[str]:
-    """Runs `serve run` of serve/config.yaml with this model, for as long as the context lasts; yields its URL.
-
-    Raises:
-        RuntimeError: the server stopped, or was not ready within SERVE_START_TIMEOUT_S.
-    """
-    config = yaml.safe_load(Path("serve/config.yaml").read_text())
-    config["http_options"]["port"] = port = free_port(config["http_options"]["port"])
-    config["applications"][0]["args"]["model"] = str(model)
-    path = model.parent / "serve.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    environment = {**os.environ, **WITH_TOKEN, "RAY_ADDRESS": cluster.gcs_address}
-    print(f"$ serve run {path}", flush=True)
-    with log.open("w") as output:
-        server = subprocess.Popen([str(BIN / "serve"), "run", str(path)], env=environment, stdout=output, stderr=output)
-        try:
-            _wait_until_healthy(f"http://127.0.0.1:{port}/healthz", server, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.send_signal(signal.SIGINT)
-            try:
-                server.wait(60)
-            except subprocess.TimeoutExpired:
-                server.kill()
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen, log: Path) -> None:
-    until = time.monotonic() + SERVE_START_TIMEOUT_S
-    while time.monotonic() < until:
-        if server.poll() is not None:
-            raise RuntimeError(f"the server stopped as it started; {log} says why")
-        try:
-            if requests.get(url, timeout=5).ok:
-                return
-        except requests.RequestException:  # it does not listen yet, or still loads the model
-            time.sleep(0.5)
-    raise RuntimeError(f"the server was not ready after {SERVE_START_TIMEOUT_S} s; {log} says why")
 
 
 def ask_server(url: str, clip: bytes) -> str:
@@ -170,7 +124,7 @@ def quickstart(config: TrainConfig, show_progress) -> dict:
         rows = _rows_by_id(tests, {SERVED_ROW, *(line["id"] for line in worst)})
         clip = as_wav(rows[SERVED_ROW])
         (config.run_dir / "clip.wav").write_bytes(clip)  # for users to send by themselves
-        with serve_app(cluster, config.run_dir / "model", config.run_dir / "serve.log") as url:
+        with serve_app(cluster, config.run_dir, {"model": str(config.run_dir / "model")}) as url:
             transcript = ask_server(url, clip)
     summary = summarize(config, evaluation, transcript, rows[SERVED_ROW]["text"])
     summary["total_seconds"] = time.perf_counter() - started

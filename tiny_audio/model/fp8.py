@@ -21,8 +21,8 @@ MIN_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounds (N, K) to float8; returns it and the float32 scales, (N, 1), that undo it."""
-    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
-    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
+    largest = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12)
+    return (x.float() * (LARGEST / largest)).to(FLOAT8), largest / LARGEST
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -19,16 +19,21 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
 
 from tiny_audio.model.prompt import IGNORED_LABEL
-from tiny_audio.model.segments import Segments
+from tiny_audio.model.segments import Segments, Slots
 
 # cuDNN's kernel is the fastest on Hopper where all clips are padded alike; the others follow where it cannot run.
 PADDED_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
+def runs_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Says whether FlashAttention's kernel runs there: in half precision, on GPUs since Ampere."""
+    return device.type == "cuda" and dtype != torch.float32 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _attend_each(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries, keys, causal: bool) -> torch.Tensor:
-    """Does what `attend` does, clip by clip."""
+    """Does what `attend` does, clip by clip; takes the bounds of each clip's queries, and of its keys."""
     attended = []
-    for (first, last), (start, stop) in zip(pairwise(queries.tolist()), pairwise(keys.tolist()), strict=True):
+    for (first, last), (start, stop) in zip(queries, keys, strict=True):
         q, k, v = query[first:last], key[start:stop], value[start:stop]
         mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q)) if causal else None
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
@@ -47,7 +52,17 @@ def attend(
         window = (-1, 0) if causal else (-1, -1)
         bounds = (queries.bounds, keys.bounds, queries.longest, keys.longest)
         return varlen_attn(query, key, value, *bounds, window_size=window)
-    return _attend_each(query, key, value, queries.bounds, keys.bounds, causal)
+    return _attend_each(query, key, value, pairwise(queries.bounds.tolist()), pairwise(keys.bounds.tolist()), causal)
+
+
+def attend_slots_each(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, queries: Segments, slots: Slots):
+    """Attends from each clip's queries, its last positions, to the keys in its slot of a cache; clip by clip.
+
+    (Q, heads, d), (P, key heads, d) twice -> (Q, heads, d).
+    """
+    starts = slots.starts[: len(slots.lengths)]
+    ranges = zip(starts.tolist(), (starts + slots.lengths).tolist(), strict=True)
+    return _attend_each(query, keys, values, pairwise(queries.bounds.tolist()), ranges, causal=True)
 
 
 def attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -63,22 +78,18 @@ def attend_slots(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, 
 
 
 def flash_attend_slots(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor, rows: Segments, slots: Segments
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, queries: Segments, slots: Slots
 ) -> torch.Tensor:
-    """Does what `attend_slots` does in FlashAttention's kernel, which reads no position beyond a clip's length; on GPUs only.
+    """Does what `attend_slots_each` does in FlashAttention's kernel, which reads no position beyond a clip's length.
 
-    It folds the query heads, and splits long clips among blocks where few are computed, if no window bounds the keys.
-
-    Args:
-        lengths: (B,) int32.
-        rows: segments of one query each.
-        slots: the segment of each slot in the keys and values, (B * positions, key heads, d).
+    On GPUs only. For one query of each clip it folds the query heads, and splits long clips among blocks where few are
+    computed: it does neither if a window bounds the keys.
     """
-    bounds = (rows.bounds, slots.bounds, rows.longest, slots.longest)
-    window = {"window_size_left": -1, "window_size_right": -1}
+    bounds = (queries.bounds, slots.starts, queries.longest, slots.longest)
+    window = {"window_size_left": -1, "window_size_right": 0 if queries.longest > 1 else -1}
     # torch's undocumented op: the public `varlen_attn` of torch 2.11 takes no length for each clip's keys (`seqused_k`)
     attention = torch.ops.aten._flash_attention_forward
-    return attention(query, keys, values, *bounds, 0.0, False, False, seqused_k=lengths, **window)[0]
+    return attention(query, keys, values, *bounds, 0.0, False, False, seqused_k=slots.lengths, **window)[0]
 
 
 def _attend_padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -169,23 +180,23 @@ def before_attention_kept(
     keys: torch.Tensor,
     values: torch.Tensor,
     where: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Does what `before_attention` does, and keeps keys and values at positions `where` (N,) of a cache's (P, key heads, d)."""
+) -> torch.Tensor:
+    """Computes `before_attention`, but puts keys and values at positions `where` (N,) of a cache's (P, key heads, d)."""
     query, key, value = before_attention(layer, hidden, cos, sin)
     keys.index_copy_(0, where, key)
     values.index_copy_(0, where, value)
-    return query, key, value
+    return query
 
 
 def between_attentions(
     layer: nn.Module, following: nn.Module, hidden: torch.Tensor, seen: torch.Tensor, *rest: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Does `after_attention` of a layer and `before_attention_kept` of the next, whose other arguments are the `rest`.
 
-    Returns the hidden states between the two layers, and what the next one attends with.
+    Returns the hidden states between the two layers, and the next one's queries.
     """
     hidden = after_attention(layer, hidden, seen)
-    return hidden, *before_attention_kept(following, hidden, *rest)
+    return hidden, before_attention_kept(following, hidden, *rest)
 
 
 def _joined(parts: list[nn.Module]) -> nn.Module:

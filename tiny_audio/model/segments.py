@@ -20,6 +20,17 @@ class Segments(NamedTuple):
         return Segments(move(self.bounds, device), self.longest)
 
 
+class Slots(NamedTuple):
+    """Holds where the keys of B clips begin in a cache of slots, and how many there are.
+
+    `starts` are (B + 1,) int32, the last of which is not read, as kernels want it; `lengths` (B,) int32, at most `longest`.
+    """
+
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    longest: int
+
+
 def move(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Copies a tensor to a device without waiting for the copy."""
     return tensor.to(device, non_blocking=True)

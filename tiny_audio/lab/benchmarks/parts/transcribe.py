@@ -1,4 +1,5 @@
-"""Measures the speed of transcription on one GPU: the seed's snippet, transformers' `generate` in batches, and the engine.
+"""Measures the speed of transcription on one GPU: the seed's snippet, transformers' `generate` in batches, the engine, and
+what Ray Serve and Ray Data leave of the engine's speed.
 
 Backbones have the true shapes and random weights, clips are noise of LoquaciousSet's durations, and each text is 31
 tokens long, which is what 8.7 s of English take in SmolLM3's tokens; no text ends by itself here. Timing starts with
@@ -19,23 +20,24 @@ from torch.profiler import ProfilerActivity, profile
 
 from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples
 from tiny_audio.audio.features import log_mel, pad_waveforms
-from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.inference.transcriber import MAX_PASSING_ROWS, Transcriber, texts_in_passing
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.benchmarks.inputs import count_gpus, gpu_facts
+from tiny_audio.lab.benchmarks.noise import noise_clips
+from tiny_audio.lab.benchmarks.service_speed import service_rows
 from tiny_audio.lab.benchmarks.step_speed import matmul_tflops
 from tiny_audio.lab.random_backbones import write_random_backbones
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8
 
-MEAN_S, SIGMA, SHORTEST_S, LONGEST_S = 8.7, 0.6, 0.5, 30.0  # lognormal, clipped: LoquaciousSet's mean is 8.4 to 9 s
 NUM_TOKENS = 31  # tokens of each text
 NO_END = -1  # an id that no token has, so that no text ends before its limit
 NUM_CLIPS = 1024  # offline
-SEED_CLIPS, CLIENT_CLIPS = 8, 60
+SEED_CLIPS, CLIENT_CLIPS = 8, 40
 GENERATE_BATCHES, GENERATE_CLIPS = (64, 128, 256), 256
 PROFILED_CLIPS, PROFILED_ROWS = 34, 256  # rows of a prefill (about as many tokens as join at once) and of a decode step
-COMPARED_CLIPS = 64  # compared with the engine's ids for each clip alone
+COMPARED_CLIPS = 32  # compared with the engine's ids for each clip alone
 KERNELS = {  # kinds of kernels, by parts of their names
     "attention": ("flash", "fmha", "sdpa"),
     "matrix products": ("gemm", "nvjet", "cutlass", "gemv", "splitK"),
@@ -46,13 +48,9 @@ KERNELS = {  # kinds of kernels, by parts of their names
 }
 
 
-def noise_clips(count: int, seed: int) -> list[np.ndarray]:
-    """Makes clips of int16 noise with LoquaciousSet's durations."""
-    rng = np.random.default_rng(seed)
-    durations = rng.lognormal(np.log(MEAN_S) - SIGMA**2 / 2, SIGMA, count).clip(SHORTEST_S, LONGEST_S)
-    noise = (rng.standard_normal(int((LONGEST_S + 1) * SAMPLE_RATE)) * 1000).astype(np.int16)
-    starts = rng.integers(0, SAMPLE_RATE, count)
-    return [noise[start : start + int(duration * SAMPLE_RATE)] for start, duration in zip(starts, durations, strict=True)]
+def noise_pcm(count: int, seed: int) -> list[np.ndarray]:
+    """Makes (S,) int16 clips of noise."""
+    return [clip.pcm for clip in noise_clips(count, seed)]
 
 
 def seconds_of(clips: list[np.ndarray]) -> float:
@@ -152,7 +150,7 @@ def kernel_shares(name: str, run: Callable[[], object]) -> dict:
 
 def profiles(name: str, transcriber: Transcriber, rows: int) -> Iterator[dict]:
     """Profiles one prefill of as many clips as join at once, and one decode step of `rows` transcripts midway."""
-    runner, clips = transcriber.runner, noise_clips(rows, seed=7)
+    runner, clips = transcriber.runner, noise_pcm(rows, seed=7)
     requests = [transcriber.request(clip) for clip in clips]
     runner.join(requests)
     some = requests[:PROFILED_CLIPS]
@@ -167,13 +165,18 @@ def profiles(name: str, transcriber: Transcriber, rows: int) -> Iterator[dict]:
         runner.leave(request)
 
 
-def load_model(folder: Path, window: str) -> ASRModel:
+def model_config(folder: Path, window: str) -> ASRConfig:
+    """Returns the config of a bfloat16 model of true shapes, whose random weights are written unless they are there."""
     encoder, decoder = folder / "encoder", folder / "decoder"
     if not (decoder / "config.json").is_file():
         write_random_backbones(folder, device="cuda")
+    paths = {"audio_model_id": str(encoder), "text_model_id": str(decoder)}
+    return ASRConfig(**paths, dtype="bfloat16", encoder_window=window, max_new_tokens=NUM_TOKENS)
+
+
+def load_model(folder: Path, window: str) -> ASRModel:
     torch.manual_seed(0)
-    config = ASRConfig(audio_model_id=str(encoder), text_model_id=str(decoder), dtype="bfloat16", encoder_window=window)
-    return ASRModel(config).to("cuda")
+    return ASRModel(model_config(folder, window)).to("cuda")
 
 
 def ready(model: ASRModel) -> tuple[Transcriber, float]:
@@ -191,40 +194,52 @@ def ready(model: ASRModel) -> tuple[Transcriber, float]:
 def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray]) -> Iterator[dict]:
     """Yields all figures of the engine with one kind of weights and window."""
     transcriber, warm_up_s = ready(model)
-    engine_ids(transcriber, noise_clips(NUM_CLIPS, seed=1))  # transforms of many lengths are planned
+    engine_ids(transcriber, noise_pcm(NUM_CLIPS, seed=1))  # transforms of many lengths are planned
     alone = [engine_ids(transcriber, [clip])[0] for clip in clips[:COMPARED_CLIPS]]
     answers: list[list[int]] = []
     figures = {"slots": transcriber.rows_at_once, "cuda_graphs": transcriber.runner.graphed, "warm_up_s": warm_up_s}
     row = timed(f"engine, {kind}", lambda clips: answers.extend(engine_ids(transcriber, clips)), clips, **figures)
     yield row | divergence(answers[:COMPARED_CLIPS], alone)
     transcriber.engine.start()
-    yield one_client(f"engine, {kind}, one client", transcriber, noise_clips(CLIENT_CLIPS, seed=9))
+    yield one_client(f"engine, {kind}, one client", transcriber, noise_pcm(CLIENT_CLIPS, seed=9))
     transcriber.engine.close()
     yield from profiles(f"engine, {kind}", transcriber, PROFILED_ROWS)
 
 
 def measure(config: BenchmarkConfig) -> list[dict]:
-    """Runs all measurements on one GPU, in a few minutes; prints each row as it comes.
+    """Runs all measurements on one GPU, in several minutes; prints each row as it comes.
 
     Raises:
         ConfigError: there is no GPU here.
     """
     count_gpus(config)
     folder = config.output_folder / "inputs/backbones"
-    rows = []
-    for row in transcription_rows(folder):
-        rows.append(row | gpu_facts())
-        print(rows[-1], flush=True)
+    rows: list[dict] = []
+
+    def keep(measured: Iterator[dict]) -> None:
+        for row in measured:
+            rows.append(row | gpu_facts())
+            print(rows[-1], flush=True)
+
+    keep(transcription_rows(folder))
+    gc.collect()
+    torch.cuda.empty_cache()  # what follows runs in processes of its own
+    offline = {row["name"]: row["audio_s_per_s"] for row in rows if "slots" in row}
+    for window, name in (("trimmed", "bf16, trimmed"), ("full", "bf16, exact encoder")):
+        model = model_config(folder, window)
+        keep(service_rows(model, name, offline[f"engine, {name}"], config.output_folder / f"transcribe-{window}"))
     return rows
 
 
 def transcription_rows(folder: Path) -> Iterator[dict]:
     yield {"name": "bf16 product of 8192 x 8192", "tflops": matmul_tflops(), "torch": torch.__version__}
-    model, clips = load_model(folder, "full"), noise_clips(NUM_CLIPS, seed=0)
+    model, clips = load_model(folder, "full"), noise_pcm(NUM_CLIPS, seed=0)
     some = clips[:SEED_CLIPS]
     generate_ids(model, some[:1], 1, whole_window=True)
     yield timed("the seed's snippet, one clip at a time", lambda clips: generate_ids(model, clips, 1, whole_window=True), some)
     yield from generate_rows(model, clips)
+    some = clips[:MAX_PASSING_ROWS]
+    yield timed("validation in a training, without graphs", lambda clips: texts_in_passing(model, clips), some)
     yield from engine_rows(model, "bf16, exact encoder", clips)
     model.config.encoder_window = "trimmed"
     yield from engine_rows(model, "bf16, trimmed", clips)
