@@ -6,6 +6,7 @@ previous round's tokens while the device computes (nano-vllm and SGLang's schedu
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Protocol
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 
 PREFILLS_IN_A_ROW = 4  # limit between two decode steps: a step for a few transcripts takes nearly as long as one for many
+SWITCH_S = 0.0005  # that another thread may keep Python from the engine's when it wants it; Python's own 5 ms are half a step
 Tokens = Callable[[], list[int]]  # waits for the device; returns an id for each row
 
 
@@ -57,6 +59,7 @@ class Engine:
 
     def start(self) -> None:
         """Starts a thread of the engine's own, which works until `close`."""
+        sys.setswitchinterval(SWITCH_S)
         self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.thread.start()
 

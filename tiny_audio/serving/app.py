@@ -19,6 +19,9 @@ def build(args: Arguments) -> serve.Application:
         max_ongoing_requests=in_flight,
         max_queued_requests=args.max_queued,
         autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
-    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size)
-    # The ingress admits more clips than the replicas and their queue hold, so that it refuses the rest itself, in OpenAI's shape.
-    return Ingress.options(max_ongoing_requests=args.max_replicas * in_flight + args.max_queued + 32).bind(transcriber, args)
+    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.fp8)
+    return Ingress.options(
+        # more clips than the replicas and their queue hold, so that it refuses the rest itself, in OpenAI's shape
+        max_ongoing_requests=args.max_replicas * in_flight + args.max_queued + 32,
+        num_replicas=args.num_ingresses,
+    ).bind(transcriber, args)

@@ -18,24 +18,23 @@ class Transcriber:
     A clip whose caller left or waited too long is dropped between two steps.
     """
 
-    def __init__(self, model: str, device: str, num_threads: int, max_batch_size: int):
+    def __init__(self, model: str, device: str, num_threads: int, max_batch_size: int, fp8: bool):
         # Imported here, so that the ingress, which imports this module, needs no torch in its processes.
         import torch
 
         from tiny_audio.inference import transcriber as transcribe
-        from tiny_audio.model.asr import ASRModel
 
         started = time.monotonic()
         torch.set_num_threads(num_threads)
-        self.model = transcribe.Transcriber(ASRModel.from_pretrained(model).to(device), max_slots=max_batch_size)
+        self.model = transcribe.Transcriber.load(model, device, fp8, max_batch_size)
         self.model.warm_up()
         self.model([np.zeros(SAMPLE_RATE, dtype=np.int16)])  # a model that cannot transcribe fails here
         self.model.engine.start()
         self.monitor = ClipMonitor(self.model.engine.scheduler, time.monotonic() - started)
 
-    def describe(self) -> dict[str, float]:
-        """Tells the ingress the longest clip that the model takes, and the most clips that ran together so far."""
-        return {"max_duration_s": self.model.max_duration_s, "largest_batch": self.model.engine.scheduler.most_live}
+    def describe(self) -> dict[str, Any]:
+        """Tells the ingress the longest clip that the model takes, and what the engine runs with."""
+        return self.model.describe()
 
     async def __call__(self, clip: np.ndarray) -> dict[str, Any]:
         """Transcribes (S,) int16 samples at 16 kHz; returns the fields of the `Transcript`."""
