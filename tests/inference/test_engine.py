@@ -68,6 +68,7 @@ def test_a_text_is_the_same_whatever_the_load(random_model, num_loads, num_arriv
     for seed in range(num_loads):
         rng = random.Random(seed)
         engine = engine_of(random_model, rng.choice([1, 3, 8, 16]), rng.choice([1, 4, 32]), rng.choice([60, 8192]))
+        engine.runner.lookahead = rng.choice([0, 1])  # a GPU's is 1
         pace, sent = rng.uniform(0.2, 6.0), []
         while len(sent) < num_arrivals or engine._round():
             for _ in range(min(int(rng.expovariate(1 / pace)), num_arrivals - len(sent))):

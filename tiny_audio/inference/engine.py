@@ -79,13 +79,16 @@ class Engine:
     def _round(self) -> bool:
         """Runs one round; returns whether there is more to do."""
         try:
+            prefilled = False
             for _ in range(PREFILLS_IN_A_ROW):
                 if not (admitted := self.scheduler.admit()):
                     break
                 self._prefill(admitted)
+                prefilled = True
             rows = self.scheduler.rows()
             if rows:
-                self._launched(rows, self.runner.decode(rows))
+                # behind a prefill both stay in flight, so that the next one is laid out meanwhile
+                self._launched(rows, self.runner.decode(rows), self.runner.lookahead * (1 + prefilled))
             else:
                 self._collect(0)
         except Exception as error:
@@ -108,20 +111,20 @@ class Engine:
             for request in requests:
                 self._prefill([request])
         else:
-            self._launched(requests, tokens)
+            self._launched(requests, tokens, self.runner.lookahead)
 
-    def _launched(self, requests: list[Request], tokens: Tokens) -> None:
+    def _launched(self, requests: list[Request], tokens: Tokens, num_in_flight: int) -> None:
         for request in requests:
             request.num_launched += 1
         self.launched.append((requests, tokens))
-        self._collect(self.runner.lookahead)
+        self._collect(num_in_flight)
 
     def _collect(self, num_left: int) -> None:
         """Hands on the tokens of all launches but the last `num_left`."""
         while len(self.launched) > num_left:
             requests, tokens = self.launched.popleft()
             for request, token in zip(requests, tokens(), strict=True):
-                if self.scheduler.live.get(request.slot) is request:  # otherwise it ended one step ago
+                if self.scheduler.live.get(request.slot) is request:  # otherwise it ended a step or two ago
                     self._hand_on(request, token)
 
     def _hand_on(self, request: Request, token: int) -> None:
