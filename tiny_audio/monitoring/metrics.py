@@ -93,8 +93,9 @@ QUEUED_S = _of_replicas("queued_audio_seconds", "gauge", "Seconds of audio that 
 SLOTS_IN_USE = _of_replicas("slots_in_use", "gauge", "Clips that it works on.")
 SLOTS = _of_replicas("slots", "gauge", "Clips that it can work on at once.")
 MODEL_LOAD_S = _of_replicas("model_load_seconds", "gauge", "Seconds until it had its model and had tried it.")
+WITHOUT_GRAPHS = _of_replicas("without_graphs", "gauge", "1 where it lacks the CUDA graphs that a GPU should have.")
 
 SERVING = (
     *(REQUESTS, REQUEST_S, AUDIO_IN_S, TRANSCRIBED_S, TOKENS, QUEUE_S, FIRST_TOKEN_S, BATCH),
-    *(QUEUED_S, SLOTS_IN_USE, SLOTS, MODEL_LOAD_S),
+    *(QUEUED_S, SLOTS_IN_USE, SLOTS, MODEL_LOAD_S, WITHOUT_GRAPHS),
 )

@@ -69,11 +69,13 @@ class ClipMonitor:
     Args:
         scheduler: that of its engine.
         load_s: how long the replica took to have its model and try it.
+        fallback: why the engine runs without CUDA graphs; empty where it has them, or none are due.
     """
 
-    def __init__(self, scheduler: Scheduler, load_s: float):
+    def __init__(self, scheduler: Scheduler, load_s: float, fallback: str):
         self.scheduler, self.recorder = scheduler, Recorder(replica=serve.get_replica_context().replica_id.unique_id)
         self.recorder.set(metrics.MODEL_LOAD_S, load_s)
+        self.recorder.set(metrics.WITHOUT_GRAPHS, float(bool(fallback)))
         self.recorder.set(metrics.SLOTS, scheduler.num_slots)
         self.recorder.set(metrics.SLOTS_IN_USE, lambda: len(scheduler.live))
         self.recorder.set(metrics.QUEUED_S, lambda: sum(len(request.pcm) for request in list(scheduler.waiting)) / SAMPLE_RATE)

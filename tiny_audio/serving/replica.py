@@ -30,7 +30,7 @@ class Transcriber:
         self.model.warm_up()
         self.model([np.zeros(SAMPLE_RATE, dtype=np.int16)])  # a model that cannot transcribe fails here
         self.model.engine.start()
-        self.monitor = ClipMonitor(self.model.engine.scheduler, time.monotonic() - started)
+        self.monitor = ClipMonitor(self.model.engine.scheduler, time.monotonic() - started, self.model.runner.fallback)
 
     def describe(self) -> dict[str, Any]:
         """Tells the ingress the longest clip that the model takes, and what the engine runs with."""
