@@ -18,7 +18,6 @@ from tiny_audio.config import require
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio
 from tiny_audio.inference.long_form import Segment, transcribe_windows
 from tiny_audio.inference.transcriber import Transcriber
-from tiny_audio.model.asr import ASRModel
 from tiny_audio.storage import require_model
 
 MAX_DURATION_S = 86_400.0
@@ -49,7 +48,7 @@ def load_transcriber(model: str, device: str = "cpu") -> Transcriber:
         ConfigError: there is no such model, or no such device.
     """
     require(device != "cuda" or torch.cuda.is_available(), "device=cuda: this machine has no GPU that torch can use")
-    transcriber = Transcriber(ASRModel.from_pretrained(require_model(model)).to(device))
+    transcriber = Transcriber.load(require_model(model), device)
     transcriber.warm_up()
     transcriber.engine.start()
     return transcriber
