@@ -25,7 +25,9 @@ from tiny_audio.model.config import ASRConfig
 from tiny_audio.serving.app import build
 from tiny_audio.serving.arguments import Arguments
 
-CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serve/config.yaml").read_text())
+CONFIG, CLUSTER = (
+    yaml.safe_load((Path(__file__).resolve().parents[2] / f"serve/{name}.yaml").read_text()) for name in ("config", "cluster")
+)
 WINDOW_S = 8  # window of the embedded encoder
 CAPACITY = 2 * 8 + 16  # clips in flight and queued, with the arguments of `client`
 
@@ -195,3 +197,15 @@ def test_config_listens_on_this_machine_only():
     config = ServeDeploySchema.model_validate(CONFIG)
     assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
     assert config.http_options.request_timeout_s > Arguments(**config.applications[0].args).timeout_s
+
+
+def test_the_config_for_clusters_listens_on_every_node_with_a_replica():
+    config, here = ServeDeploySchema.model_validate(CLUSTER), ServeDeploySchema.model_validate(CONFIG)
+    assert (config.proxy_location, config.http_options.host) == ("EveryNode", "0.0.0.0")
+    assert config.http_options.request_timeout_s == here.http_options.request_timeout_s
+    assert config.applications[0].import_path == here.applications[0].import_path
+    assert Arguments(**config.applications[0].args).device == "cuda"
+    assert (
+        CLUSTER["controller_options"]["runtime_env"]["env_vars"].items()
+        <= CONFIG["controller_options"]["runtime_env"]["env_vars"].items()
+    )
