@@ -59,12 +59,15 @@ def status(hosts: RayHosts) -> str:
     return found[1] if found else said
 
 
+def get(hosts: RayHosts, name: str, path: str, *form: str) -> str:
+    """Asks one host from the client, by curl; returns the HTTP status, 000 for none."""
+    command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "90", *form, f"http://{name}:8000{path}"]
+    return subprocess.run(hosts["client"].command(*command), capture_output=True, text=True).stdout
+
+
 def ask(hosts: RayHosts, name: str) -> str:
-    """Asks one host for the transcript of a clip, from the client; returns the HTTP status, 000 for none."""
-    clip = hosts.served / "clip.wav"
-    form = ["-F", f"file=@{clip}", "-F", "model=tiny_audio", f"http://{name}:8000/v1/audio/transcriptions"]
-    command = hosts["client"].command("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "90", *form)
-    return subprocess.run(command, capture_output=True, text=True).stdout
+    """Asks one host for the transcript of a clip; returns the HTTP status."""
+    return get(hosts, name, "/v1/audio/transcriptions", "-F", f"file=@{hosts.served}/clip.wav", "-F", "model=tiny_audio")
 
 
 def hosts_of(hosts: RayHosts, deployment: str) -> list[str]:
@@ -79,6 +82,7 @@ def test_every_host_with_replicas_answers(hosts):
     for deployment in ("Ingress", "Transcriber"):
         assert hosts_of(hosts, f"ServeReplica:tiny_audio:{deployment}") == ["serve1", "serve2"]
     assert [ask(hosts, name) for name in ("serve1", "serve2")] == ["200", "200"]
+    assert [get(hosts, name, "/readyz") for name in ("serve1", "serve2")] == ["200", "200"]
 
 
 def test_a_deployment_without_the_token_is_refused(hosts):

@@ -12,7 +12,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from tests.conftest import ROOT
-from tests.serving.conftest import GOOD, GRACE_S, ORIGIN, error_of, refusal, transcribe
+from tests.serving.conftest import CONFIG, GOOD, GRACE_S, ORIGIN, error_of, refusal, transcribe
 from tiny_audio.serving.arguments import MIDDLEWARES, Arguments
 from tiny_audio.serving.keys import read_callers
 
@@ -137,3 +137,14 @@ def test_the_config_has_the_edge_and_listens_on_this_machine_only():
     assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
     assert config.http_options.request_timeout_s > Arguments(**config.applications[0].args).timeout_s
     assert MIDDLEWARES in config.controller_options.runtime_env["env_vars"].values()
+
+
+def test_the_config_for_clusters_listens_on_every_node_with_a_replica():
+    cluster = yaml.safe_load((ROOT / "serve/cluster.yaml").read_text())
+    config, here = ServeDeploySchema.model_validate(cluster), ServeDeploySchema.model_validate(CONFIG)
+    assert (config.proxy_location, config.http_options.host) == ("EveryNode", "0.0.0.0")
+    assert config.http_options.request_timeout_s == here.http_options.request_timeout_s
+    assert config.applications[0].import_path == here.applications[0].import_path
+    assert Arguments(**config.applications[0].args).device == "cuda"
+    variables = cluster["controller_options"]["runtime_env"]["env_vars"]
+    assert variables.items() <= CONFIG["controller_options"]["runtime_env"]["env_vars"].items()

@@ -286,8 +286,8 @@ def test_ray_train_waits_for_gpu_nodes_to_boot_and_not_beyond_the_run(shards, tm
 
 def test_a_cluster_without_a_place_for_decoding_is_refused(shards, tmp_path):
     config = config_of(shards, tmp_path, "nowhere")
-    config.data.decode_label = "decode"
-    with pytest.raises(ConfigError, match=r"no node has the label ray-subcluster=decode and a CPU, .*; start one .*, or leave"):
+    config.data.decode_label = "nowhere"
+    with pytest.raises(ConfigError, match=r"no node has the label ray-subcluster=nowhere and a CPU, .*; start one .*, or leave"):
         train(config)
     assert not config.run_dir.exists()
 
