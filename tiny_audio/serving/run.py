@@ -22,7 +22,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tiny_audio import config_files
 from tiny_audio.config import ConfigError, one_line, require
-from tiny_audio.ray_names import AUTH_MODE, PROXY_CALLBACK
+from tiny_audio.ray_names import PROXY_CALLBACK
 from tiny_audio.serving.arguments import MIDDLEWARES, PREFIX, Arguments, EdgeSettings
 from tiny_audio.serving.keys import Keys
 from tiny_audio.storage import require_model, said_in_one_line
@@ -49,8 +49,8 @@ def run(path: str) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
     else:
-        os.environ.setdefault(AUTH_MODE, "token")  # Serve's replicas listen to the network for one another
-        ray.init(address="local", _node_ip_address="127.0.0.1")  # and nothing else of Ray does
+        # So none of Ray's ports is open to the network but those of Serve's replicas, which want Ray's token.
+        ray.init(address="local", _node_ip_address="127.0.0.1")
     signal.signal(signal.SIGINT, service.end)
     signal.signal(signal.SIGTERM, service.end)
     threading.Thread(target=service.watch, daemon=True).start()
