@@ -180,7 +180,7 @@ class ModelConfig:
     """The two frozen backbones and the projector between them."""
 
     audio_model_id: Text = "openai/whisper-large-v3-turbo"  # the encoder: a Whisper checkpoint's hub id or local folder
-    text_model_id: Text = "HuggingFaceTB/SmolLM3-3B"  # the decoder: a SmolLM3 checkpoint's hub id or local folder
+    text_model_id: Text = "HuggingFaceTB/SmolLM3-3B"  # the decoder: SmolLM3, Llama, Qwen2, Qwen3; hub id or folder
     projector_type: Literal["mlp"] = "mlp"  # the trained part: a strided convolution and two linear layers
     encoder_window: Literal["full", "trimmed"] = "full"  # full: clips padded to 30 s, as Whisper was trained | trimmed: unpadded
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the backbones; the projector is always float32

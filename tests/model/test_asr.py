@@ -64,7 +64,7 @@ def test_any_length_encodes_as_whispers_own_at_the_full_window(model):
 def plain_loss(model, clip):
     """The loss of one clip as transformers' own modules compute it, padded to the encoder's window."""
     pcm = pad_waveforms([torch.from_numpy(clip.pcm)], model.window_num_samples)
-    encoded = model.encoder(log_mel(pcm, 128)).last_hidden_state
+    encoded = model.encoder(log_mel(pcm, model.num_mels)).last_hidden_state
     projector = model.projector
     hidden = conv1d(encoded.transpose(1, 2), projector.conv.weight, stride=2, padding=1).transpose(1, 2)
     audio = projector.linear_2(gelu(projector.linear_1(hidden)))[:, : num_audio_tokens(len(clip.pcm))]

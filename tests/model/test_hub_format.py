@@ -123,7 +123,7 @@ CONFIG, INDEX, FEATURES = "config.json", "model.safetensors.index.json", "prepro
         ("encoder", delete(CONFIG), require_encoder, "the folder has no config.json; is the download complete?"),
         ("encoder", cut(CONFIG), read_window_s, "is not a valid JSON file"),
         ("decoder", rewrite(CONFIG, hidden_size="wide"), require_decoder, "'hidden_size' expected int, got str"),
-        ("encoder", None, require_decoder, "is a whisper, not a SmolLM3 checkpoint"),
+        ("encoder", None, require_decoder, "is a whisper, not a Llama, Qwen2, Qwen3 or SmolLM3 checkpoint"),
         ("decoder", None, require_encoder, "is a smollm3, not a Whisper checkpoint"),
         ("decoder", None, encoder_of, "is a smollm3, not a Whisper checkpoint"),
         ("encoder", delete(FEATURES), require_encoder, "no usable preprocessor_config.json; fetch it again"),

@@ -23,7 +23,6 @@ from tiny_audio.inference.engine import Tokens
 from tiny_audio.inference.graphs import Graphed, next_size, padded
 from tiny_audio.inference.scheduler import Request
 from tiny_audio.model.layers import (
-    Layers,
     after_attention,
     attend_slots,
     attend_slots_each,
@@ -31,6 +30,7 @@ from tiny_audio.model.layers import (
     compiled_layers,
     flash_attend_slots,
     join_projections,
+    plain_layers,
     runs_flash_attention,
 )
 from tiny_audio.model.packing import pack
@@ -97,13 +97,13 @@ class Runner:
         self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
         self.starts = self.rows * self.length  # of the slots in the cache
         self.fallback = ""
-        self._compute_with(Layers(), plain)
+        self._compute_with(plain_layers(model.family), plain)
         self._fill_heads()
         if graphs and not self.flash:
             self.fall_back(f"FlashAttention's kernel does not run in {dtype} on this device ({self.device})")
         elif graphs:
             join_projections(model.decoder.model)
-            model.layers = compiled_layers()
+            model.layers = compiled_layers(model.family)
             self._compute_with(model.layers, partial(Graphed, pool=torch.cuda.graph_pool_handle()))
 
     def _compute_with(self, layers: Layers, run_as: Callable) -> None:
@@ -116,7 +116,7 @@ class Runner:
         """Computes without graphs and compiled layers from now on, and says so."""
         self.fallback = reason
         log.warning("transcription runs without CUDA graphs, and several times slower: %s", reason)
-        self.model.layers = Layers()
+        self.model.layers = plain_layers(model.family)
         self._compute_with(self.model.layers, plain)
 
     @torch.no_grad()
@@ -234,7 +234,7 @@ class Runner:
         """
         layers, turns = self.model.decoder.model.layers, self.model.rotations(hidden, positions)
         caches = list(zip(self.cache.keys, self.cache.values, strict=True))
-        query = before_attention_kept(layers[0], hidden, *turns[0], *caches[0], where)
+        query = before_attention_kept(self.model.family, layers[0], hidden, *turns[0], *caches[0], where)
         for number, (layer, following) in enumerate(pairwise(layers)):
             seen = self._attend(query, *caches[number], queries, slots)
             hidden, query = self.layers.between_attentions(

@@ -1,4 +1,4 @@
-"""`ASRModel`: a frozen Whisper encoder and a frozen SmolLM3 decoder, joined by a small trained projector.
+"""`ASRModel`: a frozen Whisper encoder and a frozen decoder (see `decoders/`), joined by a small trained projector.
 
 Shape letters are those of `features.py`. Nothing here knows of Ray, DeepSpeed or files of audio.
 """
@@ -20,12 +20,13 @@ from tiny_audio.audio.masks import apply_masks
 from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer, window_num_samples
 from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
-from tiny_audio.model.layers import Layers, encoder_layers, stem
+from tiny_audio.model.decoders.families import FAMILIES
+from tiny_audio.model.layers import encoder_layers, plain_layers, stem
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.output import ASROutput
 from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, pack_encoded, padded_rows
 from tiny_audio.model.projectors import Projector
-from tiny_audio.model.prompt import END_OF_TURN, IGNORED_LABEL, build_prompt
+from tiny_audio.model.prompt import IGNORED_LABEL, build_prompt
 from tiny_audio.model.saved import HUB_OPTIONS, load_projector, one_device, require_readable, save_projector
 from tiny_audio.model.segments import Segments, segments
 from tiny_audio.storage import local_folder
@@ -56,8 +57,9 @@ class ASRModel(PreTrainedModel):
         self.projector = Projector(self.encoder.config.d_model, self.decoder.config.hidden_size)
         self.feature_extractor = load_feature_extractor(config.audio_model_id)
         self.tokenizer = load_tokenizer(config.text_model_id)
-        self.prompt = build_prompt(self.tokenizer)
-        self.layers = Layers()
+        self.family = FAMILIES[self.decoder.config.model_type]
+        self.prompt = build_prompt(self.tokenizer, self.family.system_prompt)
+        self.layers = plain_layers(self.family)
         self.eval()
 
     def train(self, mode: bool = True) -> ASRModel:
@@ -134,7 +136,7 @@ class ASRModel(PreTrainedModel):
         """Computes the cosines and sines, (N, d), that turn each layer's heads; 1 and 0 where a layer has no rotary positions."""
         cos, sin = (turn[0] for turn in self.decoder.model.rotary_emb(hidden, positions[None]))
         turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
-        return [turned if layer.self_attn.use_rope else unturned for layer in self.decoder.model.layers]
+        return [turned if self.family.has_rotations(layer.self_attn) else unturned for layer in self.decoder.model.layers]
 
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Runs the decoder with the audio tokens (A, D) in their places; returns the loss of each label, (L,).
@@ -250,7 +252,7 @@ class ASRModel(PreTrainedModel):
                 replaces our defaults.
 
         Returns:
-            (B, at most max_new_tokens) ids, ended by `<|im_end|>` and padded; the prompt is not in them.
+            (B, at most max_new_tokens) ids, ended by the end of turn and padded; the prompt is not in them.
 
         Raises:
             ValueError: `input_features` have another shape than the encoder takes, or are shorter than `num_samples`.
@@ -263,8 +265,8 @@ class ASRModel(PreTrainedModel):
         return self.decoder.generate(
             inputs_embeds=inputs,
             attention_mask=mask,
-            eos_token_id=self.tokenizer.convert_tokens_to_ids(END_OF_TURN),
-            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.prompt.end_id,
+            pad_token_id=self.prompt.pad_id,
             **{**options, **kwargs},
         )
 

@@ -18,9 +18,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tiny_audio.audio.clip import HOP_SAMPLES, N_FFT, SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME, require_clips
 from tiny_audio.config import ConfigError, embedded_backbone, is_hub_id, one_line, require
-from tiny_audio.model.prompt import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt
+from tiny_audio.model.decoders.families import FAMILIES
+from tiny_audio.model.prompt import AUDIO_TOKEN, build_prompt
 
-ARCHITECTURES = {"whisper": "Whisper", "smollm3": "SmolLM3"}
+ENCODERS = {"whisper": "Whisper"}
+DECODERS = {family.model_type: family.name for family in FAMILIES.values()}
+# Where a tokenizer's pieces may be. Without any of them transformers makes some kinds of tokenizers empty, and says nothing.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def backbone_path(model_id: str) -> str:
@@ -51,7 +55,7 @@ def load_feature_extractor(model_id: str) -> FeatureExtractor:
     Raises:
         ConfigError: preprocessor_config.json is not there, or wants other features than `features.log_mel` makes.
     """
-    config = read_config(model_id, "whisper")
+    config = read_encoder_config(model_id)
     try:
         extractor = FeatureExtractor.from_pretrained(backbone_path(model_id))
     except (OSError, ValueError) as error:
@@ -67,18 +71,18 @@ def load_tokenizer(model_id: str):
     """Loads the decoder's tokenizer, with the `<audio>` placeholder known to it as one token.
 
     Raises:
-        ConfigError: it is not there, or lacks a chat template or one of the special tokens that `prompt.py` needs.
+        ConfigError: it is not there, or lacks a chat template.
     """
+    folder = Path(backbone_path(model_id))
+    has_tokens = not folder.is_dir() or any((folder / name).is_file() for name in TOKENIZER_FILES)
+    require(has_tokens, f"{model_id}: its tokenizer cannot be read; fetch it again ({' or '.join(TOKENIZER_FILES)} is missing)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{model_id}: its tokenizer cannot be read; fetch it again ({one_line(error)})") from None
-    remedy = "take an instruction-tuned checkpoint, such as HuggingFaceTB/SmolLM3-3B"
+    remedy = "take the instruction-tuned checkpoint, such as HuggingFaceTB/SmolLM3-3B"
     require(bool(tokenizer.chat_template), f"{model_id}: the tokenizer has no chat template (chat_template.jinja); {remedy}")
-    for token in (END_OF_TURN, PAD_TOKEN):
-        require(token in tokenizer.get_vocab(), f"{model_id}: the tokenizer does not know {token}; {remedy}")
     tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
-    tokenizer.pad_token = PAD_TOKEN
     return tokenizer
 
 
@@ -88,7 +92,7 @@ def read_window_s(model_id: str) -> float:
     Raises:
         ConfigError: there is no such checkpoint.
     """
-    return window_num_samples(read_config(model_id, "whisper")) / SAMPLE_RATE
+    return window_num_samples(read_encoder_config(model_id)) / SAMPLE_RATE
 
 
 def window_num_samples(config: PreTrainedConfig) -> int:
@@ -103,14 +107,14 @@ def require_encoder(model_id: str) -> None:
 
 
 def require_decoder(model_id: str) -> None:
-    """Raises ConfigError unless there is a SmolLM3 checkpoint of that id, with a tokenizer and chat template for it.
+    """Raises ConfigError unless there is a decoder of that id, of a known family, with a tokenizer and chat template for it.
 
     In a folder, one with all its files, whole.
     """
-    config = read_config(model_id, "smollm3")
+    config = read_decoder_config(model_id)
     tokenizer = load_tokenizer(model_id)
     try:
-        build_prompt(tokenizer)
+        build_prompt(tokenizer, FAMILIES[config.model_type].system_prompt)
     except (ValueError, TemplateError) as error:
         raise ConfigError(f"{model_id}: its chat template cannot be used: {one_line(error)}") from None
     last = max(number for token, number in tokenizer.get_vocab().items() if token != AUDIO_TOKEN)
@@ -119,11 +123,32 @@ def require_decoder(model_id: str) -> None:
     require_weights(model_id)
 
 
-def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
-    """Reads the config of a checkpoint.
+def read_encoder_config(model_id: str) -> PreTrainedConfig:
+    """Reads the config of a Whisper checkpoint. Else as `_read_config`."""
+    return _read_config(model_id, ENCODERS)
+
+
+def read_decoder_config(model_id: str) -> PreTrainedConfig:
+    """Reads the config of a decoder.
 
     Raises:
-        ConfigError: there is none, or it is not of `model_type`.
+        ConfigError: there is none, or it is of no known family, or asks for what `layers.py` does not compute.
+    """
+    config = _read_config(model_id, DECODERS)
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    require(not sliding, f"{model_id}: attends within a sliding window, which is not computed here; take another checkpoint")
+    require(config.hidden_act == "silu", f"{model_id}: computes with {config.hidden_act}, and only silu is computed here")
+    return config
+
+
+def _read_config(model_id: str, architectures: dict[str, str]) -> PreTrainedConfig:
+    """Reads the config of a checkpoint.
+
+    Args:
+        architectures: the names of those that will do, by their `model_type`.
+
+    Raises:
+        ConfigError: there is none, or it is of another architecture, or quantised.
     """
     path = backbone_path(model_id)
     if Path(path).is_dir():
@@ -135,8 +160,11 @@ def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
     except (OSError, ValueError, StrictDataclassError) as error:
         remedy = "" if Path(path).is_dir() else "not found on the hub, or no way to it; without a network, name a local folder: "
         raise ConfigError(f"{model_id}: {remedy}{one_line(error)}") from None
-    wanted = ARCHITECTURES[model_type]
-    require(config.model_type == model_type, f"{model_id}: is a {config.model_type}, not a {wanted} checkpoint")
+    *others, last = architectures.values()
+    names = f"{', '.join(others)} or {last}" if others else last
+    require(config.model_type in architectures, f"{model_id}: is a {config.model_type}, not a {names} checkpoint")
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    require(not is_quantised, f"{model_id}: its weights are quantised; take the checkpoint that they were made from")
     return config
 
 

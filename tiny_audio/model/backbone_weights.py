@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import SmolLM3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from tiny_audio.config import ConfigError, one_line, require
-from tiny_audio.model.backbone import backbone_path, read_config, require_weights
+from tiny_audio.model.backbone import backbone_path, read_decoder_config, read_encoder_config, require_weights
 from tiny_audio.transformers_names import whisper_encoder_class
 
 SHOWN_KEYS = 5
@@ -27,18 +27,18 @@ def load_encoder(model_id: str, dtype: torch.dtype, attn_implementation: str) ->
     Raises:
         ConfigError: there is none, or it lacks encoder weights, or has them in other shapes than its config.json says.
     """
-    read_config(model_id, "whisper")
+    read_encoder_config(model_id)
     return _load(whisper_encoder_class(), model_id, dtype, attn_implementation, key_mapping={r"^(model\.)?encoder\.": ""})
 
 
-def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> SmolLM3ForCausalLM:
-    """Loads the decoder.
+def load_decoder(model_id: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+    """Loads the decoder, by transformers' class for its family.
 
     Raises:
         ConfigError: there is none, or it lacks weights, or has them in other shapes than its config.json says.
     """
-    read_config(model_id, "smollm3")
-    return _load(SmolLM3ForCausalLM, model_id, dtype, attn_implementation)
+    read_decoder_config(model_id)
+    return _load(AutoModelForCausalLM, model_id, dtype, attn_implementation)
 
 
 def _load(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:

@@ -275,7 +275,7 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     if config.fp8:
         freeze_to_fp8(model)
     if compiles:
-        model.layers = compiled_layers()
+        model.layers = compiled_layers(model.family)
     return model
 
 
