@@ -11,7 +11,7 @@ from tests.training.test_train import config_of, losses
 from tiny_audio.config import ConfigError, TrainConfig, storage_path
 from tiny_audio.config_files import load_config
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.model.window import read_model_window_s
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.checkpoint import best_checkpoint, checkpoint_folder, damage, latest_checkpoint, load_checkpoint, load_weights
 from tiny_audio.run.metrics import append_metrics, append_warning, follow_folder, read_metrics

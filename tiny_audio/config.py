@@ -171,6 +171,7 @@ Text = Annotated[str, BeforeValidator(_as_text)]  # a run may be named 2026
 AtLeastOne = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+ProjectorType = Literal["mlp", "stack", "swiglu", "moe"]
 ColumnName = Literal["ID", "wav", "text", "spk_id", "duration", "source"]  # see data/columns.py
 Weight = Annotated[float, Field(ge=0.01, le=100)]  # beyond these a slip is likelier than a wish
 
@@ -181,7 +182,8 @@ class ModelConfig:
 
     audio_model_id: Text = "openai/whisper-large-v3-turbo"  # the encoder: a Whisper checkpoint's hub id or local folder
     text_model_id: Text = "HuggingFaceTB/SmolLM3-3B"  # the decoder: SmolLM3, Llama, Qwen2, Qwen3; hub id or folder
-    projector_type: Literal["mlp"] = "mlp"  # the trained part: a strided convolution and two linear layers
+    projector_type: ProjectorType = "mlp"  # the trained part: mlp (the seed's), stack, swiglu or moe; see projectors.py
+    frames_per_token: AtLeastOne | None = None  # encoder frames (50/s) in an audio token; null: mlp 2, the others 4
     encoder_window: Literal["full", "trimmed"] = "full"  # full: clips padded to 30 s, as Whisper was trained | trimmed: unpadded
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the backbones; the projector is always float32
     attn_implementation: Text = "sdpa"  # the decoder's attention when it transcribes; training uses its own, see layers.py
@@ -230,12 +232,9 @@ class DataConfig:
     def with_absolute_paths(self) -> DataConfig:
         """A copy in which every local path is absolute."""
         train = {absolute_data(name): weight for name, weight in self.train_weights.items()}
-        return dataclasses.replace(
-            self,
-            train=train if isinstance(self.train, dict) else next(iter(train)),
-            dev=absolute_data(self.dev),
-            truecase_text=self.truecase_text and absolute(self.truecase_text),
-        )
+        first = train if isinstance(self.train, dict) else next(iter(train))
+        text = self.truecase_text and absolute(self.truecase_text)
+        return dataclasses.replace(self, train=first, dev=absolute_data(self.dev), truecase_text=text)
 
 
 @settings("augment")
@@ -322,20 +321,15 @@ class TrainConfig:
             not has_secret, "runs_dir holds a user or key, which the run would keep: leave it to the environment (AWS_PROFILE)"
         )
         storage_path(self.runs_dir)
-        require(
-            self.data.batch_rows >= self.num_workers,
-            f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}",
-        )
+        too_few = f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}"
+        require(self.data.batch_rows >= self.num_workers, too_few)
         fewest = self.min_workers or 1
         require(fewest <= self.num_workers, f"min_workers={fewest} must not be above num_workers={self.num_workers}")
 
     def with_absolute_paths(self) -> TrainConfig:
         """A copy for workers, which run elsewhere: local paths are absolute, URLs and hub ids stay as they are."""
-        model = dataclasses.replace(
-            self.model,
-            audio_model_id=_absolute_backbone(self.model.audio_model_id),
-            text_model_id=_absolute_backbone(self.model.text_model_id),
-        )
+        encoder, decoder = map(_absolute_backbone, (self.model.audio_model_id, self.model.text_model_id))
+        model = dataclasses.replace(self.model, audio_model_id=encoder, text_model_id=decoder)
         return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=self.data.with_absolute_paths(), model=model)
 
     @property

@@ -41,7 +41,8 @@ def random_model(hub_folders, request):
 
 def greedy_ids(model, clip) -> list[int]:
     """Transformers' own greedy decoding of a clip alone, up to the end."""
-    padded = pad_waveforms([torch.from_numpy(clip)], padded_num_samples(len(clip), model.window_num_samples, model.trimmed))
+    num_padded = padded_num_samples(len(clip), model.window_num_samples, model.trimmed, model.frames_per_token)
+    padded = pad_waveforms([torch.from_numpy(clip)], num_padded)
     mels, num_samples = log_mel(padded, model.num_mels), torch.tensor([len(clip)])
     ids = model.generate(mels, num_samples)[0].tolist()
     return ids[: ids.index(END_ID)] if END_ID in ids else ids

@@ -18,9 +18,8 @@ from tiny_audio.config import ConfigError
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.lab.random_backbones import write_encoder
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.backbone import require_decoder
 from tiny_audio.model.config import ASRConfig
-from tiny_audio.model.decoders.families import FAMILIES
+from tiny_audio.model.decoder import FAMILIES, require_decoder
 from tiny_audio.model.packing import pack
 from tiny_audio.model.prompt import label_ids, render_chat
 

@@ -14,9 +14,9 @@ from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.lab.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
-from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.decoder import load_decoder, require_decoder
+from tiny_audio.model.encoder import load_encoder, read_window_s, require_encoder
 from tiny_audio.run.metrics import read_metrics
 from tiny_audio.training.driver import train
 

@@ -10,7 +10,8 @@ from tiny_audio.cluster.findings import Finding, fail, ok
 from tiny_audio.cluster.probe import NoAnswer, examine_nodes
 from tiny_audio.config import ConfigError, TrainConfig
 from tiny_audio.data.footers import list_shards, read_footers
-from tiny_audio.model.backbone import require_decoder, require_encoder
+from tiny_audio.model.decoder import require_decoder
+from tiny_audio.model.encoder import require_encoder
 from tiny_audio.run.tracking import require_trackers
 
 PLACES_TIMEOUT_S = 900.0  # for GPU nodes that an autoscaler has to start first

@@ -10,29 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 from transformers import PreTrainedModel
 
-from tiny_audio.audio.clip import FRAMES_PER_TOKEN, HOP_SAMPLES, SAMPLES_PER_TOKEN, num_audio_tokens
-from tiny_audio.audio.features import estimated_num_samples, log_mel
+from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME
+from tiny_audio.audio.features import log_mel
 from tiny_audio.audio.masks import apply_masks
-from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer, window_num_samples
-from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
-from tiny_audio.model.decoders.families import FAMILIES
+from tiny_audio.model.decoder import FAMILIES, load_decoder, load_tokenizer
+from tiny_audio.model.encoder import load_encoder, load_feature_extractor, window_num_samples
 from tiny_audio.model.layers import encoder_layers, plain_layers, stem
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.output import ASROutput
-from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, pack_encoded, padded_rows
-from tiny_audio.model.projectors import Projector
-from tiny_audio.model.prompt import IGNORED_LABEL, build_prompt
+from tiny_audio.model.packing import Group, PackedBatch, Packing, count_tokens, packed_log_mels, padded_rows, prompted_log_mels
+from tiny_audio.model.projectors import make_projector
+from tiny_audio.model.prompt import build_prompt
 from tiny_audio.model.saved import HUB_OPTIONS, load_projector, one_device, require_readable, save_projector
-from tiny_audio.model.segments import Segments, segments
+from tiny_audio.model.segments import Segments
 from tiny_audio.storage import local_folder
 from tiny_audio.transformers_names import attention_of
 
-MELS_PER_TOKEN = SAMPLES_PER_TOKEN // HOP_SAMPLES
+MELS_PER_ENCODER_FRAME = SAMPLES_PER_ENCODER_FRAME // HOP_SAMPLES
 
 
 class ASRModel(PreTrainedModel):
@@ -54,13 +52,17 @@ class ASRModel(PreTrainedModel):
         self.encoder = load_encoder(config.audio_model_id, dtype, attention).requires_grad_(False)
         self.decoder = load_decoder(config.text_model_id, dtype, attention).requires_grad_(False)
         self.generation_config = self.decoder.generation_config  # the decoder's `generate` is what reads it
-        self.projector = Projector(self.encoder.config.d_model, self.decoder.config.hidden_size)
+        self.projector = self.fresh_projector()
         self.feature_extractor = load_feature_extractor(config.audio_model_id)
         self.tokenizer = load_tokenizer(config.text_model_id)
         self.family = FAMILIES[self.decoder.config.model_type]
         self.prompt = build_prompt(self.tokenizer, self.family.system_prompt)
         self.layers = plain_layers(self.family)
         self.eval()
+
+    def fresh_projector(self) -> nn.Module:
+        """Makes a projector of this model's kind, with first weights."""
+        return make_projector(self.config, self.encoder.config.d_model, self.decoder.config.hidden_size)
 
     def train(self, mode: bool = True) -> ASRModel:
         """Puts the projector in training mode, or out of it; the frozen backbones stay in evaluation mode."""
@@ -75,6 +77,11 @@ class ASRModel(PreTrainedModel):
         return window_num_samples(self.encoder.config)
 
     @property
+    def frames_per_token(self) -> int:
+        """The number of encoder frames (50/s) that the projector makes an audio token of, k."""
+        return self.projector.frames_per_token
+
+    @property
     def num_mels(self) -> int:
         """The number of mel bins in a log-mel frame, M."""
         return self.encoder.config.num_mel_bins
@@ -86,7 +93,7 @@ class ASRModel(PreTrainedModel):
 
     def packing(self, grouped: bool = True) -> Packing:
         """Describes how `pack` must lay out clips for `forward`."""
-        return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, grouped)
+        return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, self.frames_per_token, grouped)
 
     def encoder_layers(self, hidden: torch.Tensor, frames: Segments | None) -> torch.Tensor:
         """Runs this model's encoder layers, as `layers.encoder_layers` does."""
@@ -116,7 +123,7 @@ class ASRModel(PreTrainedModel):
         return layers(torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)]), frames)
 
     def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor) -> torch.Tensor:
-        """Turns encoder frames (2 A, C) into audio tokens (A, D) of the decoder's type."""
+        """Turns encoder frames (k A, C) into audio tokens (A, D) of the decoder's type."""
         compute_type = encoded.dtype
         with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
             return self.projector(encoded, first_tokens).to(compute_type)
@@ -178,54 +185,13 @@ class ASRModel(PreTrainedModel):
                 raise ValueError(
                     "forward gives the loss of a packed batch, or of input_features and labels; see generate for text"
                 )
-            batch = self._packed(input_features, labels, self._num_tokens(input_features, num_samples, attention_mask))
+            num_tokens = count_tokens(self, input_features, num_samples, attention_mask)
+            batch = packed_log_mels(self, input_features, labels, num_tokens)
         encoded = self.encode_batch(batch)
         frames = torch.cat([part for part in (batch.known, encoded) if part is not None])
         clips = ClipCheck(batch.first_tokens, len(batch.audio), batch.labels, batch.answers)
         audio = clips.check_gradients(self.project(clips.check_frames(frames), batch.first_tokens))
         return ASROutput(clips.check_losses(self.decode(audio, batch)).sum(), batch.num_label_tokens, clips, encoded)
-
-    def _num_tokens(self, log_mels: torch.Tensor, num_samples, attention_mask) -> list[int]:
-        """Counts the audio tokens of each clip behind (B, M, F) log-mels."""
-        longest = self.window_num_samples // HOP_SAMPLES
-        if log_mels.ndim != 3 or log_mels.shape[1] != self.num_mels or log_mels.shape[2] > longest:
-            shape = f"(batch, {self.num_mels}, at most {longest})"
-            raise ValueError(f"input_features must be log-mels of shape {shape}, not {tuple(log_mels.shape)}")
-        if num_samples is None and attention_mask is not None:
-            num_samples = attention_mask.sum(dim=1) * HOP_SAMPLES
-        if num_samples is None:
-            num_samples = estimated_num_samples(log_mels)
-        return num_audio_tokens(num_samples).tolist()
-
-    def _encode_padded(self, log_mels: torch.Tensor, num_tokens: list[int]) -> torch.Tensor:
-        """Encodes (B, M, F) log-mels that are padded alike, and keeps the frames of their clips, end to end."""
-        missing = MELS_PER_TOKEN * max(num_tokens) - log_mels.shape[-1]
-        if missing >= MELS_PER_TOKEN:
-            raise ValueError(f"num_samples is more than the {log_mels.shape[-1]} frames of input_features hold")
-        log_mels = pad(log_mels, (0, max(0, missing)), mode="replicate")  # the last token's, where it was cut
-        group = Group(0, len(num_tokens), log_mels.shape[-1] * HOP_SAMPLES)
-        num_frames = [FRAMES_PER_TOKEN * n for n in num_tokens]
-        index = frame_index([group], num_frames).to(log_mels.device)
-        return self.encode([log_mels], [index], segments(num_frames).to(log_mels.device))
-
-    def _packed(self, log_mels: torch.Tensor, labels: torch.Tensor, num_tokens: list[int]) -> PackedBatch:
-        """Lays out log-mels (B, M, F) and their labels (B, L) as `pack` does clips."""
-        device = self.decoder.device
-        answers = [[label for label in row if label != IGNORED_LABEL] for row in labels.tolist()]
-        encoded = self._encode_padded(log_mels.to(device), num_tokens)
-        return pack_encoded(encoded, num_tokens, answers, self.prompt).to(device)
-
-    def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Builds what `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and a (B, T) mask."""
-        device = log_mels.device
-        first = segments(num_tokens).bounds[:-1].to(device, torch.int64)
-        audio = self.project(self._encode_padded(log_mels, num_tokens), first).split(num_tokens)
-        prefix, suffix = (
-            self.decoder.model.embed_tokens(torch.tensor(ids, device=device)) for ids in (self.prompt.prefix, self.prompt.suffix)
-        )
-        prompts = pad_sequence([torch.cat([prefix, tokens, suffix]) for tokens in audio], batch_first=True, padding_side="left")
-        lengths = torch.tensor(num_tokens, device=device) + len(prefix) + len(suffix)
-        return prompts, (torch.arange(prompts.shape[1], device=device) >= prompts.shape[1] - lengths[:, None]).long()
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -257,8 +223,8 @@ class ASRModel(PreTrainedModel):
         Raises:
             ValueError: `input_features` have another shape than the encoder takes, or are shorter than `num_samples`.
         """
-        num_tokens = self._num_tokens(input_features, num_samples, attention_mask)
-        inputs, mask = self._prompted(input_features.to(self.decoder.device), num_tokens)
+        num_tokens = count_tokens(self, input_features, num_samples, attention_mask)
+        inputs, mask = prompted_log_mels(self, input_features.to(self.decoder.device), num_tokens)
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
         if kwargs.get("generation_config") is None:
             options = {"do_sample": False, "max_new_tokens": self.config.max_new_tokens, **options}

@@ -8,10 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 from transformers.utils import cached_file
 
-from tiny_audio.config import ConfigError, one_line
-from tiny_audio.model.backbone import read_window_s
 from tiny_audio.model.config import ASRConfig
-from tiny_audio.storage import local_folder
 from tiny_audio.versions import require_version
 
 ARCHITECTURE = "ASRModel"
@@ -49,21 +46,6 @@ def require_readable(model: str, config: ASRConfig) -> None:
         ConfigError: it is of another version.
     """
     require_version(f"{model}/config.json", config.format_version, MODEL_VERSION)
-
-
-def read_model_window_s(model: str) -> float:
-    """Reads the longest audio that a saved model takes, in seconds, from the configs alone.
-
-    Raises:
-        ConfigError: there is no such model, it is of another version than this code reads, or its encoder is gone.
-    """
-    try:
-        with local_folder(model) as folder:
-            config = ASRConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model}: {one_line(error)}") from None
-    require_readable(model, config)
-    return read_window_s(config.audio_model_id)
 
 
 def one_device(device_map) -> torch.device:

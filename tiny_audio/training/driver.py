@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
@@ -27,8 +28,10 @@ from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.labels import make_truecaser
 from tiny_audio.data.stream import ingest_config, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
-from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.decoder import require_decoder
+from tiny_audio.model.encoder import read_window_s, require_encoder
+from tiny_audio.model.projectors import frames_per_token
 from tiny_audio.model.saved import save_projector
 from tiny_audio.monitoring.metrics import STARTS
 from tiny_audio.monitoring.recorder import Recorder
@@ -36,6 +39,7 @@ from tiny_audio.ray_names import HEALTH_TIMEOUT, START_TIMEOUT, SUBCLUSTER
 from tiny_audio.run.checkpoint import best_checkpoint, latest_checkpoint, load_progress, load_weights, require_same_plan
 from tiny_audio.run.claim import claim_run, require_claim
 from tiny_audio.run.metrics import MetricsFollower, append_warning
+from tiny_audio.run.model_card import MODEL_CARD, describe_projector, model_card
 from tiny_audio.run.plan_file import keep_plan, planned_groups
 from tiny_audio.run.rejects import worst_files
 from tiny_audio.run.tracking import Tracking, require_trackers
@@ -196,9 +200,13 @@ def _export(run: ResolvedRun) -> dict:
     progress = load_progress(latest)
     nothing = f"{run.folder}: no row was trained; rejected: {progress.rejects}; left out: {progress.left_out}"
     require(progress.num_rows > 0, nothing)
+    weights, exported_progress = load_weights(exported), load_progress(exported)
+    model = ASRConfig(**dataclasses.asdict(config.model))
+    projector = describe_projector(model.projector_type, frames_per_token(model), weights.values())
     with written_folder(run.folder / "model") as folder:
-        save_projector(ASRConfig(**dataclasses.asdict(config.model)), load_weights(exported), folder)
-    training = {**dataclasses.asdict(progress), "end": run.end_reason(progress), "exported_step": load_progress(exported).step}
+        save_projector(model, weights, folder)
+        (Path(folder) / MODEL_CARD).write_text(model_card(config, projector, exported_progress))
+    training = {**dataclasses.asdict(progress), "end": run.end_reason(progress), "exported_step": exported_progress.step}
     training["reject_files"] = worst_files(run.folder)
     put(run.folder / "training.json", (json.dumps(training, indent=1) + "\n").encode())
     return training
@@ -221,6 +229,7 @@ def resolve(config: TrainConfig) -> ResolvedRun:
     config = _resolve_config(config)
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
+    frames_per_token(ASRConfig(**dataclasses.asdict(config.model)))  # or its error
     groups, truecaser = planned_groups(config.run_dir, config.data, _warn), make_truecaser(config.data)
     read_dataset(config.data.dev, config.data.max_dev_rows, columns=config.data.columns)
     require(bool(groups), f"{config.data.train}: the training shards hold no rows")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import gc
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,23 +16,21 @@ import torch
 from torch import distributed
 
 from tiny_audio.audio.augment import batch_masks
-from tiny_audio.config import ConfigError, TrainConfig, require
+from tiny_audio.config import ConfigError
 from tiny_audio.counts import count_reject, num_rejects
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.stream import WorkerStream
 from tiny_audio.inference.transcriber import MAX_PASSING_ROWS, texts_in_passing
-from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.config import ASRConfig
-from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
-from tiny_audio.model.layers import compiled_layers
 from tiny_audio.run.checkpoint import Checkpoint, CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.run.claim import require_claim
 from tiny_audio.run.ledger import LEDGER, Ledger, write_ledger
-from tiny_audio.run.metrics import append_metrics, append_warning
+from tiny_audio.run.metrics import append_metrics, append_note, append_warning
+from tiny_audio.run.model_card import describe_sizes
 from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.storage import said_in_one_line
 from tiny_audio.training.budget import find_micro_batch_s
+from tiny_audio.training.build import build_model
 from tiny_audio.training.collectives import all_min, from_rank_zero, gathered_by_rank_zero
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
@@ -60,6 +56,9 @@ class Worker:
         watchdog.tell(STARTING)  # the next part of starting, which has its own time
         self.progress = Progress(plan=run.identity)
         moments = self._restore()
+        if self.rank == 0 and self.progress.step == 0:
+            with self.writing():
+                append_note(run.folder, 0, describe_sizes(self.model))
         grouped = config.zero_stage < 3  # there workers must run every module equally often
         self.packing = self.model.packing(grouped)
         self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
@@ -259,24 +258,6 @@ class Worker:
         if self.rank == 0:
             self.checkpoints.begin(weights, moments, self.progress)
             self.save_stall_s = time.perf_counter() - started
-
-
-def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
-    """Builds the model with a fresh projector, the same on every worker for a seed, computed as the config asks."""
-    compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
-    has_compiler = any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc"))
-    require(
-        not compiles or has_compiler, "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false"
-    )
-    if config.fp8:
-        require_fp8()
-    torch.manual_seed(config.seed)
-    model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
-    if config.fp8:
-        freeze_to_fp8(model)
-    if compiles:
-        model.layers = compiled_layers(model.family)
-    return model
 
 
 def trim_heap() -> None:

@@ -47,7 +47,7 @@ def matmul_tflops(seconds: float = 1.5) -> float:
 
 def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
     """Returns the operations that training on these clips needs, in units of 10**12, as `FlopCounter` counts them."""
-    num_tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in clips])
+    num_tokens = np.array([num_audio_tokens(len(clip.pcm), model.frames_per_token) for clip in clips])
     num_labels = np.array([len(ids) for ids in label_ids(model.tokenizer, model.prompt, [clip.text for clip in clips])])
     return FlopCounter(model)(num_tokens, num_labels, np.full(len(clips), encodes)) / 1e12
 
