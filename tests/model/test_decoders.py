@@ -20,6 +20,7 @@ from tiny_audio.lab.random_backbones import write_encoder
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.decoder import FAMILIES, require_decoder
+from tiny_audio.model.layers import join_projections
 from tiny_audio.model.packing import pack
 from tiny_audio.model.prompt import label_ids, render_chat
 
@@ -111,6 +112,16 @@ def test_a_saved_model_finds_its_decoder_again(named, tmp_path):
     again = ASRModel.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert Transcriber(again).texts([CLIPS[1].pcm]) == Transcriber(model).texts([CLIPS[1].pcm])
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5", "Qwen3"])
+def test_joined_projections_with_biases_or_norms_compute_the_same(folders, name):
+    """As the engine joins them on a GPU."""
+    model = ASRModel(ASRConfig(audio_model_id=str(folders["encoder"]), text_model_id=str(folders[name])))
+    batch = pack(CLIPS, model.packing())
+    alone = model(batch).loss_sum
+    join_projections(model.decoder.model)
+    torch.testing.assert_close(model(batch).loss_sum, alone, rtol=1e-5, atol=0)
 
 
 def without_template(folder):

@@ -16,16 +16,18 @@ from transformers import PreTrainedModel
 from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME
 from tiny_audio.audio.features import log_mel
 from tiny_audio.audio.masks import apply_masks
+from tiny_audio.config import require
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
 from tiny_audio.model.decoder import FAMILIES, load_decoder, load_tokenizer
 from tiny_audio.model.encoder import load_encoder, load_feature_extractor, window_num_samples
 from tiny_audio.model.layers import encoder_layers, plain_layers, stem
+from tiny_audio.model.lora import TRAINED_PREFIX, Adapter, adapter_weights, merge_adapter
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.output import ASROutput
 from tiny_audio.model.packing import Group, PackedBatch, Packing, count_tokens, packed_log_mels, padded_rows, prompted_log_mels
 from tiny_audio.model.projectors import make_projector
 from tiny_audio.model.prompt import build_prompt
-from tiny_audio.model.saved import HUB_OPTIONS, load_projector, one_device, require_readable, save_projector
+from tiny_audio.model.saved import HUB_OPTIONS, load_projector, load_saved_adapter, one_device, require_readable, save_model
 from tiny_audio.model.segments import Segments
 from tiny_audio.storage import local_folder
 from tiny_audio.transformers_names import attention_of
@@ -58,11 +60,39 @@ class ASRModel(PreTrainedModel):
         self.family = FAMILIES[self.decoder.config.model_type]
         self.prompt = build_prompt(self.tokenizer, self.family.system_prompt)
         self.layers = plain_layers(self.family)
+        self.adapter: Adapter | None = None  # what is merged into the decoder's weights
         self.eval()
 
     def fresh_projector(self) -> nn.Module:
         """Makes a projector of this model's kind, with first weights."""
         return make_projector(self.config, self.encoder.config.d_model, self.decoder.config.hidden_size)
+
+    def trained_groups(self) -> list[dict[str, nn.Parameter]]:
+        """Lists the weights that train, by name: the projector's, and those of an adapter if the decoder has one."""
+        adapter = {f"{TRAINED_PREFIX}{name}": weight for name, weight in adapter_weights(self.decoder).items()}
+        return [dict(self.projector.named_parameters()), *([adapter] if adapter else [])]
+
+    def trained_weights(self) -> dict[str, nn.Parameter]:
+        """Returns all weights that train, by name, as a checkpoint has them."""
+        return {name: weight for group in self.trained_groups() for name, weight in group.items()}
+
+    @torch.no_grad()
+    def load_trained(self, weights: dict[str, torch.Tensor], source: str) -> None:
+        """Puts in weights that were trained.
+
+        Args:
+            weights: by name, as `trained_weights` gives them.
+            source: where they are from, for the message.
+
+        Raises:
+            ConfigError: they are not those that this model trains.
+        """
+        ours = self.trained_weights()
+        is_ours = {name: weight.shape for name, weight in ours.items()} == {name: x.shape for name, x in weights.items()}
+        kinds = "model.projector_type, model.frames_per_token, the backbones, lora.rank and lora.targets"
+        require(is_ours, f"{source}: its trained weights are not those of this model; they hang on {kinds}")
+        for name, weight in ours.items():
+            weight.copy_(weights[name])
 
     def train(self, mode: bool = True) -> ASRModel:
         """Puts the projector in training mode, or out of it; the frozen backbones stay in evaluation mode."""
@@ -237,7 +267,7 @@ class ASRModel(PreTrainedModel):
         )
 
     def save_pretrained(self, save_directory, *, push_to_hub: bool = False, max_shard_size=None, **upload) -> None:
-        """Writes config.json and the projector's weights: all that `from_pretrained` needs beside the backbones.
+        """Writes config.json, the projector, and an adapter that was loaded: what `from_pretrained` needs beside the backbones.
 
         Args:
             save_directory: a folder, which is made where there is none.
@@ -250,7 +280,7 @@ class ASRModel(PreTrainedModel):
         """
         if not push_to_hub:
             require_no_keywords("save_pretrained", upload)
-        save_projector(self.config, self.projector.state_dict(), save_directory)
+        save_model(self.config, self.projector.state_dict(), self.adapter, save_directory)
         if push_to_hub:
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
 
@@ -266,7 +296,7 @@ class ASRModel(PreTrainedModel):
         attn_implementation: str | None = None,
         **kwargs,
     ) -> ASRModel:
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote. An adapter is merged into the decoder's weights.
 
         Args:
             pretrained_model_name_or_path: a folder, a URL or a hub id.
@@ -293,13 +323,15 @@ class ASRModel(PreTrainedModel):
         with local_folder(str(pretrained_model_name_or_path)) as folder:
             config = config or ASRConfig.from_pretrained(folder, **hub)
             require_readable(str(pretrained_model_name_or_path), config)
-            state = load_projector(folder, **hub)
+            state, adapter = load_projector(folder, **hub), load_saved_adapter(folder, **hub)
         model = cls(config.replaced(**settings))
         expected = {key: value.shape for key, value in model.projector.state_dict().items()}
         if expected != {key: value.shape for key, value in state.items()}:
             backbones = f"{config.audio_model_id} and {config.text_model_id}"
             raise ValueError(f"{pretrained_model_name_or_path}: not a projector for {backbones}")
         model.projector.load_state_dict(state)
+        if adapter:
+            model.adapter = merge_adapter(model.decoder, adapter)
         if device is not None:
             model.to(device).hf_device_map = {"": device}  # where pipelines look for it
         return model

@@ -10,6 +10,7 @@ from torch import nn
 
 from tiny_audio.audio.clip import SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
 from tiny_audio.config import TrainConfig
+from tiny_audio.model.lora import Adapter, adapter_weights
 from tiny_audio.run.checkpoint import Progress
 
 MODEL_CARD = "README.md"  # where the hub looks for it
@@ -30,6 +31,7 @@ These weights join a frozen encoder and a frozen decoder, which are loaded by th
 | encoder | {encoder} |
 | decoder | {decoder} |
 | projector | {projector} |
+| LoRA | {adapter} |
 | trained on | {data}: {num_rows:,} rows, {hours:.1f} hours with repeats |
 | steps | {step} of {batch_rows} rows |
 | validation | {scores} |
@@ -51,15 +53,30 @@ def describe_sizes(model: nn.Module) -> str:
     """Says in words how many parameters of an `ASRModel` train, and how many are frozen."""
     kind, weights = model.config.projector_type, list(model.projector.parameters())
     backbones = {"encoder": model.encoder, "decoder": model.decoder}
-    frozen = [f"{name} {sum(weight.numel() for weight in part.parameters()):,}" for name, part in backbones.items()]
-    return f"trains projector {describe_projector(kind, model.frames_per_token, weights)}; frozen: {', '.join(frozen)}"
+    trained = sum(weight.numel() for weight in adapter_weights(model.decoder).values())
+    adapter = f" and LoRA, {trained:,} parameters" if trained else ""
+    frozen = [f"{name} {_num_frozen(part):,}" for name, part in backbones.items()]
+    return f"trains projector {describe_projector(kind, model.frames_per_token, weights)}{adapter}; frozen: {', '.join(frozen)}"
 
 
-def model_card(config: TrainConfig, projector: str, exported: Progress) -> str:
+def _num_frozen(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters() if not weight.requires_grad)
+
+
+def describe_adapter(adapter: Adapter | None) -> str:
+    """Says in words what adapter the decoder has."""
+    if adapter is None:
+        return "none"
+    num_parameters = sum(weight.numel() for weight in adapter.weights.values())
+    return f"rank {adapter.rank} on {', '.join(adapter.targets)}, {num_parameters:,} parameters, merged when loaded"
+
+
+def model_card(config: TrainConfig, projector: str, adapter: str, exported: Progress) -> str:
     """Makes the card of a run's model, as Markdown.
 
     Args:
         projector: what `describe_projector` says.
+        adapter: what `describe_adapter` says.
         exported: the progress of the checkpoint that the model is from.
     """
     scores = [f"{name.removeprefix('val_')} {score:.4g}" for name, score in exported.scores.items()]
@@ -69,6 +86,7 @@ def model_card(config: TrainConfig, projector: str, exported: Progress) -> str:
         encoder=config.model.audio_model_id,
         decoder=config.model.text_model_id,
         projector=projector,
+        adapter=adapter,
         data=", ".join(config.data.train_weights),
         num_rows=exported.num_rows,
         hours=exported.audio_s / 3600,

@@ -13,10 +13,11 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.layers import compiled_layers
+from tiny_audio.model.lora import attach_adapter
 
 
 def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
-    """Builds the model with a fresh projector, the same on every worker for a seed, computed as the config asks."""
+    """Builds the model with a fresh projector, and a fresh adapter where one trains: the same on every worker for a seed."""
     compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
     has_compiler = any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc"))
     require(
@@ -26,6 +27,8 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
         require_fp8()
     torch.manual_seed(config.seed)
     model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
+    if config.lora.rank:
+        attach_adapter(model.decoder, config.lora.rank, config.lora.alpha, config.lora.targets)
     if config.fp8:
         freeze_to_fp8(model)
     if compiles:

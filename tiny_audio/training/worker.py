@@ -21,6 +21,7 @@ from tiny_audio.counts import count_reject, num_rejects
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.stream import WorkerStream
 from tiny_audio.inference.transcriber import MAX_PASSING_ROWS, texts_in_passing
+from tiny_audio.model.saved import load_trained
 from tiny_audio.run.checkpoint import Checkpoint, CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.run.claim import require_claim
 from tiny_audio.run.ledger import LEDGER, Ledger, write_ledger
@@ -37,7 +38,7 @@ from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
 from tiny_audio.training.rank_monitor import RankMonitor
 from tiny_audio.training.resolved import ResolvedRun
-from tiny_audio.training.schedule import learning_rate
+from tiny_audio.training.schedule import learning_rate, learning_rates
 from tiny_audio.training.sharded_transcriber import ShardedTranscriber
 from tiny_audio.training.validation import Validation, made_once
 from tiny_audio.training.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
@@ -63,7 +64,7 @@ class Worker:
         self.packing = self.model.packing(grouped)
         self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
         watchdog.tell(STARTING)
-        self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
+        self.engine = Engine(self.model, self.model.trained_groups(), config.optimizer, config.zero_stage)
         if moments:
             self.engine.load_moments(moments, self.progress.step)
         transcribe, rows_at_once = partial(texts_in_passing, self.model), MAX_PASSING_ROWS
@@ -95,10 +96,16 @@ class Worker:
         """
         checkpoint = from_rank_zero(self._read_checkpoint)
         if checkpoint is None:
-            return None
+            return self._begin_from(self.run.config.init_from)
         weights, moments, self.progress = checkpoint
-        self.model.projector.load_state_dict(weights)
+        self.model.load_trained(weights, str(self.run.folder))
         return moments
+
+    def _begin_from(self, saved_model: str | None) -> None:
+        """Loads the first weights of a run from a saved model, if one is named; what that has not trained stays fresh."""
+        if saved_model:
+            trained = from_rank_zero(partial(load_trained, saved_model))
+            self.model.load_trained({**self.model.trained_weights(), **trained}, saved_model)
 
     def _read_checkpoint(self) -> Checkpoint | None:
         damaged: list[str] = []
@@ -150,7 +157,7 @@ class Worker:
             if micro_batch.fresh and config.cache_features_gib:
                 self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
         self.tell(OTHERS, ids)
-        norm = self.engine.step(learning_rate(config.optimizer, self.progress.step, config.num_steps))
+        norm = self.engine.step(learning_rates(config, self.progress.step))
         self.interval.grad_norm_sum += norm
         return norm
 
@@ -210,6 +217,8 @@ class Worker:
                 "unix_time": time.time(),
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
             }
+            if config.lora.rank:
+                values["lora_learning_rate"] = learning_rates(config, step - 1)[1]
             if self.save_stall_s:  # the last save held the run up for so long
                 values["save_stall_s"], self.save_stall_s = self.save_stall_s, 0.0
             if self.checkpoints.write_s:  # and its write, which is over, took so long
