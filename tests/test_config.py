@@ -22,6 +22,7 @@ from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.load_test.config import LoadTestConfig
 from tiny_audio.lab.pretraining.config import PretrainConfig
 from tiny_audio.lab.synthetic.config import SyntheticConfig
+from tiny_audio.storage import with_absolute_paths
 
 QUICKSTART = ROOT / "ray_jobs/configs/quickstart.yaml"
 
@@ -106,7 +107,7 @@ def test_data_are_named_by_glob_url_or_dataset_reference(tmp_path, monkeypatch):
     config = load_config(TrainConfig, tmp_path / "c.yaml", ["data.source_weights.yodas=0.5"])
     save_config(config, tmp_path / "resolved.yaml")
     assert load_config(TrainConfig, tmp_path / "resolved.yaml") == config
-    data = config.with_absolute_paths().data
+    data = with_absolute_paths(config).data
     names = ["a/b:small:train", f"{tmp_path}/mine/Set:small:train", f"{tmp_path}/x/*.parquet", "s3://b/x.parquet"]
     assert data.train_weights == dict(zip(names, [1.0, 2.5, 0.5, 1.0], strict=True))
     assert data.source_weights == {"yodas": 0.5}
@@ -173,7 +174,7 @@ def test_of_a_key_given_twice_on_the_command_line_the_last_one_counts():
 def test_an_embedded_backbone_has_one_name_everywhere_and_a_local_one_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine/decoder").mkdir(parents=True)
-    config = TrainConfig(model=ModelConfig(audio_model_id=ENCODER, text_model_id="mine/decoder")).with_absolute_paths()
+    config = with_absolute_paths(TrainConfig(model=ModelConfig(audio_model_id=ENCODER, text_model_id="mine/decoder")))
     assert (config.model.audio_model_id, config.model.text_model_id) == (ENCODER, f"{tmp_path}/mine/decoder")
     assert embedded_backbone(ENCODER) == ROOT / ENCODER
     assert embedded_backbone("mine/decoder") is None

@@ -1,6 +1,7 @@
 """A run on object storage: a real server of S3's API on this machine. Kept, gone on from, audited and read by its URL."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from tests.training.test_train import config_of, losses
 from tiny_audio.config import ConfigError, TrainConfig, storage_path
 from tiny_audio.config_files import load_config
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.model.window import read_model_window_s
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.checkpoint import best_checkpoint, checkpoint_folder, damage, latest_checkpoint, load_checkpoint, load_weights
 from tiny_audio.run.metrics import append_metrics, append_warning, follow_folder, read_metrics
-from tiny_audio.storage import put, require_model
+from tiny_audio.storage import local_folder, put, require_model, written_folder
 from tiny_audio.training.driver import train
 
 
@@ -49,6 +50,18 @@ def test_lines_come_as_they_are_added_and_a_step_that_ran_twice_counts_as_it_ran
     assert [line.get("loss") for line in new_lines()] == [2.0, 1.0, None]
     assert new_lines() == []
     assert read_metrics(run_dir) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_a_folder_within_a_folder_is_copied_both_ways(s3):
+    """As of a model that has an adapter."""
+    with written_folder(storage_path(f"{s3}/nested")) as folder:
+        (Path(folder) / "config.json").write_text("{}")
+        (Path(folder) / "adapter").mkdir()
+        (Path(folder) / "adapter/adapter_config.json").write_text("[]")
+    for url in (f"{s3}/nested", f"{s3}/nested/"):
+        with local_folder(url) as copy:
+            files = {path.relative_to(copy).as_posix(): path.read_text() for path in Path(copy).rglob("*") if path.is_file()}
+        assert files == {"config.json": "{}", "adapter/adapter_config.json": "[]"}
 
 
 def test_storage_that_is_not_there_is_one_line(s3, shards, tmp_path):

@@ -100,9 +100,9 @@ def test_nothing_unsafe_is_loaded():
 def test_drivers_import_no_models():
     """They check configs, tokenizers and weight files; transformers' models would take 2 s and 150 MB more."""
     drivers = "tiny_audio.training.driver, tiny_audio.evaluation.evaluate, tiny_audio.inference.files"
-    checks = "backbone.require_encoder(sys.argv[1]); backbone.require_decoder(sys.argv[2])"
+    checks = "encoder.require_encoder(sys.argv[1]); decoder.require_decoder(sys.argv[2])"
     loaded = "print('transformers.modeling_utils' in sys.modules)"
-    code = f"import sys, {drivers}; from tiny_audio.model import backbone; {checks}; {loaded}"
+    code = f"import sys, {drivers}; from tiny_audio.model import decoder, encoder; {checks}; {loaded}"
     run = subprocess.run([sys.executable, "-c", code, ENCODER, DECODER], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "False"
 

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
@@ -119,12 +119,6 @@ def absolute_data(name: str) -> str:
     return f"{dataset if on_hub else absolute(dataset)}:{config}:{split}"
 
 
-def _absolute_backbone(model_id: str) -> str:
-    """Makes a local folder absolute; hub ids and the names of embedded backbones stay as they are."""
-    is_folder = Path(model_id).is_dir() and not embedded_backbone(model_id)
-    return str(Path(model_id).resolve()) if is_folder else model_id
-
-
 @dataclass_transform(field_specifiers=(field,))
 def settings(section: str = "") -> Callable[[type[T]], type[T]]:
     """Makes a class a dataclass whose values pydantic checks: only the declared keys, types and ranges pass.
@@ -171,6 +165,8 @@ Text = Annotated[str, BeforeValidator(_as_text)]  # a run may be named 2026
 AtLeastOne = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+ProjectorType = Literal["mlp", "stack", "swiglu", "moe"]
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ColumnName = Literal["ID", "wav", "text", "spk_id", "duration", "source"]  # see data/columns.py
 Weight = Annotated[float, Field(ge=0.01, le=100)]  # beyond these a slip is likelier than a wish
 
@@ -180,8 +176,9 @@ class ModelConfig:
     """The two frozen backbones and the projector between them."""
 
     audio_model_id: Text = "openai/whisper-large-v3-turbo"  # the encoder: a Whisper checkpoint's hub id or local folder
-    text_model_id: Text = "HuggingFaceTB/SmolLM3-3B"  # the decoder: a SmolLM3 checkpoint's hub id or local folder
-    projector_type: Literal["mlp"] = "mlp"  # the trained part: a strided convolution and two linear layers
+    text_model_id: Text = "HuggingFaceTB/SmolLM3-3B"  # the decoder: SmolLM3, Llama, Qwen2, Qwen3; hub id or folder
+    projector_type: ProjectorType = "mlp"  # the trained part: mlp (the seed's), stack, swiglu or moe; see projectors.py
+    frames_per_token: AtLeastOne | None = None  # encoder frames (50/s) in an audio token; null: mlp 2, the others 4
     encoder_window: Literal["full", "trimmed"] = "full"  # full: clips padded to 30 s, as Whisper was trained | trimmed: unpadded
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the backbones; the projector is always float32
     attn_implementation: Text = "sdpa"  # the decoder's attention when it transcribes; training uses its own, see layers.py
@@ -192,8 +189,7 @@ class ModelConfig:
 class DataConfig:
     """The Parquet shards, in LoquaciousSet's columns, and how an epoch is laid out.
 
-    Data are named by DATASET:CONFIG:SPLIT, where DATASET is a hub id or a local folder of the same layout, or by a glob: a
-    local one, hf://, s3:// or gs://.
+    Data are named by DATASET:CONFIG:SPLIT, DATASET being a hub id or a folder of that layout, or by a glob, local or a URL.
     """
 
     # one dataset, or several with weights, {A: 2, B: 0.5}: an epoch reads A twice, and a different half of B each time
@@ -230,12 +226,9 @@ class DataConfig:
     def with_absolute_paths(self) -> DataConfig:
         """A copy in which every local path is absolute."""
         train = {absolute_data(name): weight for name, weight in self.train_weights.items()}
-        return dataclasses.replace(
-            self,
-            train=train if isinstance(self.train, dict) else next(iter(train)),
-            dev=absolute_data(self.dev),
-            truecase_text=self.truecase_text and absolute(self.truecase_text),
-        )
+        first = train if isinstance(self.train, dict) else next(iter(train))
+        text = self.truecase_text and absolute(self.truecase_text)
+        return dataclasses.replace(self, train=first, dev=absolute_data(self.dev), truecase_text=text)
 
 
 @settings("augment")
@@ -274,6 +267,21 @@ class OptimizerConfig:
     max_grad_norm: NonNegativeFloat = 1.0  # gradients are clipped to this norm
 
 
+@settings("lora")
+class LoraConfig:
+    """Low-rank matrices beside the decoder's linear layers, which train with the projector, see lora.py."""
+
+    rank: NonNegativeInt = 0  # of the matrices; 0 leaves the decoder as it is
+    alpha: Annotated[float, Field(gt=0)] = 32.0  # what they give is added with a factor of alpha / rank
+    targets: list[LoraTarget] = field(default_factory=lambda: list(get_args(LoraTarget)))  # the layers that get some
+    learning_rate: NonNegativeFloat | None = None  # their highest; must be set where they train
+
+    def __post_init__(self):
+        require(
+            self.rank == 0 or self.learning_rate is not None, "lora.rank trains the decoder: set lora.learning_rate (say 1e-4)"
+        )
+
+
 @settings()
 class TrainConfig:
     """One training run. The worker count is the only dial: the result does not depend on it."""
@@ -281,6 +289,7 @@ class TrainConfig:
     name: Text = "train"  # the run's folder below runs_dir; the same name resumes the run
     runs_dir: Text = "runs"  # a folder that all nodes share, or a URL: s3://bucket/prefix, gs://
     seed: NonNegativeInt = 42  # of the projector's first weights, the order of the rows, and augmentation
+    init_from: Text | None = None  # a run, or a saved model, whose trained weights are the first of this one
     num_steps: AtLeastOne = 500  # optimizer steps of the whole run
     num_workers: AtLeastOne = 1  # training processes, one for each GPU
     min_workers: AtLeastOne | None = None  # the fewest to go on with where nodes are lost; null: num_workers exactly
@@ -308,6 +317,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self):
         cached, sharded = bool(self.cache_features_gib), self.zero_stage == 3
@@ -318,25 +328,13 @@ class TrainConfig:
         in_bfloat16 = self.use_gpu and self.model.dtype == "bfloat16"
         require(in_bfloat16 or not self.fp8, "fp8=true runs beside bfloat16 on a GPU: it wants model.dtype=bfloat16")
         has_secret = "://" in self.runs_dir and "@" in self.runs_dir
-        require(
-            not has_secret, "runs_dir holds a user or key, which the run would keep: leave it to the environment (AWS_PROFILE)"
-        )
+        remedy = "leave it to the environment (AWS_PROFILE)"
+        require(not has_secret, f"runs_dir holds a user or key, which the run would keep: {remedy}")
         storage_path(self.runs_dir)
-        require(
-            self.data.batch_rows >= self.num_workers,
-            f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}",
-        )
+        too_few = f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}"
+        require(self.data.batch_rows >= self.num_workers, too_few)
         fewest = self.min_workers or 1
         require(fewest <= self.num_workers, f"min_workers={fewest} must not be above num_workers={self.num_workers}")
-
-    def with_absolute_paths(self) -> TrainConfig:
-        """A copy for workers, which run elsewhere: local paths are absolute, URLs and hub ids stay as they are."""
-        model = dataclasses.replace(
-            self.model,
-            audio_model_id=_absolute_backbone(self.model.audio_model_id),
-            text_model_id=_absolute_backbone(self.model.text_model_id),
-        )
-        return dataclasses.replace(self, runs_dir=absolute(self.runs_dir), data=self.data.with_absolute_paths(), model=model)
 
     @property
     def score_metric(self) -> str:

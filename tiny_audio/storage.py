@@ -6,6 +6,7 @@ asked for anew each time, because other processes write too.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -15,12 +16,25 @@ from pathlib import Path
 
 from upath import UPath
 
-from tiny_audio.config import ConfigError, absolute, is_hub_id, one_line, require, storage_path
+from tiny_audio.config import ConfigError, TrainConfig, absolute, embedded_backbone, is_hub_id, one_line, require, storage_path
 
 
 def is_local(path: Path | UPath) -> bool:
     """Whether a path is in this machine's file system, which may be a shared one."""
     return isinstance(path, Path)
+
+
+def _absolute_folder(name: str) -> str:
+    """Makes a local folder absolute; hub ids, URLs and the names of embedded backbones stay as they are."""
+    is_folder = Path(name).is_dir() and not embedded_backbone(name)
+    return str(Path(name).resolve()) if is_folder else name
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Copies a config for workers, which run elsewhere: local paths are absolute, URLs and hub ids stay as they are."""
+    encoder, decoder = map(_absolute_folder, (config.model.audio_model_id, config.model.text_model_id))
+    model = dataclasses.replace(config.model, audio_model_id=encoder, text_model_id=decoder)
+    return dataclasses.replace(config, runs_dir=absolute(config.runs_dir), data=config.data.with_absolute_paths(), model=model)
 
 
 def output_path(name: str) -> Path:
@@ -70,9 +84,9 @@ def put(path: Path | UPath, data: bytes) -> None:
 
 
 def put_folder(source: str, target: Path | UPath) -> None:
-    """Copies the files of a local folder, which has no folders in it."""
-    for file in sorted(Path(source).iterdir()):
-        put(target / file.name, file.read_bytes())
+    """Copies a local folder and all that is in it."""
+    for file in sorted(path for path in Path(source).rglob("*") if path.is_file()):
+        put(target / file.relative_to(source).as_posix(), file.read_bytes())
 
 
 def remove_folder(folder: Path | UPath) -> None:
@@ -105,8 +119,8 @@ def local_folder(name: str) -> Iterator[str]:
         yield name
         return
     with tempfile.TemporaryDirectory() as copy:
-        for file, data in read_folder(storage_path(name), set()).items():
-            (Path(copy) / file).write_bytes(data)
+        folder = storage_path(name)
+        folder.fs.get(f"{folder.path.rstrip('/')}/", copy, recursive=True)  # what is in it, as the slash says
         yield copy
 
 

@@ -17,19 +17,22 @@ def test_equals_whispers_own_features():
     assert (ours - log_mel(pad_waveforms([torch.from_numpy(tone(2.0))], 480_000), 128)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("num_samples", "tokens"), [(1, 1), (640, 1), (641, 2), (16_000, 25), (480_000, 750)])
-def test_the_length_formula(num_samples, tokens):
-    assert num_audio_tokens(num_samples) == tokens
-    assert num_audio_tokens(torch.tensor([num_samples])).tolist() == [tokens]
+@pytest.mark.parametrize(
+    ("num_samples", "frames_per_token", "tokens"),
+    [(1, 2, 1), (640, 2, 1), (641, 2, 2), (16_000, 2, 25), (480_000, 2, 750), (480_000, 4, 375), (1281, 4, 2), (480_000, 7, 215)],
+)
+def test_the_length_formula(num_samples, frames_per_token, tokens):
+    assert num_audio_tokens(num_samples, frames_per_token) == tokens
+    assert num_audio_tokens(torch.tensor([num_samples]), frames_per_token).tolist() == [tokens]
 
 
 def test_a_clips_features_do_not_depend_on_its_padding():
     clip = torch.from_numpy(tone(1.23))
-    short = padded_num_samples(len(clip), 480_000, trimmed=True)
+    short = padded_num_samples(len(clip), 480_000, trimmed=True, frames_per_token=2)
     ours = log_mel(pad_waveforms([clip], short), 128)
     full = log_mel(pad_waveforms([clip], 480_000), 128)
     assert short < 22_000
-    assert padded_num_samples(len(clip), 480_000, trimmed=False) == 480_000
+    assert padded_num_samples(len(clip), 480_000, trimmed=False, frames_per_token=2) == 480_000
     torch.testing.assert_close(ours, full[..., : ours.shape[-1]], atol=1e-5, rtol=0)
 
 

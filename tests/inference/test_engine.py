@@ -18,7 +18,6 @@ from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.layers import attend_slots
-from tiny_audio.model.prompt import END_OF_TURN
 
 CLIPS = [tone(0.1 + 3.8 * ((7 * i) % 24) / 24, 90 * (i + 1)) for i in range(24)]
 END_ID = 4
@@ -42,7 +41,8 @@ def random_model(hub_folders, request):
 
 def greedy_ids(model, clip) -> list[int]:
     """Transformers' own greedy decoding of a clip alone, up to the end."""
-    padded = pad_waveforms([torch.from_numpy(clip)], padded_num_samples(len(clip), model.window_num_samples, model.trimmed))
+    num_padded = padded_num_samples(len(clip), model.window_num_samples, model.trimmed, model.frames_per_token)
+    padded = pad_waveforms([torch.from_numpy(clip)], num_padded)
     mels, num_samples = log_mel(padded, model.num_mels), torch.tensor([len(clip)])
     ids = model.generate(mels, num_samples)[0].tolist()
     return ids[: ids.index(END_ID)] if END_ID in ids else ids
@@ -61,7 +61,7 @@ def submit(engine, clip, on_token=None, max_new_tokens=12) -> Request:
 @pytest.mark.parametrize(("num_loads", "num_arrivals"), [(2, 40), pytest.param(6, 300, marks=pytest.mark.slow)])
 def test_a_text_is_the_same_whatever_the_load(random_model, num_loads, num_arrivals):
     """Clips arrive in random order and pace, and some of their callers leave: thousands of them in the slow tests."""
-    assert random_model.tokenizer.convert_tokens_to_ids(END_OF_TURN) == END_ID
+    assert random_model.prompt.end_id == END_ID
     alone = [greedy_ids(random_model, clip) for clip in CLIPS]
     assert len({len(ids) for ids in alone}) > 3
     assert len(set(map(tuple, alone))) > 15
@@ -169,7 +169,7 @@ def test_a_loop_is_told_from_a_long_text(period):
 
 
 def test_a_text_that_repeats_itself_is_stopped_and_says_so(model, monkeypatch):
-    token = model.tokenizer.convert_tokens_to_ids(END_OF_TURN) + 40
+    token = model.prompt.end_id + 40
     monkeypatch.setattr(Runner, "_next_ids", lambda self, hidden, seen: torch.full((len(hidden),), token))
     transcript = Transcriber(model, max_new_tokens=200)([tone(1.0)])[0]
     assert (transcript.num_tokens, transcript.complete, transcript.looped) == (LOOP_TOKENS, False, True)

@@ -13,11 +13,12 @@ from tiny_audio.audio.augment import MaskSpans
 from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.decoder import load_decoder
+from tiny_audio.model.encoder import load_encoder
 from tiny_audio.model.layers import encoder_layers, stem
 from tiny_audio.model.packing import pack
-from tiny_audio.model.projectors import Projector
+from tiny_audio.model.projectors import MLPProjector
 from tiny_audio.model.prompt import label_ids
 from tiny_audio.training.feature_cache import FeatureCache
 
@@ -30,7 +31,7 @@ CLIPS = [
 
 def test_the_projector_is_the_seeds():
     with torch.device("meta"):
-        projector = Projector(1280, 2048)
+        projector = MLPProjector(1280, 2048)
     assert sum(weight.numel() for weight in projector.parameters()) == 11_730_944
     frames, first = torch.empty(3000, 1280, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
     assert projector(frames, first).shape == (1500, 2048)
@@ -64,10 +65,10 @@ def test_any_length_encodes_as_whispers_own_at_the_full_window(model):
 def plain_loss(model, clip):
     """The loss of one clip as transformers' own modules compute it, padded to the encoder's window."""
     pcm = pad_waveforms([torch.from_numpy(clip.pcm)], model.window_num_samples)
-    encoded = model.encoder(log_mel(pcm, 128)).last_hidden_state
+    encoded = model.encoder(log_mel(pcm, model.num_mels)).last_hidden_state
     projector = model.projector
     hidden = conv1d(encoded.transpose(1, 2), projector.conv.weight, stride=2, padding=1).transpose(1, 2)
-    audio = projector.linear_2(gelu(projector.linear_1(hidden)))[:, : num_audio_tokens(len(clip.pcm))]
+    audio = projector.linear_2(gelu(projector.linear_1(hidden)))[:, : num_audio_tokens(len(clip.pcm), 2)]
     (ids,) = label_ids(model.tokenizer, model.prompt, [clip.text])
     embed = model.decoder.model.embed_tokens
     parts = [embed(torch.tensor([part])) for part in (model.prompt.prefix, model.prompt.suffix, ids)]
@@ -156,7 +157,7 @@ def test_a_projector_of_another_shape_is_refused(model, tmp_path):
 
 def test_an_unknown_projector_is_refused():
     with pytest.raises(ValueError, match="projector_type must be one of"):
-        ASRConfig(projector_type="moe")
+        ASRConfig(projector_type="qformer")
 
 
 def test_the_embedded_backbones_are_small_and_ours():
@@ -206,7 +207,7 @@ def test_masks_hide_the_log_mels_of_the_clips_they_were_drawn_for(model):
 
     packing = model.packing()
     masked, plain = (model(pack(CLIPS, packing, None, draw)).encoded for draw in (hide_the_longest, lambda clips: None))
-    first = masked.shape[0] - 2 * num_audio_tokens(len(CLIPS[1].pcm))
+    first = masked.shape[0] - 2 * num_audio_tokens(len(CLIPS[1].pcm), 2)
     torch.testing.assert_close(masked[:first], plain[:first])
     assert not torch.allclose(masked[first:], plain[first:])
 

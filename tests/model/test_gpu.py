@@ -37,7 +37,7 @@ def test_the_gpu_computes_what_the_cpu_does(window, compiled):
     loss, gradient = loss_and_gradient(build("cpu", "float32", window))
     model = build("cuda", "bfloat16", window)
     if compiled:
-        model.layers = compiled_layers()
+        model.layers = compiled_layers(model.family)
     gpu_loss, gpu_gradient = loss_and_gradient(model)
     assert gpu_loss == pytest.approx(loss, rel=0.02)
     assert torch.cosine_similarity(gradient, gpu_gradient, dim=0) > 0.97
@@ -47,7 +47,7 @@ def test_fp8_stays_near_bf16():
     model = build("cuda")
     loss, gradient = loss_and_gradient(model)
     freeze_to_fp8(model)
-    model.layers = compiled_layers()
+    model.layers = compiled_layers(model.family)
     fp8_loss, fp8_gradient = loss_and_gradient(model)
     assert fp8_loss == pytest.approx(loss, rel=0.05)
     assert torch.cosine_similarity(gradient, fp8_gradient, dim=0) > 0.8

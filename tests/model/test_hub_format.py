@@ -14,9 +14,9 @@ from tiny_audio.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.lab.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
-from tiny_audio.model.backbone_weights import load_decoder, load_encoder
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.decoder import load_decoder, require_decoder
+from tiny_audio.model.encoder import load_encoder, read_window_s, require_encoder
 from tiny_audio.run.metrics import read_metrics
 from tiny_audio.training.driver import train
 
@@ -123,7 +123,7 @@ CONFIG, INDEX, FEATURES = "config.json", "model.safetensors.index.json", "prepro
         ("encoder", delete(CONFIG), require_encoder, "the folder has no config.json; is the download complete?"),
         ("encoder", cut(CONFIG), read_window_s, "is not a valid JSON file"),
         ("decoder", rewrite(CONFIG, hidden_size="wide"), require_decoder, "'hidden_size' expected int, got str"),
-        ("encoder", None, require_decoder, "is a whisper, not a SmolLM3 checkpoint"),
+        ("encoder", None, require_decoder, "is a whisper, not a Llama, Qwen2, Qwen3 or SmolLM3 checkpoint"),
         ("decoder", None, require_encoder, "is a smollm3, not a Whisper checkpoint"),
         ("decoder", None, encoder_of, "is a smollm3, not a Whisper checkpoint"),
         ("encoder", delete(FEATURES), require_encoder, "no usable preprocessor_config.json; fetch it again"),

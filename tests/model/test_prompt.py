@@ -9,8 +9,8 @@ RENDERED = (
 
 
 def test_the_chat_is_the_seeds_byte_for_byte(model):
-    assert render_chat(model.tokenizer, "the old baker") == RENDERED
-    assert str(datetime.date.today().year) not in render_chat(model.tokenizer)
+    assert render_chat(model.tokenizer, model.family.system_prompt, "the old baker") == RENDERED
+    assert str(datetime.date.today().year) not in render_chat(model.tokenizer, model.family.system_prompt)
 
 
 def test_without_the_override_the_template_says_the_date(model):
@@ -21,7 +21,7 @@ def test_without_the_override_the_template_says_the_date(model):
 
 def test_prompt_and_labels_are_the_whole_chats_tokens(model):
     tokenizer = model.tokenizer
-    prompt = build_prompt(tokenizer)
+    prompt = build_prompt(tokenizer, model.family.system_prompt)
     (labels,) = label_ids(tokenizer, prompt, [" the old  baker "])
     whole = tokenizer(RENDERED, add_special_tokens=False)["input_ids"]
     audio = tokenizer.convert_tokens_to_ids("<audio>")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tiny_audio.config import ConfigError, DataConfig, TrainConfig, storage_path
-from tiny_audio.model.projectors import Projector
+from tiny_audio.model.projectors import MLPProjector
 from tiny_audio.run.checkpoint import (
     CheckpointWriter,
     Progress,
@@ -249,7 +249,7 @@ def test_a_full_disk_says_how_much_it_takes_and_leaves_the_earlier_checkpoints(t
 
 def test_a_checkpoint_of_the_full_size_takes_at_most_145_mb(tmp_path):
     with torch.device("meta"):
-        shapes = {name: weight.shape for name, weight in Projector(1280, 2048).named_parameters()}
+        shapes = {name: weight.shape for name, weight in MLPProjector(1280, 2048).named_parameters()}
     assert sum(shape.numel() for shape in shapes.values()) == 11_730_944
     weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
     moments = {f"{moment}.{name}": weight for moment in ("exp_avg", "exp_avg_sq") for name, weight in weights.items()}

@@ -21,7 +21,7 @@ from tests.training.test_train import losses, scores
 from tiny_audio.config import ConfigError, TrainConfig
 from tiny_audio.config_files import load_config
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.model.window import read_model_window_s
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.checkpoint import STATE, checkpoint_folder, load_progress
 from tiny_audio.run.ledger import LEDGER

@@ -21,8 +21,8 @@ from tiny_audio.config import ConfigError, OptimizerConfig
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.lab.synthetic.dataset import encode_audio
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.backbone import load_tokenizer
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.decoder import load_tokenizer
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.packing import pack
 from tiny_audio.run.audit import EpochAudit, audit

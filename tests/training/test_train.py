@@ -134,13 +134,13 @@ def test_the_losses_are_the_same_with_cached_frames_and_at_zero_stage_3(two_epoc
 def test_the_engine_leaves_the_backbones_as_they_were(one_worker, model):
     """Real steps, run in this process, leave every frozen weight bit for bit as it was loaded."""
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    engine = Engine(model, model.projector, OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), stage=2)
+    engine = Engine(model, model.trained_groups(), OptimizerConfig(learning_rate=1e-2, weight_decay=0.1), stage=2)
     num_optimized = sum(weight.numel() for group in engine.adamw.param_groups for weight in group["params"])
     num_projector = sum(weight.numel() for weight in model.projector.parameters())
     assert num_projector <= num_optimized < 1.01 * num_projector
     for _ in range(2):
         engine.backward(engine(pack([Clip("a", tone(1.0), "the old baker")], model.packing())).loss_sum, last=True)
-        engine.step(1e-2)
+        engine.step([1e-2])
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert changed == {name for name in before if name.startswith("projector.")}
     model.projector.load_state_dict({n.removeprefix("projector."): w for n, w in before.items() if n in changed})

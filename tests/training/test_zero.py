@@ -19,11 +19,11 @@ def test_updates_too_small_for_bfloat16_are_kept(one_worker, hub_folders, stage)
     torch.manual_seed(0)
     model = ASRModel(ASRConfig(audio_model_id=hub_folders[0], text_model_id=hub_folders[1], dtype="bfloat16"))
     before = {name: weight.detach().clone() for name, weight in model.projector.named_parameters()}
-    engine = Engine(model, model.projector, OptimizerConfig(learning_rate=RATE, weight_decay=0.0), stage=stage)
+    engine = Engine(model, model.trained_groups(), OptimizerConfig(learning_rate=RATE, weight_decay=0.0), stage=stage)
     batch = pack([Clip("a", tone(1.0), "the old baker")], model.packing())
     for _ in range(3):
         engine.backward(engine(batch).loss_sum, last=True)
-        engine.step(RATE)
+        engine.step([RATE])
     after, moments = engine.weights(), engine.moments()
     assert {weight.dtype for weight in model.projector.parameters()} == {torch.float32}
     assert set(moments) == {f"{moment}.{name}" for moment in MOMENTS for name in before}

@@ -11,17 +11,18 @@ SAMPLE_RATE = 16_000
 N_FFT = 400  # 25 ms, Whisper's window (Radford et al. 2022, 2.2)
 HOP_SAMPLES = 160  # 10 ms
 SAMPLES_PER_ENCODER_FRAME = 2 * HOP_SAMPLES  # Whisper's second convolution has stride 2
-FRAMES_PER_TOKEN = 2  # encoder frames per token: the projector's convolution has stride 2
-SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * SAMPLES_PER_ENCODER_FRAME
-PADDED_TOKENS = 16  # padding step of trimmed clips, in tokens
+PADDED_FRAMES = 32  # padding step of trimmed clips, in encoder frames
 
 
-def num_audio_tokens(num_samples):
-    """Returns the decoder positions that `num_samples` of audio take (25 per second, rounded up), for ints and tensors."""
-    return -(-num_samples // SAMPLES_PER_TOKEN)
+def num_audio_tokens(num_samples, frames_per_token: int):
+    """Returns the decoder positions that `num_samples` of audio take, rounded up, for ints and tensors.
+
+    `frames_per_token` is the projector's: 2 encoder frames make 25 tokens a second, 4 make 12.5.
+    """
+    return -(-num_samples // (frames_per_token * SAMPLES_PER_ENCODER_FRAME))
 
 
-def padded_num_samples(longest: int, window: int, trimmed: bool) -> int:
+def padded_num_samples(longest: int, window: int, trimmed: bool, frames_per_token: int) -> int:
     """Returns the length to make log-mels at: the encoder's whole `window`, or (trimmed) at least a token past the longest clip.
 
     A token of silence after a clip keeps its last frames independent of the padding. The lengths are rounded so that few
@@ -29,8 +30,8 @@ def padded_num_samples(longest: int, window: int, trimmed: bool) -> int:
     """
     if not trimmed:
         return window
-    tokens = num_audio_tokens(longest) + 1
-    return min(window, -(-tokens // PADDED_TOKENS) * PADDED_TOKENS * SAMPLES_PER_TOKEN)
+    frames = frames_per_token * (num_audio_tokens(longest, frames_per_token) + 1)
+    return min(window, -(-frames // PADDED_FRAMES) * PADDED_FRAMES * SAMPLES_PER_ENCODER_FRAME)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from tiny_audio.cluster.findings import Finding, fail, ok
 from tiny_audio.cluster.probe import NoAnswer, examine_nodes
 from tiny_audio.config import ConfigError, TrainConfig
 from tiny_audio.data.footers import list_shards, read_footers
-from tiny_audio.model.backbone import require_decoder, require_encoder
+from tiny_audio.model.decoder import require_decoder
+from tiny_audio.model.encoder import require_encoder
 from tiny_audio.run.tracking import require_trackers
+from tiny_audio.storage import with_absolute_paths
 
 PLACES_TIMEOUT_S = 900.0  # for GPU nodes that an autoscaler has to start first
 
@@ -57,7 +59,7 @@ def examine(
         say: takes a line on what is done next.
         places_timeout_s: how long to wait for the workers' places.
     """
-    config = config.with_absolute_paths()
+    config = with_absolute_paths(config)
     say("checking the data, the backbones and the trackers, as seen from the driver")
     findings = check_inputs(config)
     start_ray()

@@ -34,7 +34,7 @@ from tiny_audio.evaluation.wer import (
     word_error_rate,
 )
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
-from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.model.window import read_model_window_s
 from tiny_audio.storage import output_path, require_model
 
 NUM_SILENT_CLIPS = 12

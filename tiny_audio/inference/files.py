@@ -24,7 +24,7 @@ from tiny_audio.inference.journal import STDIN, Journal
 from tiny_audio.inference.lines import error_line, file_line, segment_line
 from tiny_audio.inference.output import Output
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
-from tiny_audio.model.saved import read_model_window_s
+from tiny_audio.model.window import read_model_window_s
 from tiny_audio.storage import require_model
 
 NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)

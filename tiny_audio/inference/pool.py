@@ -23,15 +23,13 @@ class TranscribeRows:
         import torch
 
         from tiny_audio.inference.transcriber import Transcriber
-        from tiny_audio.model.projectors import Projector
 
         torch.set_num_threads(num_threads)
         self.transcriber = Transcriber.load(model, device, fp8)
         if untrained_seed is not None:
             torch.manual_seed(untrained_seed)
             asr_model = self.transcriber.model
-            fresh = Projector(asr_model.encoder.config.d_model, asr_model.decoder.config.hidden_size)
-            asr_model.projector = fresh.to(device).eval()
+            asr_model.projector = asr_model.fresh_projector().to(device).eval()
         self.transcriber.warm_up()
         self.transcriber.engine.start()
 

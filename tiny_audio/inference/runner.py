@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from tiny_audio.audio.clip import FRAMES_PER_TOKEN, Clip, num_audio_tokens
+from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.inference.cache import SlotCache
 from tiny_audio.inference.engine import Tokens
 from tiny_audio.inference.graphs import Graphed, next_size, padded
@@ -31,6 +31,7 @@ from tiny_audio.model.layers import (
     compiled_layers,
     flash_attend_slots,
     join_projections,
+    plain_layers,
     runs_flash_attention,
 )
 from tiny_audio.model.packing import pack
@@ -82,6 +83,8 @@ class Runner:
         self.head = torch.tensor(model.prompt.prefix, dtype=torch.int64)  # ids that begin every prompt; each slot holds them
         self.packing = replace(model.packing(), prompt=replace(model.prompt, prefix=[]))  # what is read behind them
         config, attention, dtype = model.decoder.config, model.decoder.model.layers[0].self_attn, model.decoder.dtype
+        per_token = self.packing.frames_per_token
+        self.longest_frames = per_token * num_audio_tokens(model.window_num_samples, per_token)  # of a clip
         self.on_gpu = self.device.type == "cuda"
         self.lookahead = int(self.on_gpu)
         self.flash = runs_flash_attention(self.device, dtype)
@@ -97,13 +100,13 @@ class Runner:
         self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
         self.starts = self.rows * self.length  # of the slots in the cache
         self.fallback = ""
-        self._compute_with(Layers(), plain)
+        self._compute_with(plain_layers(model.family), plain)
         self._fill_heads()
         if graphs and not self.flash:
             self.fall_back(f"FlashAttention's kernel does not run in {dtype} on this device ({self.device})")
         elif graphs:
             join_projections(model.decoder.model)
-            model.layers = compiled_layers()
+            model.layers = compiled_layers(model.family)
             self._compute_with(model.layers, partial(Graphed, pool=torch.cuda.graph_pool_handle()))
 
     def _compute_with(self, layers: Layers, run_as: Callable) -> None:
@@ -116,7 +119,7 @@ class Runner:
         """Computes without graphs and compiled layers from now on, and says so."""
         self.fallback = reason
         log.warning("transcription runs without CUDA graphs, and several times slower: %s", reason)
-        self.model.layers = Layers()
+        self.model.layers = plain_layers(self.model.family)
         self._compute_with(self.model.layers, plain)
 
     @torch.no_grad()
@@ -132,7 +135,8 @@ class Runner:
 
     def prompt_tokens(self, num_samples: int) -> int:
         """Returns the number of positions that a clip's prompt takes, including its audio."""
-        return len(self.head) + num_audio_tokens(num_samples) + len(self.packing.prompt.suffix)
+        per_token = self.packing.frames_per_token
+        return len(self.head) + num_audio_tokens(num_samples, per_token) + len(self.packing.prompt.suffix)
 
     def join(self, requests: list[Request]) -> None:
         for request in requests:
@@ -174,7 +178,8 @@ class Runner:
             return self.model.encoder_layers(hidden, frames)
         if frames is None:
             return self.encode_windows(padded(hidden, next_size(len(hidden), WINDOW_SIZES)))[: len(hidden)]
-        num_frames = FRAMES_PER_TOKEN * next_size(-(-len(hidden) // FRAMES_PER_TOKEN), PROMPT_SIZES)
+        per_token = self.packing.frames_per_token
+        num_frames = per_token * next_size(-(-len(hidden) // per_token), PROMPT_SIZES)
         return self.encode_packed(padded(hidden, num_frames), padded(frames.bounds, MAX_PREFILL_ROWS + 1, len(hidden)))[
             : len(hidden)
         ]
@@ -183,7 +188,7 @@ class Runner:
         return self.model.encoder_layers(hidden, None)
 
     def _encode_packed(self, hidden: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        return self.model.encoder_layers(hidden, Segments(bounds, self.model.encoder.config.max_source_positions))
+        return self.model.encoder_layers(hidden, Segments(bounds, self.longest_frames))
 
     def _read_prompts(
         self,
@@ -234,7 +239,7 @@ class Runner:
         """
         layers, turns = self.model.decoder.model.layers, self.model.rotations(hidden, positions)
         caches = list(zip(self.cache.keys, self.cache.values, strict=True))
-        query = before_attention_kept(layers[0], hidden, *turns[0], *caches[0], where)
+        query = before_attention_kept(self.model.family, layers[0], hidden, *turns[0], *caches[0], where)
         for number, (layer, following) in enumerate(pairwise(layers)):
             seen = self._attend(query, *caches[number], queries, slots)
             hidden, query = self.layers.between_attentions(
@@ -268,7 +273,7 @@ class Runner:
         bounds, rows = zeros(MAX_PREFILL_ROWS + 1, dtype=torch.int32), zeros(MAX_PREFILL_ROWS)
         for size in reversed(PROMPT_SIZES):
             if self.model.trimmed:
-                self.encode_packed(zeros(FRAMES_PER_TOKEN * size, encoder.d_model, dtype=dtype), bounds)
+                self.encode_packed(zeros(self.packing.frames_per_token * size, encoder.d_model, dtype=dtype), bounds)
             self.read_prompts(zeros(size, width, dtype=dtype), zeros(size), self._wasted(zeros(0), size), rows, bounds, rows)
         if not self.model.trimmed:
             for size in reversed(WINDOW_SIZES):

@@ -15,7 +15,7 @@ from tiny_audio.inference.runner import MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS, Ru
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
-from tiny_audio.model.prompt import END_OF_TURN, clean_transcript
+from tiny_audio.model.prompt import clean_transcript
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,8 @@ class Transcriber:
         graphs = model.decoder.device.type == "cuda" if graphs is None else graphs
         self.model, self.max_new_tokens = model, max_new_tokens or model.config.max_new_tokens
         self.runner = Runner(model, self.max_new_tokens, max_slots, graphs)
-        end_id = model.tokenizer.convert_tokens_to_ids(END_OF_TURN)
         limits = (MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS)
-        scheduler = Scheduler(self.runner.cache.num_slots, end_id, *limits, num_shared_tokens=len(self.runner.head))
+        scheduler = Scheduler(self.runner.cache.num_slots, model.prompt.end_id, *limits, num_shared_tokens=len(self.runner.head))
         self.engine = Engine(self.runner, scheduler)
 
     @classmethod

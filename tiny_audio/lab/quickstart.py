@@ -25,7 +25,7 @@ from tiny_audio.lab.ray_cli import Cluster, submit_job
 from tiny_audio.lab.serve_cli import serve_app
 from tiny_audio.lab.synthetic.config import SyntheticConfig
 from tiny_audio.lab.synthetic.dataset import MANIFEST, encode_audio, make_dataset
-from tiny_audio.storage import is_local
+from tiny_audio.storage import is_local, with_absolute_paths
 
 NUM_SEEDS = 5
 SERVED_ROW = "sentences-00000"  # of the test sets: the clip that the server transcribes
@@ -111,7 +111,7 @@ def quickstart(config: TrainConfig, show_progress) -> dict:
         ConfigError: `runs_dir` is a URL, or another Ray runs on this machine.
     """
     started = time.perf_counter()
-    config = config.with_absolute_paths()
+    config = with_absolute_paths(config)
     require(is_local(config.run_dir), f"runs_dir={config.runs_dir}: the quickstart wants a folder")
     data = SyntheticConfig()
     tests = f"{absolute(data.output_dir)}/test/*.parquet"
@@ -145,7 +145,7 @@ def run_seeds(config: TrainConfig, show_progress) -> list[dict]:
     with local_cluster() as cluster:
         make_dataset(data, show_progress)
         for seed in range(NUM_SEEDS):
-            run = replace(config.with_absolute_paths(), seed=seed, name=f"{config.name}-seed-{seed}")
+            run = replace(with_absolute_paths(config), seed=seed, name=f"{config.name}-seed-{seed}")
             train_job(cluster, run)
             results.append({"seed": seed, **summarize(run, evaluate_job(cluster, run, tests), "", "")})
     return results

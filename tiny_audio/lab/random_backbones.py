@@ -21,8 +21,8 @@ from transformers import (
 
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.config import BACKBONES, PACKAGE_ROOT
-from tiny_audio.model.backbone import window_num_samples
-from tiny_audio.model.backbone_weights import quiet_transformers
+from tiny_audio.model.backbone import quiet_transformers
+from tiny_audio.model.encoder import window_num_samples
 
 PROMPT_PIECES = ["system", "user", "assistant", "Trans", "cribe", "<think>", "</think>", "\n\n"]
 

@@ -1,4 +1,4 @@
-"""`ASRModel`: a frozen Whisper encoder and a frozen SmolLM3 decoder, joined by a small trained projector.
+"""`ASRModel`: a frozen Whisper encoder and a frozen decoder (see `decoders/`), joined by a small trained projector.
 
 Shape letters are those of `features.py`. Nothing here knows of Ray, DeepSpeed or files of audio.
 """
@@ -10,28 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 from transformers import PreTrainedModel
 
-from tiny_audio.audio.clip import FRAMES_PER_TOKEN, HOP_SAMPLES, SAMPLES_PER_TOKEN, num_audio_tokens
-from tiny_audio.audio.features import estimated_num_samples, log_mel
+from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME
+from tiny_audio.audio.features import log_mel
 from tiny_audio.audio.masks import apply_masks
-from tiny_audio.model.backbone import load_feature_extractor, load_tokenizer, window_num_samples
-from tiny_audio.model.backbone_weights import load_decoder, load_encoder
+from tiny_audio.config import require
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
-from tiny_audio.model.layers import Layers, encoder_layers, stem
+from tiny_audio.model.decoder import FAMILIES, load_decoder, load_tokenizer
+from tiny_audio.model.encoder import load_encoder, load_feature_extractor, window_num_samples
+from tiny_audio.model.layers import encoder_layers, plain_layers, stem
+from tiny_audio.model.lora import TRAINED_PREFIX, Adapter, adapter_weights, merge_adapter
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.output import ASROutput
-from tiny_audio.model.packing import Group, PackedBatch, Packing, frame_index, pack_encoded, padded_rows
-from tiny_audio.model.projectors import Projector
-from tiny_audio.model.prompt import END_OF_TURN, IGNORED_LABEL, build_prompt
-from tiny_audio.model.saved import HUB_OPTIONS, load_projector, one_device, require_readable, save_projector
-from tiny_audio.model.segments import Segments, segments
+from tiny_audio.model.packing import Group, PackedBatch, Packing, count_tokens, packed_log_mels, padded_rows, prompted_log_mels
+from tiny_audio.model.projectors import make_projector
+from tiny_audio.model.prompt import build_prompt
+from tiny_audio.model.saved import HUB_OPTIONS, load_projector, load_saved_adapter, one_device, require_readable, save_model
+from tiny_audio.model.segments import Segments
 from tiny_audio.storage import local_folder
 from tiny_audio.transformers_names import attention_of
 
-MELS_PER_TOKEN = SAMPLES_PER_TOKEN // HOP_SAMPLES
+MELS_PER_ENCODER_FRAME = SAMPLES_PER_ENCODER_FRAME // HOP_SAMPLES
 
 
 class ASRModel(PreTrainedModel):
@@ -53,12 +54,45 @@ class ASRModel(PreTrainedModel):
         self.encoder = load_encoder(config.audio_model_id, dtype, attention).requires_grad_(False)
         self.decoder = load_decoder(config.text_model_id, dtype, attention).requires_grad_(False)
         self.generation_config = self.decoder.generation_config  # the decoder's `generate` is what reads it
-        self.projector = Projector(self.encoder.config.d_model, self.decoder.config.hidden_size)
+        self.projector = self.fresh_projector()
         self.feature_extractor = load_feature_extractor(config.audio_model_id)
         self.tokenizer = load_tokenizer(config.text_model_id)
-        self.prompt = build_prompt(self.tokenizer)
-        self.layers = Layers()
+        self.family = FAMILIES[self.decoder.config.model_type]
+        self.prompt = build_prompt(self.tokenizer, self.family.system_prompt)
+        self.layers = plain_layers(self.family)
+        self.adapter: Adapter | None = None  # what is merged into the decoder's weights
         self.eval()
+
+    def fresh_projector(self) -> nn.Module:
+        """Makes a projector of this model's kind, with first weights."""
+        return make_projector(self.config, self.encoder.config.d_model, self.decoder.config.hidden_size)
+
+    def trained_groups(self) -> list[dict[str, nn.Parameter]]:
+        """Lists the weights that train, by name: the projector's, and those of an adapter if the decoder has one."""
+        adapter = {f"{TRAINED_PREFIX}{name}": weight for name, weight in adapter_weights(self.decoder).items()}
+        return [dict(self.projector.named_parameters()), *([adapter] if adapter else [])]
+
+    def trained_weights(self) -> dict[str, nn.Parameter]:
+        """Returns all weights that train, by name, as a checkpoint has them."""
+        return {name: weight for group in self.trained_groups() for name, weight in group.items()}
+
+    @torch.no_grad()
+    def load_trained(self, weights: dict[str, torch.Tensor], source: str) -> None:
+        """Puts in weights that were trained.
+
+        Args:
+            weights: by name, as `trained_weights` gives them.
+            source: where they are from, for the message.
+
+        Raises:
+            ConfigError: they are not those that this model trains.
+        """
+        ours = self.trained_weights()
+        is_ours = {name: weight.shape for name, weight in ours.items()} == {name: x.shape for name, x in weights.items()}
+        kinds = "model.projector_type, model.frames_per_token, the backbones, lora.rank and lora.targets"
+        require(is_ours, f"{source}: its trained weights are not those of this model; they hang on {kinds}")
+        for name, weight in ours.items():
+            weight.copy_(weights[name])
 
     def train(self, mode: bool = True) -> ASRModel:
         """Puts the projector in training mode, or out of it; the frozen backbones stay in evaluation mode."""
@@ -73,6 +107,11 @@ class ASRModel(PreTrainedModel):
         return window_num_samples(self.encoder.config)
 
     @property
+    def frames_per_token(self) -> int:
+        """The number of encoder frames (50/s) that the projector makes an audio token of, k."""
+        return self.projector.frames_per_token
+
+    @property
     def num_mels(self) -> int:
         """The number of mel bins in a log-mel frame, M."""
         return self.encoder.config.num_mel_bins
@@ -84,7 +123,7 @@ class ASRModel(PreTrainedModel):
 
     def packing(self, grouped: bool = True) -> Packing:
         """Describes how `pack` must lay out clips for `forward`."""
-        return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, grouped)
+        return Packing(self.tokenizer, self.prompt, self.window_num_samples, self.trimmed, self.frames_per_token, grouped)
 
     def encoder_layers(self, hidden: torch.Tensor, frames: Segments | None) -> torch.Tensor:
         """Runs this model's encoder layers, as `layers.encoder_layers` does."""
@@ -114,7 +153,7 @@ class ASRModel(PreTrainedModel):
         return layers(torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)]), frames)
 
     def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor) -> torch.Tensor:
-        """Turns encoder frames (2 A, C) into audio tokens (A, D) of the decoder's type."""
+        """Turns encoder frames (k A, C) into audio tokens (A, D) of the decoder's type."""
         compute_type = encoded.dtype
         with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
             return self.projector(encoded, first_tokens).to(compute_type)
@@ -134,7 +173,7 @@ class ASRModel(PreTrainedModel):
         """Computes the cosines and sines, (N, d), that turn each layer's heads; 1 and 0 where a layer has no rotary positions."""
         cos, sin = (turn[0] for turn in self.decoder.model.rotary_emb(hidden, positions[None]))
         turned, unturned = (cos, sin), (torch.ones_like(cos), torch.zeros_like(sin))
-        return [turned if layer.self_attn.use_rope else unturned for layer in self.decoder.model.layers]
+        return [turned if self.family.has_rotations(layer.self_attn) else unturned for layer in self.decoder.model.layers]
 
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Runs the decoder with the audio tokens (A, D) in their places; returns the loss of each label, (L,).
@@ -176,54 +215,13 @@ class ASRModel(PreTrainedModel):
                 raise ValueError(
                     "forward gives the loss of a packed batch, or of input_features and labels; see generate for text"
                 )
-            batch = self._packed(input_features, labels, self._num_tokens(input_features, num_samples, attention_mask))
+            num_tokens = count_tokens(self, input_features, num_samples, attention_mask)
+            batch = packed_log_mels(self, input_features, labels, num_tokens)
         encoded = self.encode_batch(batch)
         frames = torch.cat([part for part in (batch.known, encoded) if part is not None])
         clips = ClipCheck(batch.first_tokens, len(batch.audio), batch.labels, batch.answers)
         audio = clips.check_gradients(self.project(clips.check_frames(frames), batch.first_tokens))
         return ASROutput(clips.check_losses(self.decode(audio, batch)).sum(), batch.num_label_tokens, clips, encoded)
-
-    def _num_tokens(self, log_mels: torch.Tensor, num_samples, attention_mask) -> list[int]:
-        """Counts the audio tokens of each clip behind (B, M, F) log-mels."""
-        longest = self.window_num_samples // HOP_SAMPLES
-        if log_mels.ndim != 3 or log_mels.shape[1] != self.num_mels or log_mels.shape[2] > longest:
-            shape = f"(batch, {self.num_mels}, at most {longest})"
-            raise ValueError(f"input_features must be log-mels of shape {shape}, not {tuple(log_mels.shape)}")
-        if num_samples is None and attention_mask is not None:
-            num_samples = attention_mask.sum(dim=1) * HOP_SAMPLES
-        if num_samples is None:
-            num_samples = estimated_num_samples(log_mels)
-        return num_audio_tokens(num_samples).tolist()
-
-    def _encode_padded(self, log_mels: torch.Tensor, num_tokens: list[int]) -> torch.Tensor:
-        """Encodes (B, M, F) log-mels that are padded alike, and keeps the frames of their clips, end to end."""
-        missing = MELS_PER_TOKEN * max(num_tokens) - log_mels.shape[-1]
-        if missing >= MELS_PER_TOKEN:
-            raise ValueError(f"num_samples is more than the {log_mels.shape[-1]} frames of input_features hold")
-        log_mels = pad(log_mels, (0, max(0, missing)), mode="replicate")  # the last token's, where it was cut
-        group = Group(0, len(num_tokens), log_mels.shape[-1] * HOP_SAMPLES)
-        num_frames = [FRAMES_PER_TOKEN * n for n in num_tokens]
-        index = frame_index([group], num_frames).to(log_mels.device)
-        return self.encode([log_mels], [index], segments(num_frames).to(log_mels.device))
-
-    def _packed(self, log_mels: torch.Tensor, labels: torch.Tensor, num_tokens: list[int]) -> PackedBatch:
-        """Lays out log-mels (B, M, F) and their labels (B, L) as `pack` does clips."""
-        device = self.decoder.device
-        answers = [[label for label in row if label != IGNORED_LABEL] for row in labels.tolist()]
-        encoded = self._encode_padded(log_mels.to(device), num_tokens)
-        return pack_encoded(encoded, num_tokens, answers, self.prompt).to(device)
-
-    def _prompted(self, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Builds what `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and a (B, T) mask."""
-        device = log_mels.device
-        first = segments(num_tokens).bounds[:-1].to(device, torch.int64)
-        audio = self.project(self._encode_padded(log_mels, num_tokens), first).split(num_tokens)
-        prefix, suffix = (
-            self.decoder.model.embed_tokens(torch.tensor(ids, device=device)) for ids in (self.prompt.prefix, self.prompt.suffix)
-        )
-        prompts = pad_sequence([torch.cat([prefix, tokens, suffix]) for tokens in audio], batch_first=True, padding_side="left")
-        lengths = torch.tensor(num_tokens, device=device) + len(prefix) + len(suffix)
-        return prompts, (torch.arange(prompts.shape[1], device=device) >= prompts.shape[1] - lengths[:, None]).long()
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -250,26 +248,26 @@ class ASRModel(PreTrainedModel):
                 replaces our defaults.
 
         Returns:
-            (B, at most max_new_tokens) ids, ended by `<|im_end|>` and padded; the prompt is not in them.
+            (B, at most max_new_tokens) ids, ended by the end of turn and padded; the prompt is not in them.
 
         Raises:
             ValueError: `input_features` have another shape than the encoder takes, or are shorter than `num_samples`.
         """
-        num_tokens = self._num_tokens(input_features, num_samples, attention_mask)
-        inputs, mask = self._prompted(input_features.to(self.decoder.device), num_tokens)
+        num_tokens = count_tokens(self, input_features, num_samples, attention_mask)
+        inputs, mask = prompted_log_mels(self, input_features.to(self.decoder.device), num_tokens)
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
         if kwargs.get("generation_config") is None:
             options = {"do_sample": False, "max_new_tokens": self.config.max_new_tokens, **options}
         return self.decoder.generate(
             inputs_embeds=inputs,
             attention_mask=mask,
-            eos_token_id=self.tokenizer.convert_tokens_to_ids(END_OF_TURN),
-            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.prompt.end_id,
+            pad_token_id=self.prompt.pad_id,
             **{**options, **kwargs},
         )
 
     def save_pretrained(self, save_directory, *, push_to_hub: bool = False, max_shard_size=None, **upload) -> None:
-        """Writes config.json and the projector's weights: all that `from_pretrained` needs beside the backbones.
+        """Writes config.json, the projector, and an adapter that was loaded: what `from_pretrained` needs beside the backbones.
 
         Args:
             save_directory: a folder, which is made where there is none.
@@ -282,7 +280,7 @@ class ASRModel(PreTrainedModel):
         """
         if not push_to_hub:
             require_no_keywords("save_pretrained", upload)
-        save_projector(self.config, self.projector.state_dict(), save_directory)
+        save_model(self.config, self.projector.state_dict(), self.adapter, save_directory)
         if push_to_hub:
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
 
@@ -298,7 +296,7 @@ class ASRModel(PreTrainedModel):
         attn_implementation: str | None = None,
         **kwargs,
     ) -> ASRModel:
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote. An adapter is merged into the decoder's weights.
 
         Args:
             pretrained_model_name_or_path: a folder, a URL or a hub id.
@@ -325,13 +323,15 @@ class ASRModel(PreTrainedModel):
         with local_folder(str(pretrained_model_name_or_path)) as folder:
             config = config or ASRConfig.from_pretrained(folder, **hub)
             require_readable(str(pretrained_model_name_or_path), config)
-            state = load_projector(folder, **hub)
+            state, adapter = load_projector(folder, **hub), load_saved_adapter(folder, **hub)
         model = cls(config.replaced(**settings))
         expected = {key: value.shape for key, value in model.projector.state_dict().items()}
         if expected != {key: value.shape for key, value in state.items()}:
             backbones = f"{config.audio_model_id} and {config.text_model_id}"
             raise ValueError(f"{pretrained_model_name_or_path}: not a projector for {backbones}")
         model.projector.load_state_dict(state)
+        if adapter:
+            model.adapter = merge_adapter(model.decoder, adapter)
         if device is not None:
             model.to(device).hf_device_map = {"": device}  # where pipelines look for it
         return model

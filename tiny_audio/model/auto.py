@@ -25,6 +25,7 @@ class LazyASRModel:
         """As `ASRModel.from_pretrained`, which it calls."""
         from tiny_audio.model.asr import ASRModel
 
+        kwargs.pop("adapter_kwargs", None)  # which the Auto classes add where peft is installed; our adapters are found without
         return ASRModel.from_pretrained(*args, **kwargs)
 
     @classmethod

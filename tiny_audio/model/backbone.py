@@ -1,26 +1,25 @@
-"""Finds the files of the two frozen backbones, and checks what they hold. Weights are read from safetensors alone.
+"""Finds the files of a frozen backbone, checks them, and loads its module. Weights are read from safetensors alone.
 
-`require_encoder` and `require_decoder` say what a folder lacks before training starts, as far as its small files and the
-headers of its weights tell. `backbone_weights.py` says the rest as it loads them, and all about the weights of a hub id.
+`encoder.py` and `decoder.py` say what a checkpoint of each must be.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedConfig, WhisperFeatureExtractor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from tiny_audio.audio.clip import HOP_SAMPLES, N_FFT, SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME, require_clips
 from tiny_audio.config import ConfigError, embedded_backbone, is_hub_id, one_line, require
-from tiny_audio.model.prompt import AUDIO_TOKEN, END_OF_TURN, PAD_TOKEN, build_prompt
 
-ARCHITECTURES = {"whisper": "Whisper", "smollm3": "SmolLM3"}
+SHOWN_KEYS = 5
 
 
 def backbone_path(model_id: str) -> str:
@@ -28,102 +27,14 @@ def backbone_path(model_id: str) -> str:
     return str(embedded_backbone(model_id) or model_id)
 
 
-class FeatureExtractor(WhisperFeatureExtractor):
-    """Whisper's own, but for audio over the window or of several channels.
-
-    Whisper's would cut the first off in silence, and take each sample of (S, 2) stereo for a clip of 30 s.
-    """
-
-    def __call__(self, raw_speech, *args, **kwargs) -> BatchFeature:
-        """Log-mels of a clip, (S,) at 16 kHz, or of a list of clips; else as `WhisperFeatureExtractor`.
-
-        Raises:
-            ValueError: a clip is longer than the encoder's window, or has several channels.
-        """
-        one = np.ndim(raw_speech[0]) == 0
-        require_clips([raw_speech] if one else raw_speech, self.n_samples)
-        return super().__call__(raw_speech, *args, **kwargs)
-
-
-def load_feature_extractor(model_id: str) -> FeatureExtractor:
-    """Loads the encoder's own feature extractor, which `features.log_mel` equals.
-
-    Raises:
-        ConfigError: preprocessor_config.json is not there, or wants other features than `features.log_mel` makes.
-    """
-    config = read_config(model_id, "whisper")
-    try:
-        extractor = FeatureExtractor.from_pretrained(backbone_path(model_id))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model_id}: no usable preprocessor_config.json; fetch it again ({one_line(error)})") from None
-    ours = {"sampling_rate": SAMPLE_RATE, "n_fft": N_FFT, "hop_length": HOP_SAMPLES, "feature_size": config.num_mel_bins}
-    for name, value in ours.items():
-        stated = getattr(extractor, name)
-        require(stated == value, f"{model_id}: preprocessor_config.json says {name} {stated}, the encoder needs {value}")
-    return extractor
-
-
-def load_tokenizer(model_id: str):
-    """Loads the decoder's tokenizer, with the `<audio>` placeholder known to it as one token.
-
-    Raises:
-        ConfigError: it is not there, or lacks a chat template or one of the special tokens that `prompt.py` needs.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone_path(model_id))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model_id}: its tokenizer cannot be read; fetch it again ({one_line(error)})") from None
-    remedy = "take an instruction-tuned checkpoint, such as HuggingFaceTB/SmolLM3-3B"
-    require(bool(tokenizer.chat_template), f"{model_id}: the tokenizer has no chat template (chat_template.jinja); {remedy}")
-    for token in (END_OF_TURN, PAD_TOKEN):
-        require(token in tokenizer.get_vocab(), f"{model_id}: the tokenizer does not know {token}; {remedy}")
-    tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
-    tokenizer.pad_token = PAD_TOKEN
-    return tokenizer
-
-
-def read_window_s(model_id: str) -> float:
-    """Reads the longest audio that a Whisper checkpoint takes, in seconds (30), from its config alone.
-
-    Raises:
-        ConfigError: there is no such checkpoint.
-    """
-    return window_num_samples(read_config(model_id, "whisper")) / SAMPLE_RATE
-
-
-def window_num_samples(config: PreTrainedConfig) -> int:
-    """Computes the longest audio that a Whisper encoder takes, in samples at 16 kHz: 480,000 for 30 s."""
-    return config.max_source_positions * SAMPLES_PER_ENCODER_FRAME
-
-
-def require_encoder(model_id: str) -> None:
-    """Raises ConfigError unless there is a Whisper checkpoint of that id; in a folder, one with all its files, whole."""
-    load_feature_extractor(model_id)
-    require_weights(model_id)
-
-
-def require_decoder(model_id: str) -> None:
-    """Raises ConfigError unless there is a SmolLM3 checkpoint of that id, with a tokenizer and chat template for it.
-
-    In a folder, one with all its files, whole.
-    """
-    config = read_config(model_id, "smollm3")
-    tokenizer = load_tokenizer(model_id)
-    try:
-        build_prompt(tokenizer)
-    except (ValueError, TemplateError) as error:
-        raise ConfigError(f"{model_id}: its chat template cannot be used: {one_line(error)}") from None
-    last = max(number for token, number in tokenizer.get_vocab().items() if token != AUDIO_TOKEN)
-    remedy = "take the checkpoint's own tokenizer"
-    require(last < config.vocab_size, f"{model_id}: the tokenizer has ids to {last}, the model {config.vocab_size}; {remedy}")
-    require_weights(model_id)
-
-
-def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
+def read_config(model_id: str, architectures: dict[str, str]) -> PreTrainedConfig:
     """Reads the config of a checkpoint.
 
+    Args:
+        architectures: the names of those that will do, by their `model_type`.
+
     Raises:
-        ConfigError: there is none, or it is not of `model_type`.
+        ConfigError: there is none, or it is of another architecture, or quantised.
     """
     path = backbone_path(model_id)
     if Path(path).is_dir():
@@ -135,8 +46,11 @@ def read_config(model_id: str, model_type: str) -> PreTrainedConfig:
     except (OSError, ValueError, StrictDataclassError) as error:
         remedy = "" if Path(path).is_dir() else "not found on the hub, or no way to it; without a network, name a local folder: "
         raise ConfigError(f"{model_id}: {remedy}{one_line(error)}") from None
-    wanted = ARCHITECTURES[model_type]
-    require(config.model_type == model_type, f"{model_id}: is a {config.model_type}, not a {wanted} checkpoint")
+    *others, last = architectures.values()
+    names = f"{', '.join(others)} or {last}" if others else last
+    require(config.model_type in architectures, f"{model_id}: is a {config.model_type}, not a {names} checkpoint")
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    require(not is_quantised, f"{model_id}: its weights are quantised; take the checkpoint that they were made from")
     return config
 
 
@@ -161,3 +75,48 @@ def require_weights(model_id: str) -> None:
                 pass
         except SafetensorError as error:
             raise ConfigError(f"{path}: not a safetensors file, or a truncated one ({one_line(error)}); fetch it again") from None
+
+
+def load_module(model_class, model_id: str, dtype: torch.dtype, attn_implementation: str, **kwargs) -> nn.Module:
+    """Calls `from_pretrained` without its report on the parts of a checkpoint that we leave out.
+
+    By itself it would leave missing weights random with a warning, and fall back to formats that can run code.
+    """
+    require_weights(model_id)
+    try:
+        with quiet_transformers():
+            model, info = model_class.from_pretrained(
+                backbone_path(model_id),
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed in `info` then, and refused below
+                **kwargs,
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{model_id}: {one_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    require(not missing, f"{model_id}: the checkpoint lacks {_shown(missing)}; is the download complete, and the right model?")
+    reshaped = [f"{key} {tuple(shape)}, not {tuple(wanted)}" for key, shape, wanted in sorted(info["mismatched_keys"])]
+    require(not reshaped, f"{model_id}: weights have other shapes than config.json says: {_shown(reshaped)}; use its own config")
+    return model
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+    return ", ".join(names[:SHOWN_KEYS]) + more
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps transformers' warnings and progress bars quiet for as long as the context lasts."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
+from tiny_audio.config import ProjectorType
 from tiny_audio.transformers_names import attention_of
 
-PROJECTOR_TYPES = ("mlp",)
+PROJECTOR_TYPES = get_args(ProjectorType)
 ENCODER_WINDOWS = ("full", "trimmed")
 # What PretrainedConfig takes beside its fields, and its older names for them.
 BASE_SETTINGS = {"attn_implementation", "model_type", "name_or_path", "output_attentions", "torch_dtype"}
@@ -27,8 +28,9 @@ class ASRConfig(PretrainedConfig):
 
     Args:
         audio_model_id: Whisper checkpoint: a hub id, a local folder in the hub's format, or an embedded backbone.
-        text_model_id: SmolLM3 checkpoint, likewise; its tokenizer must have a chat template.
-        projector_type: "mlp" (Conv1d of stride 2, Linear, GELU, Linear).
+        text_model_id: SmolLM3, Llama, Qwen2 or Qwen3 checkpoint, likewise; its tokenizer must have a chat template.
+        projector_type: "mlp" (Conv1d of stride 2, Linear, GELU, Linear), "stack", "swiglu" or "moe"; see `projectors.py`.
+        frames_per_token: encoder frames (50/s) that an audio token is made of; None is the projector's own number.
         encoder_window: "full" pads each clip to the encoder's window (30 s), as Whisper was trained; "trimmed" encodes
             each at its own length: less work, slightly different encodings.
         max_new_tokens: longest transcript, in tokens.
@@ -47,6 +49,7 @@ class ASRConfig(PretrainedConfig):
         audio_model_id: str = "openai/whisper-large-v3-turbo",
         text_model_id: str = "HuggingFaceTB/SmolLM3-3B",
         projector_type: str = "mlp",
+        frames_per_token: int | None = None,
         encoder_window: str = "full",
         max_new_tokens: int = 256,
         format_version: int = 1,
@@ -63,6 +66,7 @@ class ASRConfig(PretrainedConfig):
         self.audio_model_id = audio_model_id
         self.text_model_id = text_model_id
         self.projector_type = projector_type
+        self.frames_per_token = frames_per_token
         self.encoder_window = encoder_window
         self.max_new_tokens = max_new_tokens
         self.format_version = format_version
@@ -90,7 +94,7 @@ class ASRConfig(PretrainedConfig):
         return ASRConfig(**{**self.to_dict(), "attn_implementation": attention_of(self), **settings})
 
 
-SETTINGS = ("audio_model_id", "text_model_id", "projector_type", "encoder_window", "max_new_tokens")
+SETTINGS = ("audio_model_id", "text_model_id", "projector_type", "frames_per_token", "encoder_window", "max_new_tokens")
 
 
 def require_no_keywords(function: str, keywords: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tiny_audio.audio.clip import FRAMES_PER_TOKEN, num_audio_tokens
+from tiny_audio.audio.clip import num_audio_tokens
+from tiny_audio.model.lora import adapter_weights
 from tiny_audio.model.packing import PackedBatch
 
 # Dense bf16 TFLOP/s by the start of CUDA's name of the device, from NVIDIA's data sheets; the first that fits counts.
@@ -38,8 +39,8 @@ class FlopCounter:
     """Counts the operations that training a model needs: two for every multiply-add.
 
     The encoder runs forward over its window, unless its frames are kept. The projector runs forward and back to its
-    weights, the decoder forward and back to its inputs. The decoder's last layer and logits count at the label positions
-    only. Padding, recomputing and the gradients of frozen weights do not count.
+    weights, the decoder forward and back to its inputs, an adapter forward and back to both. The decoder's last layer and
+    logits count at the label positions only. Padding, recomputing and the gradients of frozen weights do not count.
 
     Args:
         model: an `ASRModel` with whole weights; ZeRO 3 may share them out later.
@@ -47,12 +48,14 @@ class FlopCounter:
 
     def __init__(self, model: PreTrainedModel):
         self.encoder, self.decoder, self.trimmed = model.encoder.config, model.decoder.config, model.trimmed
+        self.frames_per_token = model.frames_per_token
+        self.num_adapter_weights = sum(weight.numel() for weight in adapter_weights(model.decoder).values())
         self.num_projector_weights = sum(weight.numel() for weight in model.projector.parameters())
         self.num_prompt_tokens = len(model.prompt.prefix) + len(model.prompt.suffix)
 
     def of_batch(self, batch: PackedBatch) -> float:
         """Counts what a packed batch needs; clips whose encoder frames are known are not encoded."""
-        num_tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in batch.rows])
+        num_tokens = np.array([num_audio_tokens(len(clip.pcm), self.frames_per_token) for clip in batch.rows])
         is_encoded = np.arange(len(batch.rows)) >= len(batch.rows) - len(batch.fresh)
         return self(num_tokens, np.diff(batch.answers.bounds.numpy()), is_encoded)
 
@@ -66,12 +69,13 @@ class FlopCounter:
         """
         tokens, labels = num_tokens.astype(float), num_labels.astype(float)
         projector = 2 * tokens * 2 * self.num_projector_weights
-        return float((is_encoded * self._encoder(tokens) + projector + 2 * self._decoder(tokens, labels)).sum())
+        adapter = 3 * 2 * (tokens + self.num_prompt_tokens + labels - 1) * self.num_adapter_weights
+        return float((is_encoded * self._encoder(tokens) + projector + adapter + 2 * self._decoder(tokens, labels)).sum())
 
     def _encoder(self, tokens: np.ndarray) -> np.ndarray:
         """Counts a forward pass over each clip; attention is over all of its frames."""
         encoder, width = self.encoder, self.encoder.d_model
-        frames = FRAMES_PER_TOKEN * tokens if self.trimmed else np.full(len(tokens), float(encoder.max_source_positions))
+        frames = self.frames_per_token * tokens if self.trimmed else np.full(len(tokens), float(encoder.max_source_positions))
         layer = frames * (8 * width**2 + 4 * width * encoder.encoder_ffn_dim) + 4 * frames**2 * width
         stem = frames * (2 * 2 * 3 * encoder.num_mel_bins * width + 2 * 3 * width**2)
         return encoder.encoder_layers * layer + stem

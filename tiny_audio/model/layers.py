@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
 
+from tiny_audio.model.decoders.family import Family
 from tiny_audio.model.prompt import IGNORED_LABEL
 from tiny_audio.model.segments import Segments, Slots
 
@@ -160,10 +162,11 @@ def _mlp(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def before_attention(
-    layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    family: Family, layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Computes what a layer of SmolLM3 attends with: (N, D) -> queries (N, heads, d), keys and values (N, key heads, d)."""
+    """Computes what a decoder's layer attends with: (N, D) -> queries (N, heads, d), keys and values (N, key heads, d)."""
     query, key, value = _queries_keys_values(layer.self_attn, layer.input_layernorm(hidden))
+    query, key = family.norm_heads(layer.self_attn, query, key)
     return _rotate(query, cos, sin), _rotate(key, cos, sin), value
 
 
@@ -173,6 +176,7 @@ def after_attention(layer: nn.Module, hidden: torch.Tensor, seen: torch.Tensor) 
 
 
 def before_attention_kept(
+    family: Family,
     layer: nn.Module,
     hidden: torch.Tensor,
     cos: torch.Tensor,
@@ -182,21 +186,21 @@ def before_attention_kept(
     where: torch.Tensor,
 ) -> torch.Tensor:
     """Computes `before_attention`, but puts keys and values at positions `where` (N,) of a cache's (P, key heads, d)."""
-    query, key, value = before_attention(layer, hidden, cos, sin)
+    query, key, value = before_attention(family, layer, hidden, cos, sin)
     keys.index_copy_(0, where, key)
     values.index_copy_(0, where, value)
     return query
 
 
 def between_attentions(
-    layer: nn.Module, following: nn.Module, hidden: torch.Tensor, seen: torch.Tensor, *rest: torch.Tensor
+    family: Family, layer: nn.Module, following: nn.Module, hidden: torch.Tensor, seen: torch.Tensor, *rest: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Does `after_attention` of a layer and `before_attention_kept` of the next, whose other arguments are the `rest`.
 
     Returns the hidden states between the two layers, and the next one's queries.
     """
     hidden = after_attention(layer, hidden, seen)
-    return hidden, before_attention_kept(following, hidden, *rest)
+    return hidden, before_attention_kept(family, following, hidden, *rest)
 
 
 def _joined(parts: list[nn.Module]) -> nn.Module:
@@ -221,13 +225,16 @@ def join_projections(decoder: nn.Module) -> None:
         mlp.gate_up_proj = _joined([mlp.gate_proj, mlp.up_proj])
 
 
-def decoder_layer(layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments) -> torch.Tensor:
-    """Computes a layer of SmolLM3: (N, D) -> (N, D). A layer without rotary positions is given `cos` 1 and `sin` 0."""
-    query, key, value = before_attention(layer, hidden, cos, sin)
+def decoder_layer(
+    family: Family, layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments
+) -> torch.Tensor:
+    """Computes a decoder's layer: (N, D) -> (N, D). One without rotary positions is given `cos` 1 and `sin` 0."""
+    query, key, value = before_attention(family, layer, hidden, cos, sin)
     return after_attention(layer, hidden, attend(query, key, value, clips, clips, causal=True))
 
 
 def last_decoder_layer(
+    family: Family,
     layer: nn.Module,
     hidden: torch.Tensor,
     cos: torch.Tensor,
@@ -240,8 +247,9 @@ def last_decoder_layer(
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     key, value = _heads(attention.k_proj(normed), attention.head_dim), _heads(attention.v_proj(normed), attention.head_dim)
-    query = _rotate(_heads(attention.q_proj(normed[wanted]), attention.head_dim), cos[wanted], sin[wanted])
-    attended = attend(query, _rotate(key, cos, sin), value, answers, clips, causal=True)
+    query, key = family.norm_heads(attention, _heads(attention.q_proj(normed[wanted]), attention.head_dim), key)
+    query, key = _rotate(query, cos[wanted], sin[wanted]), _rotate(key, cos, sin)
+    attended = attend(query, key, value, answers, clips, causal=True)
     return _mlp(layer, hidden[wanted] + attention.o_proj(attended.flatten(-2)))
 
 
@@ -254,13 +262,19 @@ def label_losses(norm: nn.Module, head: nn.Module, hidden: torch.Tensor, labels:
 class Layers(NamedTuple):
     """Holds the functions of this file that a model computes with, plain or compiled."""
 
-    encoder: Callable = encoder_layer
-    decoder: Callable = decoder_layer
-    last_decoder: Callable = last_decoder_layer
-    losses: Callable = label_losses
-    between_attentions: Callable = between_attentions
+    encoder: Callable
+    decoder: Callable
+    last_decoder: Callable
+    losses: Callable
+    between_attentions: Callable
 
 
-def compiled_layers() -> Layers:
+def plain_layers(family: Family) -> Layers:
+    """Returns the functions for a decoder of that family."""
+    decoder = (partial(function, family) for function in (decoder_layer, last_decoder_layer))
+    return Layers(encoder_layer, *decoder, label_losses, partial(between_attentions, family))
+
+
+def compiled_layers(family: Family) -> Layers:
     """Compiles each function once for all layers and lengths, at its first use (tens of seconds in all)."""
-    return Layers(*(torch.compile(function, dynamic=True) for function in Layers()))
+    return Layers(*(torch.compile(function, dynamic=True) for function in plain_layers(family)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-from tiny_audio.audio.clip import FRAMES_PER_TOKEN
 from tiny_audio.model.prompt import IGNORED_LABEL
 from tiny_audio.model.segments import Segments
 
@@ -37,14 +36,14 @@ class ClipCheck:
     """
 
     def __init__(self, first_tokens: torch.Tensor, num_audio_tokens: int, labels: torch.Tensor, answers: Segments):
-        self.labels, self.answers = labels, answers.bounds
+        self.labels, self.answers, self.num_audio_tokens = labels, answers.bounds, num_audio_tokens
         self.tokens = pad(first_tokens, (0, 1), value=num_audio_tokens)
         self.finite = torch.ones_like(first_tokens, dtype=torch.bool)
 
     def check_frames(self, frames: torch.Tensor) -> torch.Tensor:
-        """Returns encoder frames (2 A, C) with zeros for what is not finite: a weight's gradient would be NaN * 0 there."""
+        """Returns encoder frames (k A, C) with zeros for what is not finite: a weight's gradient would be NaN * 0 there."""
         good = frames.isfinite()
-        self.finite &= _all_of_each(good.all(1).unflatten(0, (-1, FRAMES_PER_TOKEN)).all(1), self.tokens)
+        self.finite &= _all_of_each(good.all(1).unflatten(0, (self.num_audio_tokens, -1)).all(1), self.tokens)
         return torch.where(good, frames, 0)
 
     def check_gradients(self, audio: torch.Tensor) -> torch.Tensor:

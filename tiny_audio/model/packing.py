@@ -1,5 +1,7 @@
 """Packs clips into the tensors of one forward pass, on the CPU: PCM, prompts and labels end to end, and where each lies.
 
+Log-mels, which transformers' models and pipelines take, are laid out alike at the end of this file.
+
 All sizes and positions are settled here, so that nothing is ever read back from the device that computes. The letters
 in shapes are those of `features.py`; N is the packed length of the decoder's input over all clips.
 """
@@ -13,23 +15,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from tiny_audio.audio.augment import MaskSpans
 from tiny_audio.audio.clip import (
-    FRAMES_PER_TOKEN,
+    HOP_SAMPLES,
     SAMPLE_RATE,
     SAMPLES_PER_ENCODER_FRAME,
-    SAMPLES_PER_TOKEN,
     Clip,
     num_audio_tokens,
     padded_num_samples,
     require_clips,
 )
+from tiny_audio.audio.features import estimated_num_samples
 from tiny_audio.model.prompt import IGNORED_LABEL, Prompt, label_ids
 from tiny_audio.model.segments import Segments, bounds_of, move, segments
 
 GROUP_CLIPS = 32  # whose log-mels are made together
 GROUP_S = 480.0  # the most that their padded lengths add up to
+MELS_PER_ENCODER_FRAME = SAMPLES_PER_ENCODER_FRAME // HOP_SAMPLES
 
 
 class Group(NamedTuple):
@@ -48,6 +54,7 @@ class Packing:
     prompt: Prompt
     window_num_samples: int  # the encoder's
     trimmed: bool  # each clip is encoded at its own length, else padded to the window
+    frames_per_token: int  # the projector's
     grouped: bool = True  # False: one group, as where workers must run every module equally often
 
 
@@ -102,9 +109,9 @@ class PackedBatch:
         return dataclasses.replace(self, **pinned)
 
 
-def silence() -> Clip:
-    """Returns a clip for a worker that has none, but must compute one to meet the others."""
-    return Clip("", np.zeros(SAMPLES_PER_TOKEN, np.int16), "")
+def silence(packing: Packing) -> Clip:
+    """Returns a clip of one token for a worker that has none, but must compute one to meet the others."""
+    return Clip("", np.zeros(packing.frames_per_token * SAMPLES_PER_ENCODER_FRAME, np.int16), "")
 
 
 def _runs(starts: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
@@ -117,7 +124,7 @@ def group_clips(num_samples: Sequence[int], packing: Packing) -> list[Group]:
     """Groups neighbours of like length, a few at a time; `num_samples` ascend."""
     groups: list[Group] = []
     for i, longest in enumerate(num_samples):
-        padded = padded_num_samples(longest, packing.window_num_samples, packing.trimmed)
+        padded = padded_num_samples(longest, packing.window_num_samples, packing.trimmed, packing.frames_per_token)
         first = groups[-1].first if groups else 0
         count = i + 1 - first
         fits = count <= GROUP_CLIPS and count * padded <= GROUP_S * SAMPLE_RATE
@@ -129,11 +136,16 @@ def group_clips(num_samples: Sequence[int], packing: Packing) -> list[Group]:
 
 
 def frame_index(groups: list[Group], num_frames: Sequence[int]) -> torch.Tensor:
-    """Lists which of each group's encoder frames clips of `num_frames` fill, counted over its rows; group after group."""
+    """Lists which of each group's encoder frames clips of `num_frames` fill, counted over its rows; group after group.
+
+    A window may not hold whole tokens: there, a clip's last token has the window's last frame several times.
+    """
     parts = [np.zeros(0, np.int64)]
     for group in groups:
-        starts = np.arange(group.last - group.first) * (group.num_samples // SAMPLES_PER_ENCODER_FRAME)
-        parts.append(_runs(starts, num_frames[group.first : group.last]))
+        counts, row_frames = num_frames[group.first : group.last], group.num_samples // SAMPLES_PER_ENCODER_FRAME
+        within = _runs(np.zeros(len(counts), int), counts)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        parts.append(rows * row_frames + np.minimum(within, row_frames - 1))
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -180,19 +192,19 @@ def pack(
         ValueError: a clip is longer than the encoder's window, or has several channels.
     """
     if not clips:
-        idle = pack([silence()], packing, None, draw_masks)
+        idle = pack([silence(packing)], packing, None, draw_masks)
         return dataclasses.replace(idle, labels=torch.full_like(idle.labels, IGNORED_LABEL), num_label_tokens=0)
     require_clips([clip.pcm for clip in clips], packing.window_num_samples)
     known = known or {}
     fresh = sorted((clip for i, clip in enumerate(clips) if i not in known), key=lambda clip: len(clip.pcm))
     rows = [clips[i] for i in known] + fresh
-    num_tokens = [num_audio_tokens(len(clip.pcm)) for clip in rows]
+    num_tokens = [num_audio_tokens(len(clip.pcm), packing.frames_per_token) for clip in rows]
     if unanswered:
         answers = [[IGNORED_LABEL]] * len(rows)
     else:
         answers = label_ids(packing.tokenizer, packing.prompt, [clip.text for clip in rows])
     groups = group_clips([len(clip.pcm) for clip in fresh], packing)
-    num_frames = [FRAMES_PER_TOKEN * n for n in num_tokens[len(known) :]]
+    num_frames = [packing.frames_per_token * n for n in num_tokens[len(known) :]]
     return PackedBatch(
         rows=rows,
         known=torch.cat(list(known.values())) if known else None,
@@ -209,7 +221,7 @@ def pack(
 
 
 def pack_encoded(encoded: torch.Tensor, num_tokens: list[int], answers: list[list[int]], prompt: Prompt) -> PackedBatch:
-    """Lays out clips whose encoder frames are at hand: (2 A, C), end to end, and the ids of each clip's answer."""
+    """Lays out clips whose encoder frames are at hand: (k A, C), end to end, and the ids of each clip's answer."""
     return PackedBatch(
         rows=[],
         known=encoded,
@@ -230,3 +242,56 @@ def padded_rows(pcm: torch.Tensor, sample_bounds: torch.Tensor, group: Group) ->
     starts, ends = sample_bounds[group.first : group.last, None], sample_bounds[group.first + 1 : group.last + 1, None]
     index = starts + torch.arange(group.num_samples, device=pcm.device)
     return torch.where(index < ends, pcm[index.clamp(max=pcm.shape[0] - 1)], 0)
+
+
+def count_tokens(
+    model: PreTrainedModel, log_mels: torch.Tensor, num_samples: torch.Tensor | None, attention_mask: torch.Tensor | None
+) -> list[int]:
+    """Counts the audio tokens of each clip behind (B, M, F) log-mels; the arguments are those of `ASRModel.generate`.
+
+    Raises:
+        ValueError: the log-mels have another shape than the model's encoder takes.
+    """
+    longest = model.window_num_samples // HOP_SAMPLES
+    if log_mels.ndim != 3 or log_mels.shape[1] != model.num_mels or log_mels.shape[2] > longest:
+        shape = f"(batch, {model.num_mels}, at most {longest})"
+        raise ValueError(f"input_features must be log-mels of shape {shape}, not {tuple(log_mels.shape)}")
+    if num_samples is None and attention_mask is not None:
+        num_samples = attention_mask.sum(dim=1) * HOP_SAMPLES
+    if num_samples is None:
+        num_samples = estimated_num_samples(log_mels)
+    return num_audio_tokens(num_samples, model.frames_per_token).tolist()
+
+
+def _encode_padded(model: PreTrainedModel, log_mels: torch.Tensor, num_tokens: list[int]) -> torch.Tensor:
+    """Encodes (B, M, F) log-mels that are padded alike, and keeps the frames of their clips, end to end."""
+    num_frames = [model.frames_per_token * n for n in num_tokens]
+    missing = MELS_PER_ENCODER_FRAME * max(num_frames) - log_mels.shape[-1]
+    if missing >= MELS_PER_ENCODER_FRAME * model.frames_per_token:
+        raise ValueError(f"num_samples is more than the {log_mels.shape[-1]} frames of input_features hold")
+    room = model.window_num_samples // HOP_SAMPLES - log_mels.shape[-1]
+    log_mels = pad(log_mels, (0, max(0, min(missing, room))), mode="replicate")  # the last token's, where it was cut
+    group = Group(0, len(num_tokens), log_mels.shape[-1] * HOP_SAMPLES)
+    index = frame_index([group], num_frames).to(log_mels.device)
+    return model.encode([log_mels], [index], segments(num_frames).to(log_mels.device))
+
+
+def packed_log_mels(model: PreTrainedModel, log_mels: torch.Tensor, labels: torch.Tensor, num_tokens: list[int]) -> PackedBatch:
+    """Lays out log-mels (B, M, F) and their labels (B, L) as `pack` does clips."""
+    device = model.decoder.device
+    answers = [[label for label in row if label != IGNORED_LABEL] for row in labels.tolist()]
+    encoded = _encode_padded(model, log_mels.to(device), num_tokens)
+    return pack_encoded(encoded, num_tokens, answers, model.prompt).to(device)
+
+
+def prompted_log_mels(model: PreTrainedModel, log_mels: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Builds what `generate` starts from: (B, T, D) prompts with their audio, padded on the left, and a (B, T) mask."""
+    device = log_mels.device
+    first = segments(num_tokens).bounds[:-1].to(device, torch.int64)
+    audio = model.project(_encode_padded(model, log_mels, num_tokens), first).split(num_tokens)
+    prefix, suffix = (
+        model.decoder.model.embed_tokens(torch.tensor(ids, device=device)) for ids in (model.prompt.prefix, model.prompt.suffix)
+    )
+    prompts = pad_sequence([torch.cat([prefix, tokens, suffix]) for tokens in audio], batch_first=True, padding_side="left")
+    lengths = torch.tensor(num_tokens, device=device) + len(prefix) + len(suffix)
+    return prompts, (torch.arange(prompts.shape[1], device=device) >= prompts.shape[1] - lengths[:, None]).long()

@@ -1,14 +1,32 @@
-"""The projector, the only part that trains, turns encoder frames into the decoder's audio tokens."""
+"""The projectors, of which a model has one: the only part that trains, it turns encoder frames into the decoder's audio tokens.
+
+Each kind is a class with a name in `PROJECTORS`, and owns the number of encoder frames that it makes a token of, k. Clips
+come end to end, each in whole tokens. The weights are float32, whatever the backbones are.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, silu
 
-from tiny_audio.audio.clip import FRAMES_PER_TOKEN
+from tiny_audio.config import require
+from tiny_audio.model.config import ASRConfig
 
-INIT_STD = 0.02  # the seed's, for every projector weight
+INIT_STD = 0.02  # the seed's, for every matrix
+STACKED_FRAMES = 4  # k where the config says none: 12.5 tokens a second
+NUM_EXPERTS = 4
+
+
+def _matrix(width: int, out: int) -> nn.Linear:
+    return nn.Linear(width, out, bias=False, dtype=torch.float32)
+
+
+def _draw_weights(projector: nn.Module) -> None:
+    """Draws the first weights, but for norms, which begin with ones."""
+    for weight in projector.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=INIT_STD)
 
 
 class PairConv(nn.Conv1d):
@@ -21,25 +39,107 @@ class PairConv(nn.Conv1d):
             frames: the clips, end to end.
             first: (B,) each clip's first output.
         """
-        pairs = frames.unflatten(0, (-1, FRAMES_PER_TOKEN))
+        pairs = frames.unflatten(0, (-1, 2))
         before = pairs[:, 1].roll(1, 0).index_fill(0, first, 0.0)  # a clip begins after silence
         taps = torch.stack([before, pairs[:, 0], pairs[:, 1]], dim=-1)
         return linear(taps.flatten(1), self.weight.flatten(1))
 
 
-class Projector(nn.Module):
+class MLPProjector(nn.Module):
     """The seed's `mlp`, with 11,730,944 parameters between whisper-large-v3-turbo (C 1280) and SmolLM3-3B (D 2048)."""
 
-    def __init__(self, encoder_width: int, decoder_width: int):
+    def __init__(self, encoder_width: int, decoder_width: int, frames_per_token: int | None = None):
+        remedy = "take stack, swiglu or moe, or leave frames_per_token out"
+        require(frames_per_token in (None, 2), f"projector_type=mlp makes a token of 2 frames, not {frames_per_token}; {remedy}")
         super().__init__()
-        self.conv = PairConv(
-            encoder_width, encoder_width, kernel_size=3, stride=FRAMES_PER_TOKEN, padding=1, bias=False, dtype=torch.float32
-        )
-        self.linear_1 = nn.Linear(encoder_width, decoder_width, bias=False, dtype=torch.float32)
-        self.linear_2 = nn.Linear(decoder_width, decoder_width, bias=False, dtype=torch.float32)
-        for weight in self.parameters():
-            nn.init.normal_(weight, std=INIT_STD)
+        self.frames_per_token = 2
+        self.conv = PairConv(encoder_width, encoder_width, kernel_size=3, stride=2, padding=1, bias=False, dtype=torch.float32)
+        self.linear_1 = _matrix(encoder_width, decoder_width)
+        self.linear_2 = _matrix(decoder_width, decoder_width)
+        _draw_weights(self)
 
     def forward(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """Turns packed encoder frames (2 A, C) into audio tokens (A, D); `first` (B,) is each clip's first token."""
         return self.linear_2(gelu(self.linear_1(self.conv(frames, first))))
+
+
+class StackProjector(nn.Module):
+    """Joins the k frames of a token and puts them through two linear layers, as SLAM-ASR does (Ma et al. 2024)."""
+
+    def __init__(self, encoder_width: int, decoder_width: int, frames_per_token: int | None = None):
+        super().__init__()
+        self.frames_per_token = frames_per_token or STACKED_FRAMES
+        self.linear_1 = _matrix(self.frames_per_token * encoder_width, decoder_width)
+        self.linear_2 = _matrix(decoder_width, decoder_width)
+        _draw_weights(self)
+
+    def forward(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Turns packed encoder frames (k A, C) into audio tokens (A, D)."""
+        return self.linear_2(gelu(self.linear_1(stacked(frames, self.frames_per_token))))
+
+
+class SwiGLUProjector(nn.Module):
+    """Joins the k frames of a token, norms them, and gates them as Ultravox does (Shazeer 2020, "GLU variants")."""
+
+    def __init__(self, encoder_width: int, decoder_width: int, frames_per_token: int | None = None):
+        super().__init__()
+        self.frames_per_token = frames_per_token or STACKED_FRAMES
+        width = self.frames_per_token * encoder_width
+        self.norm = nn.RMSNorm(width, dtype=torch.float32)
+        self.gate = _matrix(width, decoder_width)
+        self.up = _matrix(width, decoder_width)
+        self.down = _matrix(decoder_width, decoder_width)
+        _draw_weights(self)
+
+    def forward(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Turns packed encoder frames (k A, C) into audio tokens (A, D)."""
+        joined = self.norm(stacked(frames, self.frames_per_token).float())
+        return self.down(silu(self.gate(joined)) * self.up(joined))
+
+
+class MoEProjector(nn.Module):
+    """Mixes a few small experts by a router's weights for each token, as MOSA does (Li et al. 2025).
+
+    Every expert computes every token, in one matrix beside the others: a token's weights are soft, so none needs balancing,
+    nothing is read back from the device, and workers that share the weights out (ZeRO 3) run in step.
+    """
+
+    def __init__(self, encoder_width: int, decoder_width: int, frames_per_token: int | None = None):
+        super().__init__()
+        self.frames_per_token = frames_per_token or STACKED_FRAMES
+        width, expert_width = self.frames_per_token * encoder_width, decoder_width // 2
+        self.norm = nn.RMSNorm(width, dtype=torch.float32)
+        self.router = _matrix(width, NUM_EXPERTS)
+        self.experts_1 = _matrix(width, NUM_EXPERTS * expert_width)
+        self.experts_2 = _matrix(NUM_EXPERTS * expert_width, decoder_width)
+        _draw_weights(self)
+
+    def forward(self, frames: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Turns packed encoder frames (k A, C) into audio tokens (A, D)."""
+        joined = self.norm(stacked(frames, self.frames_per_token).float())
+        shares = self.router(joined).softmax(dim=-1)
+        hidden = gelu(self.experts_1(joined)).unflatten(-1, (NUM_EXPERTS, -1))
+        return self.experts_2((hidden * shares[..., None]).flatten(-2))
+
+
+def stacked(frames: torch.Tensor, frames_per_token: int) -> torch.Tensor:
+    """Joins the frames of each token: (k A, C) -> (A, k C)."""
+    return frames.unflatten(0, (-1, frames_per_token)).flatten(1)
+
+
+PROJECTORS = {"mlp": MLPProjector, "stack": StackProjector, "swiglu": SwiGLUProjector, "moe": MoEProjector}
+
+
+def make_projector(config: ASRConfig, encoder_width: int, decoder_width: int) -> nn.Module:
+    """Makes a fresh projector of the config's kind, between backbones of those widths.
+
+    Raises:
+        ConfigError: the kind makes no tokens of `config.frames_per_token` frames.
+    """
+    return PROJECTORS[config.projector_type](encoder_width, decoder_width, config.frames_per_token)
+
+
+def frames_per_token(config: ASRConfig) -> int:
+    """Returns how many encoder frames the config's projector makes a token of. Else as `make_projector`."""
+    with torch.device("meta"):
+        return make_projector(config, 2, 2).frames_per_token

@@ -1,4 +1,4 @@
-"""Saves and loads a model's folder: config.json and the projector's weights. Of the backbones it holds the ids alone."""
+"""Saves and loads a model's folder: config.json, the projector, and an adapter. Of the backbones it holds the ids alone."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
-from transformers.utils import cached_file
+from transformers.utils import cached_file, find_adapter_config_file
 
-from tiny_audio.config import ConfigError, one_line
-from tiny_audio.model.backbone import read_window_s
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.lora import ADAPTER_FOLDER, ADAPTER_WEIGHTS, TRAINED_PREFIX, Adapter, load_adapter, save_adapter
 from tiny_audio.storage import local_folder
 from tiny_audio.versions import require_version
 
 ARCHITECTURE = "ASRModel"
 PROJECTOR_FILE = "model.safetensors"
 PROJECTOR_PREFIX = "projector."
-MODEL_VERSION = 1  # of a saved model's format; config.json holds it
+MODEL_VERSION = 2  # of a saved model's format, which config.json holds: 2 has an adapter beside the projector, 1 has none
 # Which files of a hub id, and how they are fetched; transformers documents them at `PreTrainedModel.from_pretrained`.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def save_projector(config: ASRConfig, weights: dict[str, torch.Tensor], folder: str | Path) -> None:
-    """Writes a saved model: config.json, and the projector's `weights` in float32."""
-    config.architectures, config.format_version = [ARCHITECTURE], MODEL_VERSION
+def save_model(config: ASRConfig, weights: dict[str, torch.Tensor], adapter: Adapter | None, folder: str | Path) -> None:
+    """Writes a saved model: config.json, the projector's `weights` in float32, and the adapter if there is one."""
+    config.architectures, config.format_version = [ARCHITECTURE], MODEL_VERSION if adapter else 1
     config.save_pretrained(folder)
+    if adapter:
+        save_adapter(adapter, config.text_model_id, Path(folder) / ADAPTER_FOLDER)
     state = {PROJECTOR_PREFIX + name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
     # Written by us, with the rights that new files get here: safetensors' own files are for their owner alone.
     (Path(folder) / PROJECTOR_FILE).write_bytes(save(state, metadata={"format": "pt"}))
 
 
 def load_projector(model: str, **hub_options) -> dict[str, torch.Tensor]:
-    """Returns what `save_projector` was given as `weights`, from a folder or a hub id.
+    """Returns what `save_model` was given as `weights`, from a folder or a hub id.
 
     Args:
         model: the folder or hub id.
@@ -42,6 +43,20 @@ def load_projector(model: str, **hub_options) -> dict[str, torch.Tensor]:
     return {key.removeprefix(PROJECTOR_PREFIX): weight for key, weight in state.items()}
 
 
+def load_saved_adapter(model: str, **hub_options) -> Adapter | None:
+    """Reads the adapter of a saved model, if it has one; the arguments are those of `load_projector`."""
+    within = {**hub_options, "subfolder": "/".join(filter(None, (hub_options.get("subfolder"), ADAPTER_FOLDER)))}
+    config_file = find_adapter_config_file(model, **within)
+    return load_adapter(config_file, cached_file(model, ADAPTER_WEIGHTS, **within)) if config_file else None
+
+
+def load_trained(model: str) -> dict[str, torch.Tensor]:
+    """Returns all that was trained of a saved model, in a folder or at a URL, by the names of `ASRModel.trained_weights`."""
+    with local_folder(model) as folder:
+        projector, adapter = load_projector(folder), load_saved_adapter(folder)
+    return projector | {f"{TRAINED_PREFIX}{name}": weight for name, weight in (adapter.weights if adapter else {}).items()}
+
+
 def require_readable(model: str, config: ASRConfig) -> None:
     """Checks that this code reads the format of a saved model.
 
@@ -49,21 +64,6 @@ def require_readable(model: str, config: ASRConfig) -> None:
         ConfigError: it is of another version.
     """
     require_version(f"{model}/config.json", config.format_version, MODEL_VERSION)
-
-
-def read_model_window_s(model: str) -> float:
-    """Reads the longest audio that a saved model takes, in seconds, from the configs alone.
-
-    Raises:
-        ConfigError: there is no such model, it is of another version than this code reads, or its encoder is gone.
-    """
-    try:
-        with local_folder(model) as folder:
-            config = ASRConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model}: {one_line(error)}") from None
-    require_readable(model, config)
-    return read_window_s(config.audio_model_id)
 
 
 def one_device(device_map) -> torch.device:

@@ -17,11 +17,17 @@ METRICS_FILE = "metrics.jsonl"  # object storage cannot append: there it is a fo
 FILE_POLL_S = 0.5  # pause between two looks at a local file
 FOLDER_POLL_S = 2.0  # pause between two listings of object storage
 BAR_WIDTH = 20  # characters
+TOLD = {"warning", "note"}  # keys of lines that are no metrics
 
 
 def append_warning(run_dir: Path, step: int, warning: str) -> None:
     """Appends a warning to metrics.jsonl; the driver prints it on stderr, and `read_metrics` leaves it out."""
     append_metrics(run_dir, {"step": step, "warning": warning})
+
+
+def append_note(run_dir: Path, step: int, note: str) -> None:
+    """Appends what people should know to metrics.jsonl; the driver prints it, and `read_metrics` leaves it out."""
+    append_metrics(run_dir, {"step": step, "note": note})
 
 
 def append_metrics(run_dir: Path, values: dict) -> None:
@@ -55,7 +61,7 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def read_lines(run_dir: Path) -> list[dict]:
-    """Returns all lines of metrics.jsonl, warnings included, in the order in which they were written."""
+    """Returns all lines of metrics.jsonl, warnings and notes included, in the order in which they were written."""
     path = run_dir / METRICS_FILE
     if not is_local(path):
         return _parse_lines(read_folder(path, set()).values())
@@ -64,7 +70,7 @@ def read_lines(run_dir: Path) -> list[dict]:
 
 def read_metrics(run_dir: Path) -> list[dict]:
     """Returns the lines of metrics.jsonl, sorted by step; of a step that a restart repeated, only the last line counts."""
-    last = {(line["step"], "val_loss" in line): line for line in read_lines(run_dir) if "warning" not in line}
+    last = {(line["step"], "val_loss" in line): line for line in read_lines(run_dir) if not TOLD & line.keys()}
     return [last[key] for key in sorted(last)]
 
 
@@ -154,6 +160,9 @@ class MetricsFollower:
     def _print(self, values: dict) -> None:
         if "warning" in values:
             print(f"warning: {values['warning']}", flush=True, file=sys.stderr)
+            return
+        if "note" in values:
+            print(values["note"], flush=True)
             return
         now = time.monotonic()
         first_step, first_time = self.first_line = self.first_line or (values["step"], now)

@@ -70,7 +70,7 @@ class Transcriber:
 
     def _transcript(self, request, answer) -> dict[str, Any]:
         transcript = self.model.transcript(answer)
-        audio_tokens = num_audio_tokens(len(request.pcm))
+        audio_tokens = num_audio_tokens(len(request.pcm), self.model.model.frames_per_token)
         tokens = {"audio": audio_tokens, "prompt": request.num_tokens - audio_tokens, "output": transcript.num_tokens}
         return {
             "text": transcript.text,

@@ -44,7 +44,7 @@ def find_micro_batch_s(model: ASRModel) -> float:
     bytes_per_s = (large_bytes - small_bytes) / (large_s - small_s)
     device = torch.cuda.current_device()
     usable_bytes = torch.cuda.mem_get_info()[1] * torch.cuda.get_per_process_memory_fraction(device) * MEMORY_SHARE
-    optimizer_bytes = OPTIMIZER_BYTES_PER_WEIGHT * sum(weight.numel() for weight in model.projector.parameters())
+    optimizer_bytes = OPTIMIZER_BYTES_PER_WEIGHT * sum(weight.numel() for weight in model.trained_weights().values())
     budget_s = (usable_bytes - optimizer_bytes - (small_bytes - bytes_per_s * small_s)) / bytes_per_s
     budget_s -= model.window_num_samples / SAMPLE_RATE + CLIP_S  # a micro-batch of whole clips may exceed it by one
     torch.cuda.empty_cache()

@@ -15,31 +15,43 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from tiny_audio.config import ConfigError, DataConfig, TrainConfig, require
+from tiny_audio.config import ConfigError, DataConfig, TrainConfig, absolute, require, storage_path
 from tiny_audio.config_files import changed_settings, save_config
 from tiny_audio.data.dev_clips import load_dev_clips
 from tiny_audio.data.footers import read_dataset
 from tiny_audio.data.labels import make_truecaser
 from tiny_audio.data.stream import ingest_config, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
-from tiny_audio.model.backbone import read_window_s, require_decoder, require_encoder
 from tiny_audio.model.config import ASRConfig
-from tiny_audio.model.saved import save_projector
+from tiny_audio.model.decoder import require_decoder
+from tiny_audio.model.encoder import read_window_s, require_encoder
+from tiny_audio.model.lora import split_adapter
+from tiny_audio.model.projectors import frames_per_token
+from tiny_audio.model.saved import save_model
 from tiny_audio.monitoring.metrics import STARTS
 from tiny_audio.monitoring.recorder import Recorder
 from tiny_audio.ray_names import HEALTH_TIMEOUT, START_TIMEOUT, SUBCLUSTER
-from tiny_audio.run.checkpoint import best_checkpoint, latest_checkpoint, load_progress, load_weights, require_same_plan
+from tiny_audio.run.checkpoint import (
+    best_checkpoint,
+    has_checkpoint,
+    latest_checkpoint,
+    load_progress,
+    load_weights,
+    require_same_plan,
+)
 from tiny_audio.run.claim import claim_run, require_claim
 from tiny_audio.run.metrics import MetricsFollower, append_warning
+from tiny_audio.run.model_card import MODEL_CARD, describe_adapter, describe_projector, model_card
 from tiny_audio.run.plan_file import keep_plan, planned_groups
 from tiny_audio.run.rejects import worst_files
 from tiny_audio.run.tracking import Tracking, require_trackers
-from tiny_audio.storage import put, said_in_one_line, written_folder
+from tiny_audio.storage import put, said_in_one_line, with_absolute_paths, written_folder
 from tiny_audio.training.hang_follower import FailedWorkers, HangFollower
 from tiny_audio.training.places import can_grow, find_lacks, live_nodes, worker_resources, worker_selector
 from tiny_audio.training.process_group import NodeAddressConfig
@@ -196,20 +208,38 @@ def _export(run: ResolvedRun) -> dict:
     progress = load_progress(latest)
     nothing = f"{run.folder}: no row was trained; rejected: {progress.rejects}; left out: {progress.left_out}"
     require(progress.num_rows > 0, nothing)
+    weights, exported_progress = load_weights(exported), load_progress(exported)
+    model = ASRConfig(**dataclasses.asdict(config.model))
+    projector, adapter = split_adapter(weights, config.lora)
+    described = describe_projector(model.projector_type, frames_per_token(model), projector.values())
     with written_folder(run.folder / "model") as folder:
-        save_projector(ASRConfig(**dataclasses.asdict(config.model)), load_weights(exported), folder)
-    training = {**dataclasses.asdict(progress), "end": run.end_reason(progress), "exported_step": load_progress(exported).step}
+        save_model(model, projector, adapter, folder)
+        (Path(folder) / MODEL_CARD).write_text(model_card(config, described, describe_adapter(adapter), exported_progress))
+    training = {**dataclasses.asdict(progress), "end": run.end_reason(progress), "exported_step": exported_progress.step}
     training["reject_files"] = worst_files(run.folder)
     put(run.folder / "training.json", (json.dumps(training, indent=1) + "\n").encode())
     return training
 
 
 def _resolve_config(config: TrainConfig) -> TrainConfig:
-    config = config.with_absolute_paths()
+    config = with_absolute_paths(config)
     window_s = read_window_s(config.model.audio_model_id)
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, max_duration_s=min(config.data.max_duration_s, window_s))
-    )
+    data = dataclasses.replace(config.data, max_duration_s=min(config.data.max_duration_s, window_s))
+    return dataclasses.replace(config, data=data, init_from=config.init_from and _saved_model(config))
+
+
+def _saved_model(config: TrainConfig) -> str:
+    """Finds the saved model that `init_from` names: a run's, by its name beside this run or its folder, or one itself.
+
+    Raises:
+        ConfigError: there is none, and the run has no checkpoint yet; a run that goes on has no need of it.
+    """
+    named = storage_path(config.init_from)
+    places = [storage_path(config.runs_dir) / config.init_from / "model", named / "model", named]
+    found = [place for place in places if (place / "config.json").is_file()]
+    needed = not has_checkpoint(config.run_dir)
+    require(bool(found) or not needed, f"init_from={config.init_from}: no run with a model/, and no saved model, is there")
+    return absolute(str(found[0])) if found else config.init_from
 
 
 def resolve(config: TrainConfig) -> ResolvedRun:
@@ -221,6 +251,7 @@ def resolve(config: TrainConfig) -> ResolvedRun:
     config = _resolve_config(config)
     require_encoder(config.model.audio_model_id)
     require_decoder(config.model.text_model_id)
+    frames_per_token(ASRConfig(**dataclasses.asdict(config.model)))  # or its error
     groups, truecaser = planned_groups(config.run_dir, config.data, _warn), make_truecaser(config.data)
     read_dataset(config.data.dev, config.data.max_dev_rows, columns=config.data.columns)
     require(bool(groups), f"{config.data.train}: the training shards hold no rows")

@@ -36,7 +36,8 @@ class ShardedTranscriber:
         """Transcribes at most `rows_at_once` int16 clips. All workers must call it."""
         model = self.model
         num_samples = torch.tensor([len(waveform) for waveform in waveforms])
-        longest = padded_num_samples(int(num_samples.max()), model.window_num_samples, model.trimmed)
+        window, trimmed = model.window_num_samples, model.trimmed
+        longest = padded_num_samples(int(num_samples.max()), window, trimmed, model.frames_per_token)
         clips = pad_waveforms([torch.from_numpy(waveform) for waveform in waveforms], longest).to(model.decoder.device)
         ids = model.generate(log_mel(clips, model.num_mels), num_samples, synced_gpus=self.synced)
         return [clean_transcript(text) for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]

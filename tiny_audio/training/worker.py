@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import gc
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,30 +16,29 @@ import torch
 from torch import distributed
 
 from tiny_audio.audio.augment import batch_masks
-from tiny_audio.config import ConfigError, TrainConfig, require
+from tiny_audio.config import ConfigError
 from tiny_audio.counts import count_reject, num_rejects
 from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.stream import WorkerStream
 from tiny_audio.inference.transcriber import MAX_PASSING_ROWS, texts_in_passing
-from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.config import ASRConfig
-from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
-from tiny_audio.model.layers import compiled_layers
+from tiny_audio.model.saved import load_trained
 from tiny_audio.run.checkpoint import Checkpoint, CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.run.claim import require_claim
 from tiny_audio.run.ledger import LEDGER, Ledger, write_ledger
-from tiny_audio.run.metrics import append_metrics, append_warning
+from tiny_audio.run.metrics import append_metrics, append_note, append_warning
+from tiny_audio.run.model_card import describe_sizes
 from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.storage import said_in_one_line
 from tiny_audio.training.budget import find_micro_batch_s
+from tiny_audio.training.build import build_model
 from tiny_audio.training.collectives import all_min, from_rank_zero, gathered_by_rank_zero
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
 from tiny_audio.training.interval import Interval
 from tiny_audio.training.rank_monitor import RankMonitor
 from tiny_audio.training.resolved import ResolvedRun
-from tiny_audio.training.schedule import learning_rate
+from tiny_audio.training.schedule import learning_rate, learning_rates
 from tiny_audio.training.sharded_transcriber import ShardedTranscriber
 from tiny_audio.training.validation import Validation, made_once
 from tiny_audio.training.watchdog import COMPUTING, DATA, GRADIENTS, OTHERS, SAVING, STARTING, VALIDATING, Watchdog
@@ -60,11 +57,14 @@ class Worker:
         watchdog.tell(STARTING)  # the next part of starting, which has its own time
         self.progress = Progress(plan=run.identity)
         moments = self._restore()
+        if self.rank == 0 and self.progress.step == 0:
+            with self.writing():
+                append_note(run.folder, 0, describe_sizes(self.model))
         grouped = config.zero_stage < 3  # there workers must run every module equally often
         self.packing = self.model.packing(grouped)
         self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
         watchdog.tell(STARTING)
-        self.engine = Engine(self.model, self.model.projector, config.optimizer, config.zero_stage)
+        self.engine = Engine(self.model, self.model.trained_groups(), config.optimizer, config.zero_stage)
         if moments:
             self.engine.load_moments(moments, self.progress.step)
         transcribe, rows_at_once = partial(texts_in_passing, self.model), MAX_PASSING_ROWS
@@ -96,10 +96,16 @@ class Worker:
         """
         checkpoint = from_rank_zero(self._read_checkpoint)
         if checkpoint is None:
-            return None
+            return self._begin_from(self.run.config.init_from)
         weights, moments, self.progress = checkpoint
-        self.model.projector.load_state_dict(weights)
+        self.model.load_trained(weights, str(self.run.folder))
         return moments
+
+    def _begin_from(self, saved_model: str | None) -> None:
+        """Loads the first weights of a run from a saved model, if one is named; what that has not trained stays fresh."""
+        if saved_model:
+            trained = from_rank_zero(partial(load_trained, saved_model))
+            self.model.load_trained({**self.model.trained_weights(), **trained}, saved_model)
 
     def _read_checkpoint(self) -> Checkpoint | None:
         damaged: list[str] = []
@@ -151,7 +157,7 @@ class Worker:
             if micro_batch.fresh and config.cache_features_gib:
                 self.cache.keep(micro_batch.fresh, output.encoded, micro_batch.num_frames)
         self.tell(OTHERS, ids)
-        norm = self.engine.step(learning_rate(config.optimizer, self.progress.step, config.num_steps))
+        norm = self.engine.step(learning_rates(config, self.progress.step))
         self.interval.grad_norm_sum += norm
         return norm
 
@@ -211,6 +217,8 @@ class Worker:
                 "unix_time": time.time(),
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,  # 0 without a GPU
             }
+            if config.lora.rank:
+                values["lora_learning_rate"] = learning_rates(config, step - 1)[1]
             if self.save_stall_s:  # the last save held the run up for so long
                 values["save_stall_s"], self.save_stall_s = self.save_stall_s, 0.0
             if self.checkpoints.write_s:  # and its write, which is over, took so long
@@ -259,24 +267,6 @@ class Worker:
         if self.rank == 0:
             self.checkpoints.begin(weights, moments, self.progress)
             self.save_stall_s = time.perf_counter() - started
-
-
-def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
-    """Builds the model with a fresh projector, the same on every worker for a seed, computed as the config asks."""
-    compiles = config.compile and device.type == "cuda" and config.zero_stage < 3
-    has_compiler = any(name and shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang", "cc"))
-    require(
-        not compiles or has_compiler, "compile=true needs a C compiler on the GPU nodes (apt install gcc), or set it to false"
-    )
-    if config.fp8:
-        require_fp8()
-    torch.manual_seed(config.seed)
-    model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
-    if config.fp8:
-        freeze_to_fp8(model)
-    if compiles:
-        model.layers = compiled_layers()
-    return model
 
 
 def trim_heap() -> None:

@@ -1,7 +1,7 @@
 """Runs the optimizer under DeepSpeed ZeRO: steps it, and reads and writes its state whole. Nothing else imports deepspeed.
 
-The projector alone trains, in float32; the frozen backbones keep their own type. ZeRO 1 to 3 shard the projector's
-gradients and moments, and ZeRO 3 shards every weight, the frozen ones too. State leaves and enters here whole and by name,
+The projector trains, and an adapter if there is one, in float32; the frozen backbones keep their own type. ZeRO 1 to 3 shard
+their gradients and moments, and ZeRO 3 shards every weight, the frozen ones too. State leaves and enters here whole and by name,
 so a checkpoint knows neither the number of workers nor the stage.
 
 DeepSpeed documents no way to put moments back before the first step, nor to keep its collectives from being compiled. So
@@ -46,21 +46,36 @@ def _engine_config(optimizer: OptimizerConfig, stage: int) -> dict:
 
 
 class Engine:
-    """Holds a model and its optimizer under ZeRO `stage`. Torch's process group must be up."""
+    """Holds a model and its optimizer under ZeRO `stage`. Torch's process group must be up.
 
-    def __init__(self, model: nn.Module, projector: nn.Module, config: OptimizerConfig, stage: int):
+    Args:
+        groups: the weights that train, by name; each group has a learning rate of its own.
+    """
+
+    def __init__(self, model: nn.Module, groups: list[dict[str, nn.Parameter]], config: OptimizerConfig, stage: int):
         deepspeed = _deepspeed()
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         adamw = torch.optim.AdamW(
-            projector.parameters(),
+            [{"params": list(group.values())} for group in groups],
             lr=config.learning_rate,
             betas=(config.beta_1, config.beta_2),
             weight_decay=config.weight_decay,
         )
-        self.stage, self.projector, self.adamw = stage, projector, adamw
+        self.stage, self.adamw = stage, adamw
+        self.trained = {name: weight for group in groups for name, weight in group.items()}
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=model, optimizer=adamw, config=_engine_config(config, stage), dist_init_required=False
         )
+
+        self._begin_moments()
+
+    def _begin_moments(self) -> None:
+        """Makes the moments that AdamW would make at its first step, where ZeRO 1 and 2 would link the first group's alone."""
+        for flat in self._flat_weights():
+            zeros = {moment: torch.zeros_like(flat, memory_format=torch.preserve_format) for moment in MOMENTS}
+            self.adamw.state[flat] = {"step": torch.tensor(0.0), **zeros}
+        if self.stage in (1, 2):
+            self.zero._lazy_init_hp_params_optimizer_state()  # links each weight to its part of a shard
 
     @property
     def device(self) -> torch.device:
@@ -75,34 +90,34 @@ class Engine:
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
-    def step(self, learning_rate: float) -> float | torch.Tensor:
-        """Clips and applies the gradients; returns their norm before clipping."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def step(self, learning_rates: list[float]) -> float | torch.Tensor:
+        """Clips and applies the gradients, at a rate for each group; returns their norm before clipping."""
+        for group, rate in zip(self.engine.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
         if self.stage == 0:  # the engine keeps the norm at the other stages only
-            norm = nn.utils.get_total_norm([weight.grad for weight in self.projector.parameters()])
+            norm = nn.utils.get_total_norm([weight.grad for weight in self.trained.values()])
         self.engine.step()
         return norm if self.stage == 0 else self.engine.get_global_grad_norm()
 
     def _flat_weights(self) -> list[torch.Tensor]:
         """Lists the float32 tensors that AdamW really updates: shards under ZeRO, the weights themselves without."""
         if self.stage == 0:
-            return list(self.projector.parameters())
+            return list(self.trained.values())
         return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Returns the projector's weights, whole, in float32, on the CPU. All workers must call it."""
+        """Returns the weights that train, whole, in float32, on the CPU. All workers must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         gather = (lambda weight: weight) if self.stage == 0 else safe_get_full_fp32_param
-        return {name: gather(weight).detach().to("cpu", copy=True) for name, weight in self.projector.named_parameters()}
+        return {name: gather(weight).detach().to("cpu", copy=True) for name, weight in self.trained.items()}
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Returns AdamW's moments by `moment.weight`, whole, in float32, on the CPU. All workers must call it."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         moments = {}
-        for name, weight in self.projector.named_parameters():
+        for name, weight in self.trained.items():
             for moment in MOMENTS:
                 value = self.adamw.state[weight][moment] if self.stage == 0 else safe_get_full_optimizer_state(weight, moment)
                 shape = weight.ds_shape if self.stage == 3 else weight.shape
@@ -113,12 +128,9 @@ class Engine:
         """Puts back what `moments` returned after `num_steps` steps, at whatever stage and number of workers."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        for flat in self._flat_weights():  # AdamW would make these at its first step
-            zeros = {moment: torch.zeros_like(flat, memory_format=torch.preserve_format) for moment in MOMENTS}
-            self.adamw.state[flat] = {"step": torch.tensor(float(num_steps)), **zeros}
-        if self.stage in (1, 2):
-            self.zero._lazy_init_hp_params_optimizer_state()  # links each weight to its part of a shard
-        for name, weight in self.projector.named_parameters():
+        for flat in self._flat_weights():
+            self.adamw.state[flat]["step"].fill_(num_steps)
+        for name, weight in self.trained.items():
             for moment in MOMENTS:
                 value = moments[f"{moment}.{name}"].to(self.device)
                 if self.stage == 0:

@@ -64,7 +64,8 @@ def generate_ids(model: ASRModel, clips: list[np.ndarray], rows: int, whole_wind
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         num_samples = torch.tensor([len(clips[i]) for i in part])
-        padded = padded_num_samples(int(num_samples.max()), model.window_num_samples, model.trimmed or whole_window)
+        longest, trimmed = int(num_samples.max()), model.trimmed or whole_window
+        padded = padded_num_samples(longest, model.window_num_samples, trimmed, model.frames_per_token)
         if whole_window:
             padded = model.window_num_samples
             num_samples.fill_(padded)

@@ -15,7 +15,7 @@ from torch.nn.functional import gelu
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tiny_audio.audio.clip import SAMPLES_PER_TOKEN, Clip
+from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.prompt import IGNORED_LABEL, label_ids
@@ -82,7 +82,7 @@ class SeedRecipe:
             encoded = model.encoder(log_mels).last_hidden_state
         audio = self.linear_2(gelu(self.linear_1(self.conv(encoded.transpose(1, 2)).transpose(1, 2))))
         answers = label_ids(model.tokenizer, model.prompt, [clip.text for clip in clips])
-        num_audio = model.window_num_samples // SAMPLES_PER_TOKEN
+        num_audio = num_audio_tokens(model.window_num_samples, 2)  # its convolution has stride 2
         prefix, suffix = model.prompt.prefix, model.prompt.suffix
         before = len(prefix) + num_audio + len(suffix)
         ids = [torch.tensor([*prefix, *[0] * num_audio, *suffix, *row]) for row in answers]

@@ -47,7 +47,7 @@ def matmul_tflops(seconds: float = 1.5) -> float:
 
 def needed_tflop(model: ASRModel, clips: list[Clip], encodes: bool) -> float:
     """Returns the operations that training on these clips needs, in units of 10**12, as `FlopCounter` counts them."""
-    num_tokens = np.array([num_audio_tokens(len(clip.pcm)) for clip in clips])
+    num_tokens = np.array([num_audio_tokens(len(clip.pcm), model.frames_per_token) for clip in clips])
     num_labels = np.array([len(ids) for ids in label_ids(model.tokenizer, model.prompt, [clip.text for clip in clips])])
     return FlopCounter(model)(num_tokens, num_labels, np.full(len(clips), encodes)) / 1e12
 
@@ -119,7 +119,7 @@ class TrainingStep:
     def __init__(self, model: ASRModel, micro_batch_s: float):
         self.model, self.micro_batch_s = model, micro_batch_s
         self.keeps_frames = False  # as a feature cache that knows every clip
-        self.engine = Engine(model, model.projector, OptimizerConfig(), stage=2)
+        self.engine = Engine(model, model.trained_groups(), OptimizerConfig(), stage=2)
 
     def prepare(self, clips: list[Clip]) -> list[PackedBatch]:
         """Deals the clips to micro-batches within the budget, and packs these."""
@@ -146,4 +146,4 @@ class TrainingStep:
         for number, part in enumerate(parts, 1):
             output = self.engine(part.to(self.engine.device))
             self.engine.backward(output.loss_sum * scale, last=number == len(parts))
-        self.engine.step(3e-4)
+        self.engine.step([3e-4])

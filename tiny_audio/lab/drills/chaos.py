@@ -17,7 +17,7 @@ from tiny_audio.lab.drills.monitored_run import MonitoredRun
 from tiny_audio.lab.local_nodes import LocalNodes
 from tiny_audio.run.audit import EpochAudit, audit
 from tiny_audio.run.metrics import read_metrics
-from tiny_audio.storage import is_local
+from tiny_audio.storage import is_local, with_absolute_paths
 
 NUM_NODES = 3  # besides the head: one that trains, one that decodes, one to spare
 NUM_EPOCHS = 4  # that the steps cover: only finished epochs can be audited
@@ -100,7 +100,7 @@ def chaos(config: TrainConfig, print_line: Callable[[str], None]) -> Outcome:
         RuntimeError: a training failed, or a fault could not be injected.
         TimeoutError: a training did not go on.
     """
-    config = config.with_absolute_paths()
+    config = with_absolute_paths(config)
     baseline, killed = (drill_config(config, name) for name in ("baseline", "killed"))
     for run_config in (baseline, killed):
         folder = run_config.run_dir

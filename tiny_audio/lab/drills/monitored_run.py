@@ -17,7 +17,7 @@ from tiny_audio.lab.ray_cli import submit_job
 from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.checkpoint import CHECKPOINTS, SUMS, latest_checkpoint, load_progress
 from tiny_audio.run.claim import CLAIM
-from tiny_audio.run.metrics import read_lines
+from tiny_audio.run.metrics import TOLD, read_lines
 
 T = TypeVar("T")
 WAIT_TIMEOUT_S = 600.0
@@ -105,7 +105,7 @@ class MonitoredRun:
 
     def lines(self) -> list[dict]:
         """Returns the lines of metrics.jsonl that have a step."""
-        return [line for line in read_lines(self.config.run_dir) if "warning" not in line]
+        return [line for line in read_lines(self.config.run_dir) if not TOLD & line.keys()]
 
     def last_step(self) -> int:
         """Returns the last step that was logged; 0 before the first."""

@@ -15,6 +15,7 @@ from tiny_audio.lab.pretraining.config import PretrainConfig
 from tiny_audio.lab.pretraining.recipe import one_cycle, save_backbone, update
 from tiny_audio.lab.pretraining.tokenizer import build_tokenizer
 from tiny_audio.lab.synthetic.sentences import CHARACTERS, Grammar, unique_sentences
+from tiny_audio.model.decoders.smollm3 import SMOLLM3
 from tiny_audio.model.prompt import build_prompt
 
 
@@ -25,7 +26,7 @@ class NoisyChats(IterableDataset):
 
     def __init__(self, config: PretrainConfig, tokenizer):
         self.seed, self.tokenizer = config.seed, tokenizer
-        self.prompt = build_prompt(tokenizer)
+        self.prompt = build_prompt(tokenizer, SMOLLM3.system_prompt)
         self.end = tokenizer("<|im_end|>\n", add_special_tokens=False)["input_ids"]
         self.character_ids = {c: tokenizer.convert_tokens_to_ids("Ġ" if c == " " else c) for c in CHARACTERS + self.BLANK}
 

@@ -16,13 +16,15 @@ from torch import nn
 from torch.nn.functional import ctc_loss
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_TOKEN
+from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
 from tiny_audio.audio.features import log_mel
 from tiny_audio.lab.pretraining.config import PretrainConfig
 from tiny_audio.lab.pretraining.recipe import WINDOW_S, one_cycle, save_backbone, update
 from tiny_audio.lab.synthetic.sentences import CHARACTERS, Grammar
 from tiny_audio.lab.synthetic.speech import synthesize, training_voices
 from tiny_audio.model.layers import encoder_layers, stem
+
+WIDTH_STEP = 2 * SAMPLES_PER_ENCODER_FRAME  # of the widths that are drawn, in samples
 
 
 def _speak(job: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
@@ -65,9 +67,9 @@ class Utterances:
         rows = torch.tensor(rng.sample(range(first, min(first + bucket, len(self.texts))), size), device=self.samples.device)
         speed = rng.uniform(0.92, 1.09) if rng.random() < 0.3 else 1.0  # as of a tape: pitch and formants change too
         lengths = (self.lengths[rows] / speed).long().clamp(max=WINDOW_S * SAMPLE_RATE)
-        longest = math.ceil((int(lengths.max()) + SAMPLES_PER_TOKEN) / SAMPLES_PER_TOKEN) * SAMPLES_PER_TOKEN
+        longest = math.ceil((int(lengths.max()) + WIDTH_STEP) / WIDTH_STEP) * WIDTH_STEP
         window = WINDOW_S * SAMPLE_RATE
-        width = window if rng.random() < 0.5 or longest >= window else rng.randrange(longest, window + 1, SAMPLES_PER_TOKEN)
+        width = window if rng.random() < 0.5 or longest >= window else rng.randrange(longest, window + 1, WIDTH_STEP)
         position = torch.arange(width, device=rows.device)[None]
         place = position * speed
         index = (self.starts[rows][:, None] + place.long()).clamp(max=len(self.samples) - 2)

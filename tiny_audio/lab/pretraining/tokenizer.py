@@ -5,9 +5,8 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tiny_audio.model.prompt import PAD_TOKEN
-
 VOCAB_SIZE = 1024
+PAD_TOKEN = "<|finetune_right_pad_id|>"
 SPECIAL_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", PAD_TOKEN, "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 # Splits off words with the space before them, numbers, punctuation and line breaks, as Llama 3's pattern does.
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"

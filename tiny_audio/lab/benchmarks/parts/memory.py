@@ -19,7 +19,7 @@ MEMORIES_GIB = (24, 80)  # of common GPUs; those above this GPU's own are left o
 def measure(config: BenchmarkConfig) -> list[dict]:
     """Finds the budget under every memory limit, then trains under it."""
     model = make_inputs(config).model()
-    model.layers = compiled_layers()
+    model.layers = compiled_layers(model.family)
     gpu_gib = gpu_facts()["gpu_memory_gib"]
     budgets_s = {}
     for memory_gib in (*(size for size in MEMORIES_GIB if size < gpu_gib), gpu_gib):

@@ -30,7 +30,8 @@ from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.lab.process_memory import peak_rss_mib, rss_mib
-from tiny_audio.model.backbone import require_decoder, require_encoder
+from tiny_audio.model.decoder import require_decoder
+from tiny_audio.model.encoder import require_encoder
 from tiny_audio.run.checkpoint import Progress, checkpoint_folder, require_same_plan, save_checkpoint, state_bytes
 from tiny_audio.run.plan_file import keep_plan, kept_plan
 from tiny_audio.training.zero import MOMENTS
@@ -129,11 +130,11 @@ def write_small_decoder(folder: Path) -> None:
 
 def write_run(config: TrainConfig, size: PlanSize) -> None:
     """Writes what a run that was stopped leaves for its next start: the plan, and a checkpoint of the full size."""
-    from tiny_audio.model.projectors import Projector
+    from tiny_audio.model.projectors import MLPProjector
 
     groups = absent_groups(size)
     keep_plan(config.run_dir, config.data, groups)
-    weights = {name: weight.detach() for name, weight in Projector(*WIDTHS).named_parameters()}
+    weights = {name: weight.detach() for name, weight in MLPProjector(*WIDTHS).named_parameters()}
     moments = {f"{moment}.{name}": torch.zeros_like(weight) for moment in MOMENTS for name, weight in weights.items()}
     state = state_bytes(Progress(step=LEFT_STEPS, plan=_plan(config, groups).identity()))
     save_checkpoint(checkpoint_folder(config.run_dir, LEFT_STEPS), weights, moments, state)

@@ -40,7 +40,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
 
 
 def _profiled_step(model: ASRModel) -> profile:
-    model.layers = compiled_layers()
+    model.layers = compiled_layers(model.family)
     budget_s = find_micro_batch_s(model)
     with process_group():
         step = TrainingStep(model, budget_s)

@@ -40,7 +40,7 @@ def _seed_speeds(model: ASRModel) -> list[StepSpeed]:
 
 def _our_speeds(model: ASRModel) -> list[StepSpeed]:
     """Times our step in bfloat16 and in FP8, with the encoder's window trimmed and whole, and with kept encoder frames."""
-    model.layers = compiled_layers()
+    model.layers = compiled_layers(model.family)
     budgets_s = {window: _budget_s(model, window) for window in WINDOWS}  # for bfloat16; FP8's weights take less
     model.config.encoder_window = "trimmed"
     with process_group():

@@ -27,8 +27,8 @@ from tiny_audio.lab.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
 from tiny_audio.lab.ray_cli import Cluster
 from tiny_audio.lab.serve_cli import serve_app
 from tiny_audio.model.config import ASRConfig
-from tiny_audio.model.projectors import Projector
-from tiny_audio.model.saved import save_projector
+from tiny_audio.model.projectors import MLPProjector
+from tiny_audio.model.saved import save_model
 
 CLIENTS = [1, 32, 128]
 WARM_UP_S, DURATION_S = 3.0, 6.0  # of each number of clients
@@ -66,8 +66,8 @@ def service_rows(models: dict[str, ASRConfig], offline: dict[str, float], folder
     with local_cluster() as cluster:
         for kind, config in models.items():
             model = folder / f"models/{kind.replace(', ', '-').replace(' ', '-')}"
-            projector = Projector(WHISPER_LARGE_V3_TURBO["d_model"], SMOLLM3_3B["hidden_size"])
-            save_projector(config, projector.state_dict(), model)
+            projector = MLPProjector(WHISPER_LARGE_V3_TURBO["d_model"], SMOLLM3_3B["hidden_size"])
+            save_model(config, projector.state_dict(), None, model)
             for row in chain(_http_rows(cluster, model, kind), _job_rows(model, shards, kind)):
                 yield row | {"share_of_offline": row["audio_s_per_s"] / offline[kind]}
 
