@@ -291,6 +291,8 @@ class TrainConfig:
     seed: NonNegativeInt = 42  # of the projector's first weights, the order of the rows, and augmentation
     init_from: Text | None = None  # a run, or a saved model, whose trained weights are the first of this one
     num_steps: AtLeastOne = 500  # optimizer steps of the whole run
+    # of CTC on the audio tokens beside the decoder's loss, say 0.3: a fresh projector begins to listen far sooner, see ctc.py
+    ctc_weight: NonNegativeFloat = 0.0
     num_workers: AtLeastOne = 1  # training processes, one for each GPU
     min_workers: AtLeastOne | None = None  # the fewest to go on with where nodes are lost; null: num_workers exactly
     use_gpu: bool = True  # false trains on CPUs

@@ -18,6 +18,7 @@ from tiny_audio.audio.features import log_mel
 from tiny_audio.audio.masks import apply_masks
 from tiny_audio.config import require
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
+from tiny_audio.model.ctc import AudioCTC
 from tiny_audio.model.decoder import FAMILIES, load_decoder, load_tokenizer
 from tiny_audio.model.encoder import load_encoder, load_feature_extractor, window_num_samples
 from tiny_audio.model.layers import encoder_layers, plain_layers, stem
@@ -61,6 +62,7 @@ class ASRModel(PreTrainedModel):
         self.prompt = build_prompt(self.tokenizer, self.family.system_prompt)
         self.layers = plain_layers(self.family)
         self.adapter: Adapter | None = None  # what is merged into the decoder's weights
+        self.ctc: AudioCTC | None = None  # the second loss of a training, if it has one
         self.eval()
 
     def fresh_projector(self) -> nn.Module:
@@ -221,7 +223,12 @@ class ASRModel(PreTrainedModel):
         frames = torch.cat([part for part in (batch.known, encoded) if part is not None])
         clips = ClipCheck(batch.first_tokens, len(batch.audio), batch.labels, batch.answers)
         audio = clips.check_gradients(self.project(clips.check_frames(frames), batch.first_tokens))
-        return ASROutput(clips.check_losses(self.decode(audio, batch)).sum(), batch.num_label_tokens, clips, encoded)
+        loss_sum = clips.check_losses(self.decode(audio, batch)).sum()
+        if self.ctc and audio.requires_grad:
+            head, sizes = self.decoder.lm_head, (batch.num_tokens, batch.num_labels)
+            losses = self.ctc.losses(audio, head, batch.labels, *sizes)
+            loss_sum = loss_sum + losses.sum() * (batch.num_label_tokens > 0)  # a silent clip in place of none counts nothing
+        return ASROutput(loss_sum, batch.num_label_tokens, clips, encoded)
 
     @classmethod
     def can_generate(cls) -> bool:

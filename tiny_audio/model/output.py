@@ -13,6 +13,8 @@ from tiny_audio.model.non_finite import ClipCheck
 class ASROutput:
     """Holds the loss of a batch, summed over its label tokens, and their number; `loss` is the mean.
 
+    A model that trains with CTC adds it to `loss_sum`; `clips.loss_sum` is the decoder's alone.
+
     A clip that meets a NaN or an infinity is left out of the loss and of the gradients: see `non_finite.py`.
     """
 

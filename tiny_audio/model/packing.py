@@ -81,6 +81,8 @@ class PackedBatch:
     predicting: torch.Tensor  # (L,) the position in N that predicts each label
     answers: Segments  # where each clip's labels lie in L
     num_label_tokens: int
+    num_tokens: list[int]  # the audio tokens of each clip
+    num_labels: list[int]  # the labels of each clip
 
     def group_frames(self) -> list[torch.Tensor]:
         """Splits `frame_index` by group."""
@@ -169,6 +171,8 @@ def _layout(num_tokens: list[int], answers: list[list[int]], prompt: Prompt) -> 
         "predicting": torch.from_numpy(_runs(ends - num_labels, num_labels)),
         "answers": segments(num_labels),
         "num_label_tokens": len(labels),
+        "num_tokens": num_tokens,
+        "num_labels": num_labels,
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny_audio.config import TrainConfig, require
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.ctc import AudioCTC
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.layers import compiled_layers
 from tiny_audio.model.lora import attach_adapter
@@ -29,6 +30,8 @@ def build_model(config: TrainConfig, device: torch.device) -> ASRModel:
     model = ASRModel(ASRConfig(**dataclasses.asdict(config.model))).to(device)
     if config.lora.rank:
         attach_adapter(model.decoder, config.lora.rank, config.lora.alpha, config.lora.targets)
+    if config.ctc_weight:
+        model.ctc = AudioCTC.of(config.ctc_weight, model.tokenizer, model.prompt)
     if config.fp8:
         freeze_to_fp8(model)
     if compiles:

@@ -81,9 +81,9 @@ class Validation:
         return loss_sum / max(1.0, num_tokens)
 
     def _batch_loss(self, batch: PackedBatch) -> tuple[float, list[bool]]:
-        """Returns the loss sum, and which clips were finite. Gradients stay on, so that the layers compiled for training run."""
+        """Returns the decoder's loss, and which clips were finite. Gradients stay on, for the layers compiled in training."""
         output = self.model(batch)
-        return float(output.loss_sum.detach()), output.clips.finite.tolist()
+        return float(output.clips.loss_sum), output.clips.finite.tolist()
 
     def _wer(self) -> float:
         num_errors = num_words = 0.0
