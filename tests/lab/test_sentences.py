@@ -3,6 +3,9 @@ import random
 import numpy as np
 import pytest
 
+from tiny_audio.config import ConfigError
+from tiny_audio.lab.synthetic.config import SyntheticConfig
+from tiny_audio.lab.synthetic.dataset import _splits
 from tiny_audio.lab.synthetic.sentences import (
     Grammar,
     blocked_words,
@@ -10,6 +13,7 @@ from tiny_audio.lab.synthetic.sentences import (
     load_lexicon,
     novel_sentences,
     plural,
+    read_sentences,
     unique_sentences,
 )
 
@@ -61,3 +65,21 @@ def test_speech_is_seeded_and_voices_do_not_overlap():
     assert np.corrcoef(pcm, again)[0, 1] > 0.95  # its hiss differs between calls: espeak-ng keeps a noise generator of its own
     with pytest.raises(ValueError, match="no voice xx"):
         synthesize("hello", Voice("xx", "f1"), random.Random(1))
+
+
+def test_a_file_of_texts_is_spoken_in_place_of_the_grammars_sentences(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(["the  first line", "", *(f"line number {i}" for i in range(9)), "the first line"]))
+    assert sorted(read_sentences(str(texts), 10, seed=1))[-1] == "the first line"
+    splits = _splits(SyntheticConfig(texts=str(texts), num_train=5, num_dev=1, num_test=2, num_broken=0))
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train/train": 5,
+        "dev/dev": 1,
+        "test/sentences": 2,
+        "test/voices": 2,
+    }
+    assert len({row.text for rows in splits.values() for row in rows}) == 10
+    with pytest.raises(ConfigError, match="has 10 different sentences, not the 11 of all sets"):
+        read_sentences(str(texts), 11, seed=1)
+    with pytest.raises(ConfigError, match="not a file of UTF-8 text"):
+        read_sentences(str(tmp_path), 1, seed=1)

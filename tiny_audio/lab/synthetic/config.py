@@ -13,9 +13,11 @@ class SyntheticConfig:
 
     output_dir: Text = "data/synthetic"  # the folder for train/, dev/ and test/
     seed: NonNegativeInt = 1  # of the sentences and their voices
+    # a file of sentences, one a line, that are spoken and are the labels; null: those that a small grammar writes
+    texts: Text | None = None
     num_train: AtLeastOne = 2000  # rows of the training set
     num_dev: AtLeastOne = 64  # rows of the validation set
-    num_test: AtLeastOne = 300  # rows of each of the three test sets
+    num_test: AtLeastOne = 300  # rows of each test set; "words", the third, is made of the grammar's sentences alone
     num_broken: NonNegativeInt = 12  # training rows that are broken on purpose
     rows_per_row_group: AtLeastOne = 50  # of the Parquet files
     rows_per_file: AtLeastOne = 250  # a Ray Data task makes each file

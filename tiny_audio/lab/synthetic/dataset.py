@@ -1,8 +1,8 @@
 """Makes Parquet shards in LoquaciousSet's columns from synthesised speech: the quickstart's train, dev and test data.
 
 A Ray Data task makes each file. Test sentences never occur in train or dev. The rows of "voices" are spoken by voices that
-occur nowhere else; each row of "words" has a word that no training text has, not even the backbones'. A few train rows
-are broken on purpose, some of every kind, to show how a run counts them.
+occur nowhere else; each row of "words" has a word that no training text has, not even the backbones', so a file of texts
+makes no such set. A few train rows are broken on purpose, some of every kind, to show how a run counts them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.data.columns import SCHEMA
 from tiny_audio.data.stream import map_each
 from tiny_audio.lab.synthetic.config import SyntheticConfig
-from tiny_audio.lab.synthetic.sentences import novel_sentences, unique_sentences
+from tiny_audio.lab.synthetic.sentences import novel_sentences, read_sentences, unique_sentences
 from tiny_audio.lab.synthetic.speech import Voice, held_out_voices, synthesize, training_voices
 from tiny_audio.storage import output_path
 
@@ -116,19 +116,22 @@ def _sentences(name: str, texts: list[str], voices: list[Voice], rng: random.Ran
 
 def _splits(config: SyntheticConfig) -> dict[str, list[Sentence]]:
     rng, known, held_out = random.Random(config.seed), training_voices(), held_out_voices()
-    texts = unique_sentences(config.num_train + config.num_dev + 2 * config.num_test, config.seed)
+    count = config.num_train + config.num_dev + 2 * config.num_test
+    texts = read_sentences(config.texts, count, config.seed) if config.texts else unique_sentences(count, config.seed)
     cut = [config.num_train, config.num_train + config.num_dev, config.num_train + config.num_dev + config.num_test]
     train = _sentences("train", texts[: cut[0]], known, rng)
     kinds = ("empty", "not_audio", "truncated", "no_samples", "not_finite", "too_long")
     for number, sentence in enumerate(rng.sample(train, config.num_broken)):
         sentence.broken = kinds[number % len(kinds)]
-    return {
+    splits = {
         "train/train": train,
         "dev/dev": _sentences("dev", texts[cut[0] : cut[1]], known, rng),
         "test/sentences": _sentences("sentences", texts[cut[1] : cut[2]], known, rng),
         "test/voices": _sentences("voices", texts[cut[2] :], held_out, rng),
-        "test/words": _sentences("words", novel_sentences(config.num_test, config.seed), known, rng),
     }
+    if not config.texts:
+        splits["test/words"] = _sentences("words", novel_sentences(config.num_test, config.seed), known, rng)
+    return splits
 
 
 def _tasks(config: SyntheticConfig) -> list[dict]:

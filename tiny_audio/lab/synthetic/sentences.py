@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from tiny_audio.config import ConfigError, one_line, require
+
 LEXICON_PATH = Path(__file__).with_name("lexicon.yaml")
 VOWELS = "aeiou"
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz"  # every character that occurs in a sentence
@@ -318,3 +320,18 @@ def novel_sentences(count: int, seed: int) -> list[str]:
         if sum(word in held_out for word in text.split()) == 1:
             sentences[text] = None
     return list(sentences)
+
+
+def read_sentences(path: str, count: int, seed: int) -> list[str]:
+    """Draws `count` different sentences from a file that has one on each line.
+
+    Raises:
+        ConfigError: the file cannot be read, or has too few.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"texts: {path}: not a file of UTF-8 text ({one_line(error)})") from None
+    sentences = list(dict.fromkeys(" ".join(line.split()) for line in lines if line.strip()))
+    require(len(sentences) >= count, f"texts: {path} has {len(sentences)} different sentences, not the {count} of all sets")
+    return random.Random(seed).sample(sentences, count)
