@@ -97,11 +97,11 @@ def test_a_model_of_the_first_version_loads(run_of_c6a2a2f):
 
 
 def newer_json(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
 
 
 def newer_parquet(path: Path) -> None:
-    edit_parquet(path, lambda rows, metadata: (rows, metadata | {b"format_version": b"2"}))
+    edit_parquet(path, lambda rows, metadata: (rows, metadata | {b"format_version": b"3"}))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,7 @@ def test_a_file_of_a_later_version_is_refused_in_a_line(run_of_c6a2a2f, name, ma
     read(run_of_c6a2a2f)
     path = run_of_c6a2a2f.run_dir / name
     make_newer(path)
-    versions = "has format version 2, and this tiny_audio reads version 1; update tiny_audio to the version that wrote it"
+    readable = "versions 1 to 2" if name == "model/config.json" else "version 1"
+    versions = f"has format version 3, and this tiny_audio reads {readable}; update tiny_audio to the version that wrote it"
     with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: {versions}$"):
         read(run_of_c6a2a2f)
