@@ -59,6 +59,7 @@ def server() -> Server:
 
 def load(server: Server, model: str = "good", **settings) -> tuple[LoadTestConfig, list[dict]]:
     defaults = {"clients": [4], "duration_s": 1.0, "warm_up_s": 0.2, "made_of": "noise", "mean_s": 2.0}
+    server.sizes.clear()
     config = LoadTestConfig(**(defaults | {"servers": {server.url: model}} | settings))
     return config, list(measure(config, uploads(config)))
 

@@ -36,7 +36,8 @@ def steady_load(client: openai.OpenAI, expected: list[str], num_clients: int = 3
 
 
 def kill(title: str) -> None:
-    (process,) = [process for process in psutil.process_iter(["cmdline"]) if title in "".join(process.info["cmdline"] or ())]
+    own = psutil.Process().children(recursive=True)  # this test's Ray, and no other of this machine
+    (process,) = [process for process in own if process.is_running() and title in "".join(process.cmdline())]
     process.kill()
 
 
