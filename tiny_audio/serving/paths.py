@@ -1,8 +1,10 @@
 """The paths that Serve's proxies answer or guard themselves."""
 
 READY_PATH = "/readyz"
+PAGE_PATH = "/"
 DRAIN_PATH = "/-/drain"
-OPEN_PATHS = {"/healthz", READY_PATH, "/-/healthz"}  # what load balancers ask, without a key and however busy the proxy is
+# What load balancers ask, and the page, which asks for a key itself: open to everybody, and however busy the proxy is.
+OPEN_PATHS = {"/healthz", READY_PATH, "/-/healthz", PAGE_PATH}
 LOCAL_PATHS = {"/-/routes"}  # Serve's own, for this machine alone
 
 
