@@ -14,7 +14,10 @@ from ray.serve.schema import ServeDeploySchema
 from tests.conftest import ROOT
 from tests.serving.conftest import CONFIG, GOOD, GRACE_S, ORIGIN, error_of, refusal, transcribe
 from tiny_audio.serving.arguments import MIDDLEWARES, Arguments
+from tiny_audio.serving.edge import require_local
+from tiny_audio.serving.errors import APIError
 from tiny_audio.serving.keys import read_callers
+from tiny_audio.serving.paths import PAGE_PATH, path_of
 
 HEAD = "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key-of-tests\r\n"
 FORM_TYPE = "Content-Type: multipart/form-data; boundary=x\r\n"
@@ -113,6 +116,15 @@ def test_pages_of_listed_origins_may_call(http):
 
 def test_nobody_else_ends_the_service(http):
     assert error_of(http("POST", "/-/drain"))["status"] == 404
+
+
+def test_paths_are_guarded_behind_a_prefix_too():
+    """uvicorn puts `http_options.root_path` before the path of every request."""
+    scope = {"type": "http", "root_path": "/speech", "path": "/speech/-/routes", "client": ("192.0.2.1", 40_000)}
+    with pytest.raises(APIError, match="nothing is at /-/routes"):
+        require_local(scope)
+    require_local(scope | {"client": ("127.0.0.1", 40_000)})
+    assert path_of({"path": "/speech", "root_path": "/speech"}) == PAGE_PATH
 
 
 def test_a_client_who_leaves_frees_its_place(client, alone):

@@ -21,12 +21,9 @@ from tiny_audio.ray_names import PROXY_HINTS
 from tiny_audio.serving.arguments import EdgeSettings
 from tiny_audio.serving.errors import RETRY_AFTER, APIError, too_many_requests, unavailable
 from tiny_audio.serving.keys import Keys, presented_key
-from tiny_audio.serving.readiness import READY_PATH
+from tiny_audio.serving.paths import DRAIN_PATH, LOCAL_PATHS, OPEN_PATHS, path_of
 from tiny_audio.serving.upload import ClientGoneError, Receive, Uploads
 
-OPEN_PATHS = {"/healthz", READY_PATH, "/-/healthz"}  # what load balancers ask, without a key and however busy the proxy is
-LOCAL_PATHS = {"/-/routes"}  # Serve's own, for this machine alone
-DRAIN_PATH = "/-/drain"
 REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 RETRY_PAUSES_S = (0.2, 2.0)  # between attempts on replicas that died; not many, for a request might be what kills them
 logger = logging.getLogger("ray.serve")
@@ -49,13 +46,13 @@ class Edge:
         scope = tidied(scope, answer.request_id_of(scope))
         headers = dict(scope["headers"])
         try:
-            if scope["type"] == "http" and scope["path"] == DRAIN_PATH:
+            if scope["type"] == "http" and path_of(scope) == DRAIN_PATH:
                 await self._drain(headers)
                 await answer.json(200, {"status": "drained"})
                 return
             self._require_open()
             require_local(scope)
-            if scope["path"] in OPEN_PATHS:
+            if path_of(scope) in OPEN_PATHS:
                 await self._pass_on(scope, [b""], receive, answer)
                 return
             with self.keys.caller(headers).request():
@@ -66,7 +63,7 @@ class Edge:
             pass
         except Exception:
             logger.exception("the edge failed")
-            await answer.refuse(error_of_serve(None, scope["path"]), scope["type"])
+            await answer.refuse(error_of_serve(None, path_of(scope)), scope["type"])
 
     async def _take(self, scope: dict, headers: dict[bytes, bytes], receive: Receive, answer: Answer) -> None:
         """Receives a request's body, then passes it on, unless too many are."""
@@ -99,7 +96,7 @@ class Edge:
             if answer.own_error not in (None, 503) or pause_s is None:
                 break
             await asyncio.sleep(pause_s)
-        raise error_of_serve(answer.own_error, scope["path"])
+        raise error_of_serve(answer.own_error, path_of(scope))
 
     async def _drain(self, headers: dict[bytes, bytes]) -> None:
         """Takes on no more requests, and waits until all that were taken on are answered."""
@@ -131,8 +128,8 @@ def tidied(scope: dict, request_id: str) -> dict:
 def require_local(scope: dict) -> None:
     """Raises an APIError, as for a path that does not exist, where somebody elsewhere asks for one of LOCAL_PATHS."""
     client = (scope.get("client") or ("",))[0]
-    if scope["path"] in LOCAL_PATHS and not (client and ipaddress.ip_address(client).is_loopback):
-        raise error_of_serve(404, scope["path"])
+    if path_of(scope) in LOCAL_PATHS and not (client and ipaddress.ip_address(client).is_loopback):
+        raise error_of_serve(404, path_of(scope))
 
 
 def error_of_serve(status: int | None, path: str) -> APIError:

@@ -8,6 +8,7 @@ from tiny_audio.ray_names import refuse_shared_ports
 from tiny_audio.serving.arguments import EdgeSettings
 from tiny_audio.serving.edge import Edge
 from tiny_audio.serving.metrics import AnswerMonitor
+from tiny_audio.serving.page.document import Page
 from tiny_audio.serving.readiness import Readiness
 
 
@@ -24,4 +25,5 @@ def middlewares() -> list[Middleware]:
         allow_headers=["*"],
         expose_headers=["X-Request-ID", "Retry-After"],
     )
-    return [Middleware(Readiness), Middleware(Edge, settings=settings), *[cors] * bool(origins), Middleware(AnswerMonitor)]
+    own = [Middleware(Page), Middleware(Readiness), Middleware(Edge, settings=settings)]
+    return [*own, *[cors] * bool(origins), Middleware(AnswerMonitor)]

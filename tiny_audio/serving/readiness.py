@@ -10,7 +10,8 @@ from ray import serve
 from ray.serve.schema import ServeStatus
 from starlette.responses import JSONResponse
 
-READY_PATH = "/readyz"
+from tiny_audio.serving.paths import READY_PATH, path_of
+
 ASK_EVERY_S = 1.0  # how often Serve's controller is asked at most
 ANSWER_S = 2.0  # how long it may take, until what it said before is said again
 
@@ -39,7 +40,7 @@ class Readiness:
         self.looking = asyncio.Lock()
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http" or scope["path"] != READY_PATH:
+        if scope["type"] != "http" or path_of(scope) != READY_PATH:
             await self.app(scope, receive, send)
             return
         await self._look()
