@@ -21,7 +21,7 @@ from tiny_audio.serving.errors import APIError
 from tiny_audio.serving.failures import EXPECTED, as_api_error
 from tiny_audio.serving.form import MAX_FIELD_BYTES, TranscriptionForm, form_schema, read_form
 from tiny_audio.serving.model_calls import ModelCalls
-from tiny_audio.serving.offer import named_language, require_model_name
+from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.socket import Realtime
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # for the proxies that stand between
@@ -40,10 +40,10 @@ class Ingress:
         missing = f"Serve was started without its edge; start it with {PROXY_CALLBACK}={MIDDLEWARES}, as serve/config.yaml does"
         require(os.environ.get(PROXY_CALLBACK) == MIDDLEWARES, missing)
         self.model, self.args = ModelCalls(transcriber, args.timeout_s), args
+        self.offer = Offer([args.model_name, *args.model_aliases], args.languages)
         created = int(time.time())
         self.cards = {
-            name: {"id": name, "object": "model", "created": created, "owned_by": "tiny_audio"}
-            for name in (args.model_name, *args.model_aliases)
+            name: {"id": name, "object": "model", "created": created, "owned_by": "tiny_audio"} for name in self.offer.model_names
         }
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -61,7 +61,7 @@ class Ingress:
         app.get("/v1/models/{model:path}")(self.get_model)
         app.post("/v1/audio/transcriptions", openapi_extra=FORM)(self.transcribe)
         app.post("/v1/audio/translations")(self.translate)
-        app.router.add_websocket_route("/v1/realtime", Realtime(self.model, self.args))
+        app.router.add_websocket_route("/v1/realtime", Realtime(self.model, self.offer, self.args))
         return app
 
     async def _refuse(self, request: Request, error: Exception) -> JSONResponse:
@@ -77,7 +77,7 @@ class Ingress:
 
     async def get_model(self, model: str) -> dict:
         """Describes the served model; any other name is a 404."""
-        require_model_name(self.args, model)
+        self.offer.require_model(model)
         return self.cards[model]
 
     async def translate(self) -> Response:
@@ -104,8 +104,8 @@ class Ingress:
     def _language(self, form: TranscriptionForm) -> str:
         """Returns the name of the language that is asked for, or of the model's first."""
         for language in form.languages:
-            named_language(self.args, language, "languages")
-        return named_language(self.args, form.language)
+            self.offer.language(language, "languages")
+        return self.offer.language(form.language)
 
     async def _events(self, clip: np.ndarray, language: str, first: str | dict, rest: AsyncIterator) -> AsyncIterator[str]:
         """Writes the events of a transcript: its pieces, then one that says that it is done; or one with an error."""

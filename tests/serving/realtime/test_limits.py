@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.serving.realtime.test_session import COMMIT, MANUAL, append, as_pcm, silence
+from tests.serving.realtime.test_session import COMMIT, MANUAL, OFFER, append, as_pcm, silence
 from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.errors import unavailable
 from tiny_audio.serving.model_calls import ModelCalls
@@ -37,7 +37,7 @@ async def talked(realtime: Realtime, *messages: dict) -> list[dict]:
 def realtime(**args) -> Realtime:
     """Makes an endpoint whose model is broken."""
     args = Arguments(model="m", **args)
-    return Realtime(ModelCalls(None, args.timeout_s), args)
+    return Realtime(ModelCalls(None, args.timeout_s), OFFER, args)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import soxr
 
 from tiny_audio.audio.vad import speech_detector
 from tiny_audio.lab.synthetic.speech import held_out_voices, synthesize
-from tiny_audio.serving.arguments import Arguments
+from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.session import Session
 from tiny_audio.serving.realtime.sound import FORMATS, Decoder
 
-ARGS = Arguments(model="m", model_aliases=["whisper-1"])
+OFFER = Offer(["tiny_audio", "whisper-1"], {"en": "english"})
 RATE, PCM_RATE = 16_000, 24_000
 SENTENCES = ("the old baker carried seven lemons past a quiet river", "she knew the port and the hill")
 
@@ -75,7 +75,7 @@ NEW_ITEM = ["committed", "item.created", "item.added", "item.done"]
 
 @pytest.mark.parametrize("piece", [960, 4801, 10**7])
 def test_speech_becomes_turns_at_its_places_however_it_is_cut(spoken, piece):
-    session, (first, second) = Session(ARGS), spoken
+    session, (first, second) = Session(OFFER), spoken
     said = np.concatenate([silence(1.3), first, silence(2), second, silence(1)])
     events = stream(session, as_pcm(said), piece)
     assert kinds(events) == ["speech_started", "speech_stopped", *NEW_ITEM] * 2
@@ -97,7 +97,7 @@ def test_speech_becomes_turns_at_its_places_however_it_is_cut(spoken, piece):
 
 
 def test_silence_and_clicks_are_no_turns_and_take_no_memory():
-    session = Session(ARGS)
+    session = Session(OFFER)
     click = np.where(np.arange(800) % 7, 20000, -20000).astype(np.int16)
     assert stream(session, as_pcm(np.concatenate([silence(20), click, silence(20)]))) == []
     assert len(session.buffer) < 2 * RATE
@@ -105,7 +105,7 @@ def test_silence_and_clicks_are_no_turns_and_take_no_memory():
 
 def test_speech_without_a_pause_is_committed_in_the_end(spoken, monkeypatch):
     monkeypatch.setattr("tiny_audio.serving.realtime.session.MAX_TURN_SAMPLES", 2 * RATE)
-    session = Session(ARGS)
+    session = Session(OFFER)
     events = stream(session, as_pcm(np.concatenate([silence(0.5), *spoken * 3, silence(1)])))
     assert kinds(events) == ["speech_started", "speech_stopped", *NEW_ITEM] * len(session.turns)
     assert all(len(turn.pcm) <= 2 * RATE for turn in session.turns)
@@ -113,7 +113,7 @@ def test_speech_without_a_pause_is_committed_in_the_end(spoken, monkeypatch):
 
 
 def test_a_client_may_commit_while_somebody_speaks(spoken):
-    session = Session(ARGS)
+    session = Session(OFFER)
     events = stream(session, as_pcm(np.concatenate([silence(1), spoken[0]])))
     events += take(session, COMMIT)
     assert kinds(events) == ["speech_started", *NEW_ITEM]
@@ -123,7 +123,7 @@ def test_a_client_may_commit_while_somebody_speaks(spoken):
 
 
 def test_without_detection_the_client_commits():
-    session = Session(ARGS)
+    session = Session(OFFER)
     sound = (10_000 * np.sin(np.arange(RATE) / 6)).astype(np.int16)
     assert kinds(take(session, MANUAL)) == ["session.updated"]
     assert stream(session, as_pcm(sound), 961) == []
@@ -137,7 +137,7 @@ def test_without_detection_the_client_commits():
 
 def test_the_buffer_is_bounded_and_says_what_it_drops(monkeypatch):
     monkeypatch.setattr("tiny_audio.serving.realtime.session.MAX_TURN_SAMPLES", 2 * RATE)
-    session = Session(ARGS)
+    session = Session(OFFER)
     take(session, MANUAL)
     (error,) = take(session, append(as_pcm(silence(1.5))), append(as_pcm(silence(1)), event_id="mine"))
     assert (error["error"]["code"], error["error"]["event_id"]) == ("input_audio_buffer_full", "mine")
@@ -158,7 +158,7 @@ def test_telephone_formats_are_what_libsndfile_writes(kind, subtype, spoken):
 
 
 def test_updates_change_what_they_name_and_keep_the_rest():
-    session = Session(ARGS)
+    session = Session(OFFER)
     given = session.created()["session"]
     assert (given["type"], given["object"]) == ("transcription", "realtime.transcription_session")
     take(session, update(turn_detection={"threshold": 0.7}), update(format={"type": "audio/pcmu"}))
@@ -175,7 +175,7 @@ def test_updates_change_what_they_name_and_keep_the_rest():
 
 
 def test_the_older_update_is_taken_too():
-    session = Session(ARGS)
+    session = Session(OFFER)
     flat = {"input_audio_format": "g711_alaw", "turn_detection": None, "input_audio_transcription": {"model": "whisper-1"}}
     (event,) = take(session, {"type": "transcription_session.update", "session": flat})
     assert event["type"] == "transcription_session.updated"
@@ -207,7 +207,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("event", "param", "message"), REFUSED)
 def test_what_cannot_be_is_an_error_and_the_session_lives(event, param, message):
-    session = Session(ARGS)
+    session = Session(OFFER)
     before = session.created()["session"]
     (answer,) = take(session, event | {"event_id": "mine"})
     assert (answer["type"], answer["error"]["event_id"], answer["error"]["param"]) == ("error", "mine", param)
@@ -219,13 +219,13 @@ def test_what_cannot_be_is_an_error_and_the_session_lives(event, param, message)
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[1]", "[" * 100_000, '{"type": "\ud800"}'])
 def test_what_is_no_event_is_an_error(text):
-    (answer,) = list(Session(ARGS).receive(text))
+    (answer,) = list(Session(OFFER).receive(text))
     assert answer["type"] == "error"
     json.dumps(answer, ensure_ascii=False).encode()
 
 
 def test_times_go_on_after_a_clear(spoken):
-    session = Session(ARGS)
+    session = Session(OFFER)
     stream(session, as_pcm(silence(5)))
     take(session, CLEAR)
     events = stream(session, as_pcm(np.concatenate([silence(1), spoken[0], silence(1)])))

@@ -13,8 +13,8 @@ import numpy as np
 
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.vad import FRAME_SAMPLES, SpeechSpans, StreamState
-from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.errors import APIError
+from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.events import error_event, event, item_events, new_id
 from tiny_audio.serving.realtime.settings import as_flat, first_settings, from_flat, updated_settings
 from tiny_audio.serving.realtime.sound import Decoder
@@ -40,9 +40,9 @@ class Session:
         APIError: there is no such model.
     """
 
-    def __init__(self, args: Arguments, model: str | None = None, expires_at: int = 0):
-        self.id, self.args, self.expires_at = new_id("sess"), args, expires_at
-        self.settings = first_settings(args, model)
+    def __init__(self, offer: Offer, model: str | None = None, expires_at: int = 0):
+        self.id, self.offer, self.expires_at = new_id("sess"), offer, expires_at
+        self.settings = first_settings(offer, model)
         self.decoder = Decoder(self.settings.audio_format)
         self.buffer, self.buffer_start = bytearray(), 0  # int16 samples that no item has yet, and the place of the first
         self.committed = 0  # sound before this place is in an item, or was cleared
@@ -157,7 +157,7 @@ class Session:
     def _update(self, given: Any) -> None:
         if not isinstance(given, dict):
             raise APIError(400, "session: is missing", "invalid_value", "session")
-        before, self.settings = self.settings, updated_settings(self.args, self.settings, given)
+        before, self.settings = self.settings, updated_settings(self.offer, self.settings, given)
         if self.settings.audio_format != before.audio_format:
             self._flush()
             self.decoder = Decoder(self.settings.audio_format)

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tiny_audio.audio.config import VadConfig
-from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.errors import APIError
-from tiny_audio.serving.offer import named_language, require_model_name
+from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.sound import FORMATS, AudioFormat
 
 Milliseconds = Annotated[int, Field(ge=0, le=5000)]
@@ -132,18 +131,18 @@ class Settings(Part):
         return FORMATS[self.input.format.type]
 
 
-def first_settings(args: Arguments, model: str | None) -> Settings:
+def first_settings(offer: Offer, model: str | None) -> Settings:
     """Returns the settings with which a session begins.
 
     Raises:
         APIError: there is no such model.
     """
-    require_model_name(args, model := model or args.model_name)
-    transcription = Transcription(model=model, language=next(iter(args.languages)))
+    offer.require_model(model := model or offer.model_names[0])
+    transcription = Transcription(model=model, language=next(iter(offer.languages)))
     return Settings(audio=Audio(input=Input(transcription=transcription)))
 
 
-def updated_settings(args: Arguments, present: Settings, given: Any) -> Settings:
+def updated_settings(offer: Offer, present: Settings, given: Any) -> Settings:
     """Returns the settings after an update: what is left out stays, and null clears.
 
     Raises:
@@ -157,9 +156,9 @@ def updated_settings(args: Arguments, present: Settings, given: Any) -> Settings
         message = "is unknown" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise APIError(400, f"{param}: {message}", "invalid_value", param) from None
     param, asked = "session.audio.input.transcription", settings.input.transcription
-    require_model_name(args, asked.model or args.model_name, f"{param}.model")
+    offer.require_model(asked.model or offer.model_names[0], f"{param}.model")
     for language in (asked.language, *(asked.languages or [])):
-        named_language(args, language, f"{param}.language")
+        offer.language(language, f"{param}.language")
     return settings
 
 

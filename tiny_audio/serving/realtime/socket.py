@@ -20,6 +20,7 @@ from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.errors import APIError, too_many_requests
 from tiny_audio.serving.failures import as_api_error
 from tiny_audio.serving.model_calls import ModelCalls
+from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.events import completed_event, delta_event, error_event, failed_event
 from tiny_audio.serving.realtime.flow import CLOSED_BY_US, END, HEARD, MAX_AHEAD_BYTES, num_bytes
 from tiny_audio.serving.realtime.listener import Listener
@@ -35,8 +36,8 @@ class Realtime:
     """Answers WebSockets, as an ASGI application. Turns go to the model's replicas as uploads do, but no more at a time than
     fill the replicas' slots, so that uploads find places."""
 
-    def __init__(self, model: ModelCalls, args: Arguments):
-        self.model, self.args = model, args
+    def __init__(self, model: ModelCalls, offer: Offer, args: Arguments):
+        self.model, self.offer, self.args = model, offer, args
         self.listener = Listener()
         self.slots = asyncio.Semaphore(args.max_replicas * args.max_batch_size)
         self.num_sessions = 0
@@ -128,7 +129,7 @@ class Connection:
         """
         if query.get("intent", ["transcription"]) != ["transcription"]:
             raise APIError(400, "intent: this service transcribes; take intent=transcription", "invalid_value", "intent")
-        session = Session(self.args, query.get("model", [None])[0], int(time.time() + self.args.session_s))
+        session = Session(self.realtime.offer, query.get("model", [None])[0], int(time.time() + self.args.session_s))
         await self._say(session.created())
         loop = asyncio.get_running_loop()
         until = loop.time() + self.args.session_s
