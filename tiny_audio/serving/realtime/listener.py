@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +23,11 @@ class Waiting:
 
 
 class Listener:
-    """Has the detector hear what all streams of this process have ready, one batch at a time, on a thread."""
+    """Has the detector hear what all streams of this process have ready, one batch at a time, on a thread of its own: those of
+    the process may be busy with uploads."""
 
     def __init__(self):
+        self.thread = ThreadPoolExecutor(1)
         self.waiting: list[Waiting] = []
         self.work: asyncio.Task | None = None
 
@@ -41,7 +44,7 @@ class Listener:
             waiting, self.waiting = self.waiting, []
             for batch in _batches(waiting):
                 try:
-                    answers = await asyncio.to_thread(_heard_together, batch)
+                    answers = await asyncio.get_running_loop().run_in_executor(self.thread, _heard_together, batch)
                 except Exception as error:
                     answers = [error] * len(batch)
                 for one, answer in zip(batch, answers, strict=True):

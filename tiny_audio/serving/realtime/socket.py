@@ -28,6 +28,7 @@ from tiny_audio.serving.realtime.session import Session, Turn
 
 SUBPROTOCOL = "realtime"  # what browsers offer, beside one that carries the key
 MAX_TURNS = 8  # of a session that wait for their text; with more, the client is held back
+LARGE_EVENT = 128 << 10  # characters; 2 s of PCM take a millisecond to decode, and hours may come in an event
 BUSY_PAUSE_S = 0.5  # until a turn is offered again to replicas that are full
 logger = logging.getLogger("ray.serve")
 
@@ -100,6 +101,7 @@ class Connection:
         self.realtime, self.args = realtime, realtime.args
         self._receive, self._send = receive, send
         self.turns: asyncio.Queue[Turn] = asyncio.Queue(MAX_TURNS)
+        self.num_turns = 0
         self.num_taken = 0  # bytes of the client that the edge does not know to be taken
 
     async def run(self, scope: dict) -> None:
@@ -107,19 +109,22 @@ class Connection:
         await self._receive()  # websocket.connect
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
         await self._send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
-        writer = asyncio.create_task(self._transcribe())
+        writer, began, reason = asyncio.create_task(self._transcribe()), time.monotonic(), "client_gone"
         try:
             await self._talk(parse_qs(scope["query_string"].decode("latin-1")))
         except APIError as error:  # the session ends, and the client is told why, once its items have their texts
+            reason = error.code
             await self.turns.join()
             await self._say(error_event(error))
             await self._send({"type": "websocket.close", "code": CLOSED_BY_US, "reason": error.code})
         except Exception as error:
+            reason = "internal_error"
             logger.exception("a realtime session failed")
             await self._say(error_event(as_api_error(error)))
             await self._send({"type": "websocket.close", "code": 1011, "reason": "internal_error"})
         finally:
             writer.cancel()
+            logger.info("realtime session of %.1f s with %d turns ended: %s", time.monotonic() - began, self.num_turns, reason)
 
     async def _talk(self, query: dict[str, list[str]]) -> None:
         """Returns when the client has left.
@@ -152,7 +157,10 @@ class Connection:
     async def _take(self, session: Session, message: dict) -> None:
         """Takes one event of the client, and has the detector hear what it brings."""
         text = message.get("text") or (message.get("bytes") or b"").decode(errors="replace")
-        await self._answer(session, session.receive(text))
+        if len(text) > LARGE_EVENT:
+            await self._answer(session, await asyncio.to_thread(lambda: list(session.receive(text))))
+        else:
+            await self._answer(session, session.receive(text))
         while (samples := session.unheard()) is not None:
             await self._answer(session, session.heard(*await self.realtime.listener.hear(samples, session.vad_state)))
         self.num_taken += num_bytes(message)
@@ -165,6 +173,7 @@ class Connection:
             await self._say(event)
         while session.turns:
             await self.turns.put(session.turns.pop(0))
+            self.num_turns += 1
 
     async def _say(self, event: dict) -> None:
         await self._send({"type": "websocket.send", "text": json.dumps(event, ensure_ascii=False)})
