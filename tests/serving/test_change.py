@@ -36,7 +36,8 @@ def steady_load(client: openai.OpenAI, expected: list[str], num_clients: int = 3
 
 
 def kill(title: str) -> None:
-    (process,) = [process for process in psutil.process_iter(["cmdline"]) if title in "".join(process.info["cmdline"] or ())]
+    own = psutil.Process().children(recursive=True)
+    (process,) = [process for process in own if title in "".join(process.cmdline())]
     process.kill()
 
 
