@@ -28,19 +28,19 @@ from tiny_audio.serving.realtime.session import Session, Turn
 
 SUBPROTOCOL = "realtime"  # what browsers offer, beside one that carries the key
 MAX_TURNS = 8  # of a session that wait for their text; with more, the client is held back
-LARGE_EVENT = 128 << 10  # characters; 2 s of PCM take a millisecond to decode, and hours may come in an event
+LARGE_EVENT = 128 << 10  # characters; 2 s of PCM take a millisecond to decode, and minutes may come in one event
 BUSY_PAUSE_S = 0.5  # until a turn is offered again to replicas that are full
 logger = logging.getLogger("ray.serve")
 
 
 class Realtime:
     """Answers WebSockets, as an ASGI application. Turns go to the model's replicas as uploads do, but no more at a time than
-    fill the replicas' slots, so that uploads find places."""
+    fill their slots, together with those of other ingresses: uploads find places in the queue."""
 
     def __init__(self, model: ModelCalls, offer: Offer, args: Arguments):
         self.model, self.offer, self.args = model, offer, args
         self.listener = Listener()
-        self.slots = asyncio.Semaphore(args.max_replicas * args.max_batch_size)
+        self.slots = asyncio.Semaphore(max(1, args.max_replicas * args.max_batch_size // args.num_ingresses))
         self.num_sessions = 0
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
