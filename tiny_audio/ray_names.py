@@ -39,6 +39,7 @@ STORE_USED_MIB, SPILLED_MIB = r"Plasma memory usage (\d+) MiB", r"Spilled (\d+) 
 # request.
 PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 PROXY_HINTS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
+NO_TIMEOUT = (PROXY_HINTS[0], b"0")
 
 
 def refuse_shared_ports() -> None:

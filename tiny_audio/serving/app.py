@@ -35,5 +35,6 @@ def build(args: dict[str, Any]) -> serve.Application:
         autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
     ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.fp8)
     # The ingress admits more clips than the replicas and their queue hold, so that it refuses the rest itself, in OpenAI's shape.
-    most = args.max_replicas * in_flight + args.max_queued + 32
+    # Realtime sessions have places of their own.
+    most = args.max_replicas * in_flight + args.max_queued + 32 + args.max_sessions
     return Ingress.options(max_ongoing_requests=most, num_replicas=args.num_ingresses, **of_both).bind(transcriber, args)

@@ -34,6 +34,9 @@ class Arguments:
     num_ingresses: AtLeastOne = 1  # processes that read and decode uploads; a GPU transcribes as fast as about 4 of them
     num_threads: AtLeastOne = 1  # CPU threads, and CPUs reserved, of a replica
     timeout_s: Seconds = 60.0  # for the model's answer, waiting included; keep request_timeout_s above it
+    max_sessions: AtLeastOne = 256  # realtime sessions of an ingress at a time, which take no place of uploads; more get a 429
+    session_idle_s: Seconds = 300.0  # a realtime session whose client sends nothing for so long ends
+    session_s: Seconds = 3600.0  # the longest realtime session, as at OpenAI
     docs: bool = False  # describes the API at /docs and /openapi.json
 
     def __post_init__(self):
@@ -52,6 +55,11 @@ class EdgeSettings:
     api_keys: Text | None = None  # file of hashed keys; without it, everybody who reaches the port may call
     cors_origins: Text = ""  # origins of web pages that may call, with commas between them
     drain_token: Text | None = None  # lets its holder end the service in peace; the command makes one
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of web pages that may call."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> EdgeSettings:

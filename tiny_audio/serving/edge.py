@@ -17,11 +17,12 @@ from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import MutableHeaders
 
-from tiny_audio.ray_names import PROXY_HINTS
+from tiny_audio.ray_names import NO_TIMEOUT, PROXY_HINTS
 from tiny_audio.serving.arguments import EdgeSettings
 from tiny_audio.serving.errors import RETRY_AFTER, APIError, too_many_requests, unavailable
 from tiny_audio.serving.keys import Keys, presented_key
 from tiny_audio.serving.paths import DRAIN_PATH, LOCAL_PATHS, OPEN_PATHS, path_of
+from tiny_audio.serving.realtime.flow import Flow
 from tiny_audio.serving.upload import ClientGoneError, Receive, Uploads
 
 REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
@@ -39,10 +40,11 @@ class Edge:
         held_bytes = settings.max_held_mib << 20
         self.uploads = Uploads(settings.max_upload_mib << 20, held_bytes, settings.upload_grace_s)
         self.num_requests = 0  # passed on and not answered yet
+        self.sessions: set[Flow] = set()
         self.is_draining = False
 
     async def __call__(self, scope: dict, receive: Receive, send: Send) -> None:
-        answer = Answer(send, head_only=scope.get("method") == "HEAD")
+        answer = Answer(send, scope)
         scope = tidied(scope, answer.request_id_of(scope))
         headers = dict(scope["headers"])
         try:
@@ -52,24 +54,27 @@ class Edge:
                 return
             self._require_open()
             require_local(scope)
-            if path_of(scope) in OPEN_PATHS:
+            if scope["type"] == "http" and path_of(scope) in OPEN_PATHS:
                 await self._pass_on(scope, [b""], receive, answer)
                 return
-            with self.keys.caller(headers).request():
+            caller = self.keys.caller(headers)
+            if scope["type"] == "websocket":
+                self._require_known_page(headers)
+                with caller.session():
+                    await self._open(scope, receive, answer)
+                return
+            with caller.request():
                 await self._take(scope, headers, receive, answer)
         except APIError as error:
-            await answer.refuse(error, scope["type"])
+            await answer.refuse(error)
         except ClientGoneError:
             pass
         except Exception:
             logger.exception("the edge failed")
-            await answer.refuse(error_of_serve(None, path_of(scope)), scope["type"])
+            await answer.refuse(error_of_serve(None, path_of(scope)))
 
     async def _take(self, scope: dict, headers: dict[bytes, bytes], receive: Receive, answer: Answer) -> None:
         """Receives a request's body, then passes it on, unless too many are."""
-        if scope["type"] == "websocket":
-            await self.app(scope, receive, answer.send)
-            return
         async with self.uploads.received(headers, receive) as body:
             self._require_open()  # it may have taken long
             if self.num_requests >= self.settings.max_requests:
@@ -83,6 +88,25 @@ class Edge:
     def _require_open(self) -> None:
         if self.is_draining:
             raise unavailable("the service is about to end")
+
+    def _require_known_page(self, headers: dict[bytes, bytes]) -> None:
+        """Keeps other sites' pages out where no key does: browsers let any page open a WebSocket to this machine."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        own = origin.partition("://")[2].encode("latin-1") == headers.get(b"host")
+        if origin and not self.keys.path and not own and origin not in self.settings.origins:
+            raise APIError(403, f"pages of {origin} may not call; see cors_origins", "forbidden_origin")
+
+    async def _open(self, scope: dict, receive: Receive, answer: Answer) -> None:
+        """Has Serve open a realtime session, and stands between it and the client until it ends."""
+        flow = Flow(receive, answer.send)
+        self.sessions.add(flow)
+        try:
+            await self.app({**scope, "headers": [*scope["headers"], NO_TIMEOUT]}, flow.receive, flow.send)
+        finally:
+            self.sessions.discard(flow)
+            await flow.close(unavailable("the session is lost, for what held it has ended"))
+        if not flow.is_open:
+            raise error_of_serve(flow.own_error, path_of(scope))
 
     async def _pass_on(self, scope: dict, body: list[bytes], receive: Receive, answer: Answer) -> None:
         """Has Serve answer a request, and asks again where a replica died before it began to answer."""
@@ -104,7 +128,9 @@ class Edge:
         if not token or not hmac.compare_digest(presented_key(headers), token.encode()):
             raise error_of_serve(404, DRAIN_PATH)
         self.is_draining = True
-        while self.num_requests:
+        for session in self.sessions:
+            session.end("the service is about to end")
+        while self.num_requests or self.sessions:
             await asyncio.sleep(0.05)
 
 
@@ -166,8 +192,9 @@ class Replay:
 class Answer:
     """Sends an answer to the client with the request's id, and keeps back what Serve says by itself."""
 
-    def __init__(self, send: Send, head_only: bool):
-        self._send, self.head_only = send, head_only
+    def __init__(self, send: Send, scope: dict):
+        self._send, self.head_only = send, scope.get("method") == "HEAD"
+        self.prefix = "websocket." if scope["type"] == "websocket" else ""  # of the types of messages that answer by HTTP
         self.request_id = ""
         self.has_begun = self.is_whole = self.is_stream = False
         self.own_error: int | None = None  # status of an answer that Serve made itself
@@ -180,7 +207,7 @@ class Answer:
 
     async def send(self, message: dict) -> None:
         """Sends an ASGI message."""
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             self.has_begun = True
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.request_id
@@ -209,12 +236,10 @@ class Answer:
         data = json.dumps(body).encode()
         fields = {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})}
         raw = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": raw})
-        await self.send({"type": "http.response.body", "body": data})
+        await self.send({"type": f"{self.prefix}http.response.start", "status": status, "headers": raw})
+        await self.send({"type": f"{self.prefix}http.response.body", "body": data})
 
-    async def refuse(self, error: APIError, kind: str) -> None:
-        """Tells the client of an error; a WebSocket is closed before it opens, which is a 403."""
-        if kind == "websocket":
-            await self._send({"type": "websocket.close", "code": 1008})
-        elif not self.has_begun:
+    async def refuse(self, error: APIError) -> None:
+        """Tells the client of an error; a WebSocket does not open then."""
+        if not self.has_begun:
             await self.json(error.status_code, error.body, error.headers)

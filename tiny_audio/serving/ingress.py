@@ -31,6 +31,8 @@ from tiny_audio.serving.errors import APIError
 from tiny_audio.serving.failures import EXPECTED, as_api_error
 from tiny_audio.serving.form import MAX_FIELD_BYTES, TranscriptionForm, form_schema, read_form
 from tiny_audio.serving.model_calls import ModelCalls
+from tiny_audio.serving.offer import Offer
+from tiny_audio.serving.realtime.socket import Realtime
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # for the proxies that stand between
 FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
@@ -48,11 +50,10 @@ class Ingress:
         missing = f"Serve was started without its edge; start it with {PROXY_CALLBACK}={MIDDLEWARES}, as serve/config.yaml does"
         require(os.environ.get(PROXY_CALLBACK) == MIDDLEWARES, missing)
         self.model, self.args = ModelCalls(transcriber, args.timeout_s), args
-        self.max_duration_s: float | None = None
+        self.offer = Offer([args.model_name, *args.model_aliases], args.languages)
         created = int(time.time())
         self.cards = {
-            name: {"id": name, "object": "model", "created": created, "owned_by": "tiny_audio"}
-            for name in (args.model_name, *args.model_aliases)
+            name: {"id": name, "object": "model", "created": created, "owned_by": "tiny_audio"} for name in self.offer.model_names
         }
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -70,19 +71,15 @@ class Ingress:
         app.get("/v1/models/{model:path}")(self.get_model)
         app.post("/v1/audio/transcriptions", openapi_extra=FORM)(self.transcribe)
         app.post("/v1/audio/translations")(self.translate)
+        app.router.add_websocket_route("/v1/realtime", Realtime(self.model, self.offer, self.args))
         return app
 
     async def _refuse(self, request: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()
 
-    async def _known_max_duration_s(self) -> float:
-        if self.max_duration_s is None:
-            self.max_duration_s = await self.model.max_duration_s()
-        return self.max_duration_s
-
     async def healthz(self) -> dict:
         """Answers 200 once a model is loaded; replicas that fail later are replaced by Serve itself."""
-        return {"status": "ok", "max_duration_s": await self._known_max_duration_s()}
+        return {"status": "ok", "max_duration_s": await self.model.max_duration_s()}
 
     async def list_models(self) -> dict:
         """Lists the one model that is served, under each of its names, as OpenAI's API does."""
@@ -90,8 +87,7 @@ class Ingress:
 
     async def get_model(self, model: str) -> dict:
         """Describes the served model; any other name is a 404."""
-        if model not in self.cards:
-            raise APIError(404, f"no model {model!r} here; there is {self.args.model_name!r}", "model_not_found", "model")
+        self.offer.require_model(model)
         return self.cards[model]
 
     async def translate(self) -> Response:
@@ -104,7 +100,7 @@ class Ingress:
             form = read_form(parts)
             await self.get_model(form.model)
             language = self._language(form)
-            max_duration_s = await self._known_max_duration_s()
+            max_duration_s = await self.model.max_duration_s()
             clip = await asyncio.to_thread(lambda: decode(form.file.file.read(), max_duration_s))
         if form.stream:
             pieces = self.model.pieces(clip)
@@ -116,12 +112,9 @@ class Ingress:
 
     def _language(self, form: TranscriptionForm) -> str:
         """Returns the name of the language that is asked for, or of the model's first."""
-        known = self.args.languages
-        for param, asked in [("language", form.language), *(("languages", name) for name in form.languages)]:
-            if asked and asked.lower() not in {*known, *known.values()}:
-                raise APIError(400, f"{param}: this model hears {', '.join(known)}, not {asked!r}", "invalid_value", param)
-        asked = (form.language or next(iter(known))).lower()
-        return known.get(asked, asked)
+        for language in form.languages:
+            self.offer.language(language, "languages")
+        return self.offer.language(form.language)
 
     async def _events(
         self, clip: np.ndarray, language: str, first: str | dict, rest: AsyncIterator, with_segments: bool

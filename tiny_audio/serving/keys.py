@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiny_audio.config import ConfigError, require
@@ -25,23 +26,30 @@ class Caller:
 
     name: str
     sha256: bytes
-    max_requests: int | None = None  # at a time, for each proxy
-    num_requests: int = 0
+    max_requests: int | None = None  # at a time, for each proxy; as many realtime sessions besides
+    in_progress: Counter[str] = field(default_factory=Counter)
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self) -> AbstractContextManager[None]:
         """Counts a request of this caller for as long as the context lasts.
 
         Raises:
             APIError: the caller has as many requests in flight as its key allows.
         """
-        if self.max_requests is not None and self.num_requests >= self.max_requests:
-            raise too_many_requests(f"this key allows {self.max_requests} requests at a time")
-        self.num_requests += 1
+        return self._counted("requests")
+
+    def session(self) -> AbstractContextManager[None]:
+        """Counts a realtime session, which takes no place of a request; raises as `request` does."""
+        return self._counted("realtime sessions")
+
+    @contextmanager
+    def _counted(self, kind: str) -> Iterator[None]:
+        if self.max_requests is not None and self.in_progress[kind] >= self.max_requests:
+            raise too_many_requests(f"this key allows {self.max_requests} {kind} at a time")
+        self.in_progress[kind] += 1
         try:
             yield
         finally:
-            self.num_requests -= 1
+            self.in_progress[kind] -= 1
 
 
 def read_callers(path: Path) -> list[Caller]:

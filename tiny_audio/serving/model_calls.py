@@ -19,10 +19,13 @@ class ModelCalls:
 
     def __init__(self, transcriber: DeploymentHandle, timeout_s: float):
         self.transcriber, self.timeout_s = transcriber, timeout_s
+        self._max_duration_s: float | None = None
 
     async def max_duration_s(self) -> float:
-        """Returns the longest clip that the model takes, in seconds; waits until a model is loaded."""
-        return (await self._first_of(self.transcriber.describe))["max_duration_s"]
+        """Returns the longest clip that the model takes, in seconds; waits until a model is loaded the first time."""
+        if self._max_duration_s is None:
+            self._max_duration_s = (await self._first_of(self.transcriber.describe))["max_duration_s"]
+        return self._max_duration_s
 
     async def transcript(self, clip: np.ndarray) -> dict[str, Any]:
         """Returns a replica's transcript of (S,) int16 samples at 16 kHz."""

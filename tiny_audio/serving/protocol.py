@@ -8,6 +8,7 @@ import uuid
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tiny_audio.serving.errors import error_body
 
@@ -57,3 +58,11 @@ class Protocol(H11Protocol):
             head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(f"{head}x-request-id: {uuid.uuid4()}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """Ends the WebSocket of a client that answers no ping, and drops what it did not read: uvicorn would wait for it for ever."""
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()

@@ -15,15 +15,15 @@ from tiny_audio.serving.readiness import Readiness
 def middlewares() -> list[Middleware]:
     """Prepares this process, which is a proxy, and returns its middlewares; the last is the outermost."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "tiny_audio.serving.protocol:Protocol"
+    uvicorn.config.WS_PROTOCOLS["auto"] = "tiny_audio.serving.protocol:SocketProtocol"
     refuse_shared_ports()
     settings = EdgeSettings.from_environment()
-    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     cors = Middleware(
         CORSMiddleware,
-        allow_origins=origins,
+        allow_origins=settings.origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["X-Request-ID", "Retry-After"],
     )
     own = [Middleware(Page), Middleware(Readiness), Middleware(Edge, settings=settings)]
-    return [*own, *[cors] * bool(origins), Middleware(AnswerMonitor)]
+    return [*own, *[cors] * bool(settings.origins), Middleware(AnswerMonitor)]

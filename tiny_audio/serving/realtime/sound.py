@@ -1,0 +1,73 @@
+"""The audio formats of a realtime session, decoded as their bytes come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+
+from tiny_audio.audio.clip import SAMPLE_RATE
+
+
+def _u_law() -> np.ndarray:
+    """Returns the sample of each byte by G.711's mu-law, (256,) in -1..1."""
+    code = ~np.arange(256, dtype=np.uint8)
+    magnitude = (((code & 15).astype(np.int32) << 3) + 132 << (code >> 4 & 7)) - 132
+    return (np.where(code & 128, -magnitude, magnitude) / 32768).astype(np.float32)
+
+
+def _a_law() -> np.ndarray:
+    """Returns the sample of each byte by G.711's A-law, (256,) in -1..1."""
+    code = np.arange(256, dtype=np.uint8) ^ 0x55
+    exponent, magnitude = code >> 4 & 7, ((code & 15).astype(np.int32) << 4) + 8
+    magnitude = np.where(exponent > 0, magnitude + 256 << np.maximum(exponent, 1) - 1, magnitude)
+    return (np.where(code & 128, magnitude, -magnitude) / 32768).astype(np.float32)
+
+
+U_LAW, A_LAW = _u_law(), _a_law()
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """Says how many samples a second a format has, how many bytes each, and what they mean: bytes -> (S,) float32 in -1..1."""
+
+    rate: int
+    sample_bytes: int
+    samples: Callable[[bytes], np.ndarray]
+
+
+FORMATS = {
+    "audio/pcm": AudioFormat(24_000, 2, lambda data: np.frombuffer(data, "<i2") / np.float32(32768)),
+    "audio/pcmu": AudioFormat(8_000, 1, lambda data: U_LAW[np.frombuffer(data, np.uint8)]),
+    "audio/pcma": AudioFormat(8_000, 1, lambda data: A_LAW[np.frombuffer(data, np.uint8)]),
+}
+
+
+class Decoder:
+    """Decodes one stream to (S,) int16 at 16 kHz; a piece of it may end within a sample."""
+
+    def __init__(self, audio_format: AudioFormat):
+        self.audio_format, self.rest = audio_format, b""
+        self.resampler = self._resampler()
+
+    def _resampler(self) -> soxr.ResampleStream:
+        return soxr.ResampleStream(self.audio_format.rate, SAMPLE_RATE, 1)
+
+    def add(self, data: bytes) -> np.ndarray:
+        """Decodes the next bytes."""
+        data = self.rest + data
+        whole = len(data) // self.audio_format.sample_bytes * self.audio_format.sample_bytes
+        self.rest = data[whole:]
+        return self._resampled(self.audio_format.samples(data[:whole]))
+
+    def finish(self) -> np.ndarray:
+        """Returns what the resampler still held back; the next bytes begin a new stream."""
+        pcm = self._resampled(np.zeros(0, np.float32), last=True)
+        self.rest, self.resampler = b"", self._resampler()
+        return pcm
+
+    def _resampled(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        waveform = self.resampler.resample_chunk(samples, last=last)
+        return np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
