@@ -35,7 +35,7 @@ REFUSED_FIELDS = [
     ({"response_format": "xml"}, 400, "response_format", "verbose_json"),
     ({"response_format": "verbose_json", "timestamp_granularities[]": "word"}, 400, "timestamp_granularities", "word times"),
     ({"timestamp_granularities": "segment"}, 400, "timestamp_granularities", "verbose_json"),
-    ({"stream": "true", "response_format": "srt"}, 400, "stream", "json or text"),
+    ({"stream": "true", "response_format": "srt"}, 400, "stream", "verbose_json"),
     ({"include[]": "logprobs"}, 400, "include", "logprobs"),
     ({"chunking_strategy": "sometimes"}, 400, "chunking_strategy", "auto"),
     ({"chunking_strategy": '{"type": "server_vad", "threshold": 7}'}, 400, "chunking_strategy[threshold]", "less than 1"),
@@ -94,6 +94,13 @@ def test_a_stream_brings_the_text_in_pieces_and_is_done_once(client, http, alone
     assert raw.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert raw.text.endswith("\n\ndata: [DONE]\n\n")
     assert error_of(post(http, stream="true", file=("clip", b"no audio")))["code"] == "not_audio"
+
+
+def test_a_stream_brings_the_times_where_they_are_asked_for(client, alone):
+    *deltas, segment, done = transcribe(client, TONES[0], stream=True, response_format="verbose_json")
+    assert {event.type for event in deltas} == {"transcript.text.delta"}
+    assert (segment.type, segment.id, segment.start, segment.end) == ("transcript.text.segment", "0", 0.0, 1.0)
+    assert segment.text == done.text == alone[0]
 
 
 @pytest.mark.parametrize("kind", BAD_AUDIO)

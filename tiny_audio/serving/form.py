@@ -85,8 +85,8 @@ class TranscriptionForm(BaseModel, extra="forbid"):
     def _fits_together(self) -> TranscriptionForm:
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise ValueError("timestamp_granularities: wants response_format=verbose_json")
-        if self.stream and self.response_format not in ("json", "text"):
-            raise ValueError("stream: wants response_format=json or text; times are known when all is")
+        if self.stream and self.response_format not in ("json", "text", "verbose_json"):
+            raise ValueError("stream: wants response_format=json, text, or verbose_json, which brings the times")
         return self
 
 

@@ -15,7 +15,17 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.decode import decode
 from tiny_audio.config import require
 from tiny_audio.ray_names import PROXY_CALLBACK
-from tiny_audio.serving.answers import ANSWERS, DONE, Segment, Transcription, delta_event, done_event, event, with_heartbeats
+from tiny_audio.serving.answers import (
+    ANSWERS,
+    DONE,
+    Segment,
+    Transcription,
+    delta_event,
+    done_event,
+    event,
+    segment_event,
+    with_heartbeats,
+)
 from tiny_audio.serving.arguments import MIDDLEWARES, Arguments
 from tiny_audio.serving.errors import APIError
 from tiny_audio.serving.failures import EXPECTED, as_api_error
@@ -99,9 +109,8 @@ class Ingress:
         if form.stream:
             pieces = self.model.pieces(clip)
             first = await anext(pieces)  # what fails before it still has a status
-            return StreamingResponse(
-                with_heartbeats(self._events(clip, language, first, pieces)), media_type="text/event-stream", headers=UNBUFFERED
-            )
+            events = self._events(clip, language, first, pieces, with_segments=form.response_format == "verbose_json")
+            return StreamingResponse(with_heartbeats(events), media_type="text/event-stream", headers=UNBUFFERED)
         transcription = as_transcription(clip, language, await self.model.transcript(clip))
         return ANSWERS[form.response_format](transcription)
 
@@ -114,14 +123,20 @@ class Ingress:
         asked = (form.language or next(iter(known))).lower()
         return known.get(asked, asked)
 
-    async def _events(self, clip: np.ndarray, language: str, first: str | dict, rest: AsyncIterator) -> AsyncIterator[str]:
-        """Writes the events of a transcript: its pieces, then one that says that it is done; or one with an error."""
+    async def _events(
+        self, clip: np.ndarray, language: str, first: str | dict, rest: AsyncIterator, with_segments: bool
+    ) -> AsyncIterator[str]:
+        """Writes the events of a transcript: its pieces and segments, then one that says it is done; or one with an error."""
         try:
             piece = first
             while isinstance(piece, str):
                 yield delta_event(piece)
                 piece = await anext(rest)
-            yield done_event(as_transcription(clip, language, piece))
+            transcription = as_transcription(clip, language, piece)
+            if with_segments:
+                for number, segment in enumerate(transcription.segments):
+                    yield segment_event(number, segment)
+            yield done_event(transcription)
             yield DONE
         except Exception as error:
             yield event(as_api_error(error).body)
