@@ -129,6 +129,11 @@ class SpeechSpans:
     def _threshold_of_silence(self) -> float:
         return max(LOWEST, self.config.threshold - HYSTERESIS)
 
+    @property
+    def is_speech(self) -> bool:
+        """Whether a span goes on that is long enough to be no click: it will be returned when it ends."""
+        return self.began is not None and self._ended is None and self.num_samples - self.began >= MIN_SPEECH_SAMPLES
+
     def add(self, probability: float) -> tuple[int, int] | None:
         """Takes the next frame; returns the first sample of a span that has just ended, and the first one behind it."""
         start, self.num_samples = self.num_samples, self.num_samples + FRAME_SAMPLES
