@@ -20,7 +20,6 @@ from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.monitoring.metrics import SERVING, TRAINING
 from tiny_audio.run.metrics import read_metrics
 from tiny_audio.serving.app import build
-from tiny_audio.serving.arguments import Arguments
 from tiny_audio.training.driver import train
 
 CONFIG = yaml.safe_load((ROOT / "serve/config.yaml").read_text())
@@ -61,7 +60,7 @@ def served(api, trained):
     serve.start(CONFIG["proxy_location"], {"port": port}, controller_options=CONFIG["controller_options"])
     ready = f"http://127.0.0.1:{port}/readyz"
     early = requests.get(ready, timeout=60)
-    serve.run(build(Arguments(model=str(config.run_dir / "model"))), name="tiny_audio")
+    serve.run(build({"model": str(config.run_dir / "model"), "skip_silence": False}), name="tiny_audio")
     assert (early.status_code, early.json()["for"]) == (503, ["an application"])
     assert requests.get(ready, timeout=60).json() == {"status": "ready"}
     url = f"http://127.0.0.1:{port}/v1/audio/transcriptions"

@@ -13,8 +13,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from tests.conftest import ROOT
 from tests.serving.conftest import CONFIG, GOOD, GRACE_S, ORIGIN, error_of, refusal, transcribe
+from tiny_audio.ray_names import PROXY_HINTS
 from tiny_audio.serving.arguments import MIDDLEWARES, Arguments
-from tiny_audio.serving.edge import require_local
+from tiny_audio.serving.edge import require_local, with_time
 from tiny_audio.serving.errors import APIError
 from tiny_audio.serving.keys import read_callers
 from tiny_audio.serving.paths import PAGE_PATH, path_of
@@ -133,6 +134,12 @@ def test_a_client_who_leaves_frees_its_place(client, alone):
         connect(client, request).close()
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: transcribe(client.with_options(max_retries=5), GOOD).text, range(8))) == {alone[0]}
+
+
+def test_an_answer_may_take_as_long_as_the_recording_lasts():
+    scope = {"headers": [(b"host", b"x")]}
+    assert with_time(scope, 32_000) == scope  # Serve's own time
+    assert with_time(scope, 25 << 20)["headers"][1:] == [(PROXY_HINTS[0], b"25690.0")]
 
 
 def test_a_file_of_keys_says_which_line_is_wrong(tmp_path):

@@ -87,7 +87,8 @@ def running(config: str) -> Iterator[tuple[str, subprocess.Popen]]:
 
 @pytest.mark.slow
 def test_sigterm_waits_for_what_was_taken_on(tmp_path, saved_model):
-    config, answers = config_file(tmp_path, http={"port": free_port(8000)}, model=saved_model), []
+    config = config_file(tmp_path, http={"port": free_port(8000)}, model=saved_model, skip_silence=False)
+    answers = []
 
     def ask(url: str, number: int) -> None:
         form = {"files": {"file": ("clip", TONES[number % len(TONES)])}, "data": {"model": "tiny_audio"}}

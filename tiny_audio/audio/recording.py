@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,16 +32,18 @@ class Recording:
 
     def __init__(self, data: bytes | mmap.mmap, max_duration_s: float):
         """Checks the bytes of an audio file; raises AudioError as `decode` does."""
-        self.num_bytes, self.max_duration_s, self.duration_s = len(data), max_duration_s, 0.0
+        self.num_bytes, self.max_duration_s = len(data), max_duration_s
         view = memoryview(data)
         require_size(view, max_duration_s)
         levels: dict[int, Levels] = {}
+        num_samples: Counter[int] = Counter()  # by sample rate: a sum of seconds would be inexact
         with as_audio_errors(self.num_bytes):
             self.links = read_links(view)
             for number, rate, samples in read_blocks(self.links, max_duration_s):
                 if len(samples):
                     levels.setdefault(number, Levels(samples.shape[1])).add(samples)
-                    self.duration_s += len(samples) / rate
+                    num_samples[rate] += len(samples)
+            self.duration_s = sum(number / rate for rate, number in num_samples.items())
             require_heard(self.duration_s)
         self.mixes = {number: of_stretch.mix() for number, of_stretch in levels.items()}
         self.peak = max(mix.peak for mix in self.mixes.values())

@@ -37,12 +37,24 @@ def window_samples(max_duration_s: float) -> int:
 
 def speech_spans(pcm: np.ndarray, config: VadConfig) -> list[tuple[int, int]]:
     """Finds the speech in a clip of (S,) int16 at 16 kHz; returns the first sample of each span, and the first one behind it."""
-    spans, state, found = SpeechSpans(config), StreamState.start(), []
+    spans = SpeechSpans(config)
+    found = [spans.add(probability) for probability in _probabilities(pcm)]
+    return [(start, min(stop, len(pcm))) for start, stop in filter(None, [*found, spans.finish()])]
+
+
+def has_speech(pcm: np.ndarray, config: VadConfig) -> bool:
+    """Says whether `speech_spans` would find any; listens no further than that takes, most often 2 s."""
+    spans = SpeechSpans(config)
+    return any(spans.add(probability) or spans.is_speech for probability in _probabilities(pcm)) or bool(spans.finish())
+
+
+def _probabilities(pcm: np.ndarray) -> Iterator[float]:
+    """Yields how likely each frame of a clip is speech."""
+    state = StreamState.start()
     for start in range(0, len(pcm), SAMPLES_AT_ONCE):
         frames = pcm[start : start + SAMPLES_AT_ONCE]
         probabilities, state = speech_detector()(np.pad(frames, (0, -len(frames) % FRAME_SAMPLES))[None], state)
-        found += [spans.add(probability) for probability in probabilities[0]]
-    return [(start, min(stop, len(pcm))) for start, stop in filter(None, [*found, spans.finish()])]
+        yield from probabilities[0]
 
 
 class Splitter:

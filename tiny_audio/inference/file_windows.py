@@ -15,19 +15,23 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.audio.decode import AudioError, decode, max_bytes
 from tiny_audio.audio.recording import IN_MEMORY_BYTES, LimitedReader, open_recording
-from tiny_audio.audio.windows import Window, speech_spans, window_samples, windows
+from tiny_audio.audio.windows import Window, has_speech, window_samples, windows
 from tiny_audio.config import require
 from tiny_audio.data.shards import read_patiently
 
 
 @dataclass(frozen=True)
 class Cutting:
-    """Says how files are cut: those longer than `window_s` are, and those longer than `max_duration_s` are refused."""
+    """Says how files are cut: those longer than `window_s` are, and those longer than `max_duration_s` are refused.
+
+    With `cuts_short`, the others are cut too, at each of their pauses.
+    """
 
     window_s: float
     max_duration_s: float
     skip_silence: bool
     vad: VadConfig
+    cuts_short: bool = False
 
     @classmethod
     def of(
@@ -59,25 +63,36 @@ def cut_file(file: BinaryIO, cutting: Cutting) -> Iterator[CutFile]:
     Raises:
         AudioError: the file cannot be used, as `decode` says; of a long one all is checked at once.
     """
-    head = file.read(max_bytes(cutting.window_s) + 1)
-    pcm = _short(head, cutting.window_s) if len(head) <= max_bytes(cutting.window_s) else None
-    if pcm is not None:
-        is_heard = not cutting.skip_silence or speech_spans(pcm, cutting.vad)
-        yield CutFile(len(pcm) / SAMPLE_RATE, False, iter([Window(0, pcm, 0, len(pcm))] if is_heard else []))
+    if short := cut_short(file, cutting):
+        yield short
         return
-    with open_recording(file, cutting.max_duration_s) as recording:
-        cut = windows(recording.chunks(), window_samples(cutting.window_s), cutting.vad)
-        yield CutFile(recording.duration_s, True, cut)
+    with cut_long(file, cutting) as long:
+        yield long
 
 
-def _short(data: bytes, window_s: float):
-    """Decodes a file to (S,) int16; returns None if it is longer than a window."""
+def cut_short(file: BinaryIO, cutting: Cutting) -> CutFile | None:
+    """Does what `cut_file` does to a file that fits a window; returns None if it is longer."""
+    data = file.read(max_bytes(cutting.window_s) + 1)
     try:
-        return decode(data, window_s)
+        pcm = decode(data, cutting.window_s)
     except AudioError as error:
         if error.reason == "too_long":
             return None
         raise
+    if cutting.cuts_short:
+        cut = windows([pcm], window_samples(cutting.window_s), cutting.vad)
+    else:
+        is_heard = not cutting.skip_silence or has_speech(pcm, cutting.vad)
+        cut = iter([Window(0, pcm, 0, len(pcm))] if is_heard else [])
+    return CutFile(len(pcm) / SAMPLE_RATE, False, cut)
+
+
+@contextmanager
+def cut_long(file: BinaryIO, cutting: Cutting) -> Iterator[CutFile]:
+    """Does what `cut_file` does to a file that is longer than a window; its beginning is read again."""
+    with open_recording(file, cutting.max_duration_s) as recording:
+        cut = windows(recording.chunks(), window_samples(cutting.window_s), cutting.vad)
+        yield CutFile(recording.duration_s, True, cut)
 
 
 def open_audio(path: str, max_duration_s: float) -> BinaryIO | None:

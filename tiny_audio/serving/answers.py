@@ -6,6 +6,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,23 @@ def segment_event(number: int, segment: Segment) -> str:
 def done_event(transcription: Transcription) -> str:
     """Writes the one event that ends a transcript."""
     return event({"type": "transcript.text.done", **transcription.as_json()})
+
+
+async def events_of(
+    pieces: AsyncIterator[str | Segment], duration_s: float, language: str, with_segments: bool
+) -> AsyncIterator[str]:
+    """Writes the events of a transcript: its pieces and, if they are asked for, segments; then one that says it is done."""
+    segments = []
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, str):
+                yield delta_event(piece)
+                continue
+            if with_segments:
+                yield segment_event(len(segments), piece)
+            segments.append(piece)
+    yield done_event(Transcription(segments, duration_s, language))
+    yield DONE
 
 
 async def with_heartbeats(events: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field
 
+from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import AtLeastOne, Text, require, settings
 from tiny_audio.config_files import build
 
@@ -33,7 +34,10 @@ class Arguments:
     max_replicas: AtLeastOne = 1  # replicas of the model; Serve scales from 1 by the requests that wait
     num_ingresses: AtLeastOne = 1  # processes that read and decode uploads; a GPU transcribes as fast as about 4 of them
     num_threads: AtLeastOne = 1  # CPU threads, and CPUs reserved, of a replica
-    timeout_s: Seconds = 60.0  # for the model's answer, waiting included; keep request_timeout_s above it
+    timeout_s: Seconds = 60.0  # for the model's answer to each window, waiting included; keep request_timeout_s above it
+    max_duration_s: Annotated[float, Field(ge=1)] = 14_400.0  # of a recording; those longer than the encoder's window are cut
+    skip_silence: bool = True  # recordings without speech have no text, and are not given to the model
+    vad: VadConfig = field(default_factory=VadConfig)  # what is speech, and where recordings are cut
     max_sessions: AtLeastOne = 256  # realtime sessions of an ingress at a time, which take no place of uploads; more get a 429
     session_idle_s: Seconds = 300.0  # a realtime session whose client sends nothing for so long ends
     session_s: Seconds = 3600.0  # the longest realtime session, as at OpenAI

@@ -23,9 +23,11 @@ from tiny_audio.serving.errors import RETRY_AFTER, APIError, too_many_requests, 
 from tiny_audio.serving.keys import Keys, presented_key
 from tiny_audio.serving.paths import DRAIN_PATH, LOCAL_PATHS, OPEN_PATHS, path_of
 from tiny_audio.serving.realtime.flow import Flow
-from tiny_audio.serving.upload import ClientGoneError, Receive, Uploads
+from tiny_audio.serving.upload import FREE_BYTES, ClientGoneError, Receive, Uploads
 
 REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
+ANSWER_S = 90.0  # that any answer may take; Serve's configs have it as their request_timeout_s
+BYTES_PER_S = 1 << 10  # of the thinnest speech, 8 kbit/s: the answer to an upload may take as long again as its audio lasts
 RETRY_PAUSES_S = (0.2, 2.0)  # between attempts on replicas that died; not many, for a request might be what kills them
 logger = logging.getLogger("ray.serve")
 Send = Callable[[dict], Awaitable[None]]
@@ -81,7 +83,7 @@ class Edge:
                 raise too_many_requests(f"{self.num_requests} requests are in progress")
             self.num_requests += 1
             try:
-                await self._pass_on(scope, body, receive, answer)
+                await self._pass_on(with_time(scope, sum(map(len, body))), body, receive, answer)
             finally:
                 self.num_requests -= 1
 
@@ -149,6 +151,12 @@ def tidied(scope: dict, request_id: str) -> dict:
     if scope.get("method") == "HEAD":
         scope["method"] = "GET"
     return scope
+
+
+def with_time(scope: dict, num_bytes: int) -> dict:
+    """Returns a request's scope with the time that Serve gives its answer, which grows with the upload."""
+    timeout = (PROXY_HINTS[0], b"%.1f" % (ANSWER_S + num_bytes / BYTES_PER_S))
+    return {**scope, "headers": [*scope["headers"], timeout]} if num_bytes > FREE_BYTES else scope
 
 
 def require_local(scope: dict) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as FilePart
 
+from tiny_audio.audio.config import VadConfig
 from tiny_audio.serving.errors import APIError
 
 PART_OF_OBJECT = re.compile(r"(\w+)\[(\w+)\]")
@@ -25,7 +26,11 @@ class ServerVad(BaseModel, extra="forbid"):
     type: Literal["server_vad"]
     threshold: float = Field(0.5, gt=0, lt=1)
     prefix_padding_ms: Milliseconds = 300
-    silence_duration_ms: Milliseconds = 200
+    silence_duration_ms: Annotated[int, Field(ge=32, le=5000)] = 200
+
+    def config(self) -> VadConfig:
+        """Returns the detector's settings, with which each turn of a speaker is a window."""
+        return VadConfig(self.threshold, self.prefix_padding_ms, self.silence_duration_ms, join_pause_ms=0)
 
 
 class TranscriptionForm(BaseModel, extra="forbid"):

@@ -1,31 +1,18 @@
 """The routes: a CPU deployment that answers HTTP requests, and asks the model's replicas."""
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 
-import numpy as np
 from fastapi import FastAPI, Request
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from tiny_audio.audio.clip import SAMPLE_RATE
-from tiny_audio.audio.decode import decode
 from tiny_audio.config import require
 from tiny_audio.ray_names import PROXY_CALLBACK
-from tiny_audio.serving.answers import (
-    ANSWERS,
-    DONE,
-    Segment,
-    Transcription,
-    delta_event,
-    done_event,
-    event,
-    segment_event,
-    with_heartbeats,
-)
+from tiny_audio.serving.answers import ANSWERS, Transcription, event, events_of, with_heartbeats
 from tiny_audio.serving.arguments import MIDDLEWARES, Arguments
 from tiny_audio.serving.errors import APIError
 from tiny_audio.serving.failures import EXPECTED, as_api_error
@@ -33,6 +20,7 @@ from tiny_audio.serving.form import MAX_FIELD_BYTES, TranscriptionForm, form_sch
 from tiny_audio.serving.model_calls import ModelCalls
 from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.socket import Realtime
+from tiny_audio.serving.recordings import Recordings
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # for the proxies that stand between
 FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
@@ -51,6 +39,7 @@ class Ingress:
         require(os.environ.get(PROXY_CALLBACK) == MIDDLEWARES, missing)
         self.model, self.args = ModelCalls(transcriber, args.timeout_s), args
         self.offer = Offer([args.model_name, *args.model_aliases], args.languages)
+        self.recordings = Recordings(self.model, args)
         created = int(time.time())
         self.cards = {
             name: {"id": name, "object": "model", "created": created, "owned_by": "tiny_audio"} for name in self.offer.model_names
@@ -79,7 +68,8 @@ class Ingress:
 
     async def healthz(self) -> dict:
         """Answers 200 once a model is loaded; replicas that fail later are replaced by Serve itself."""
-        return {"status": "ok", "max_duration_s": await self.model.max_duration_s()}
+        window_s = await self.model.max_duration_s()
+        return {"status": "ok", "max_duration_s": self.args.max_duration_s, "window_s": window_s}
 
     async def list_models(self) -> dict:
         """Lists the one model that is served, under each of its names, as OpenAI's API does."""
@@ -96,19 +86,20 @@ class Ingress:
 
     async def transcribe(self, request: Request) -> Response:
         """Transcribes an audio file: OpenAI's endpoint, with its form."""
-        async with request.form(max_fields=100, max_part_size=MAX_FIELD_BYTES) as parts:
+        async with AsyncExitStack() as held:
+            parts = await held.enter_async_context(request.form(max_fields=100, max_part_size=MAX_FIELD_BYTES))
             form = read_form(parts)
             await self.get_model(form.model)
             language = self._language(form)
-            max_duration_s = await self.model.max_duration_s()
-            clip = await asyncio.to_thread(lambda: decode(form.file.file.read(), max_duration_s))
-        if form.stream:
-            pieces = self.model.pieces(clip)
-            first = await anext(pieces)  # what fails before it still has a status
-            events = self._events(clip, language, first, pieces, with_segments=form.response_format == "verbose_json")
-            return StreamingResponse(with_heartbeats(events), media_type="text/event-stream", headers=UNBUFFERED)
-        transcription = as_transcription(clip, language, await self.model.transcript(clip))
-        return ANSWERS[form.response_format](transcription)
+            cut = await held.enter_async_context(self.recordings.cut(form.file.file, form.chunking_strategy))
+            if form.stream:
+                with_segments = form.response_format == "verbose_json"
+                events = with_heartbeats(events_of(self.recordings.pieces(cut), cut.duration_s, language, with_segments))
+                first = await anext(events)  # what fails before it still has a status
+                sent = _sent(first, events, held.pop_all())
+                return StreamingResponse(sent, media_type="text/event-stream", headers=UNBUFFERED)
+            segments = [segment async for segment in self.recordings.segments(cut)]
+        return ANSWERS[form.response_format](Transcription(segments, cut.duration_s, language))
 
     def _language(self, form: TranscriptionForm) -> str:
         """Returns the name of the language that is asked for, or of the model's first."""
@@ -116,28 +107,13 @@ class Ingress:
             self.offer.language(language, "languages")
         return self.offer.language(form.language)
 
-    async def _events(
-        self, clip: np.ndarray, language: str, first: str | dict, rest: AsyncIterator, with_segments: bool
-    ) -> AsyncIterator[str]:
-        """Writes the events of a transcript: its pieces and segments, then one that says it is done; or one with an error."""
+
+async def _sent(first: str, rest: AsyncIterator[str], held: AsyncExitStack) -> AsyncIterator[str]:
+    """Yields the events of a stream that has begun; what fails from now on is an event. Frees what is held for it."""
+    async with held, aclosing(rest):
         try:
-            piece = first
-            while isinstance(piece, str):
-                yield delta_event(piece)
-                piece = await anext(rest)
-            transcription = as_transcription(clip, language, piece)
-            if with_segments:
-                for number, segment in enumerate(transcription.segments):
-                    yield segment_event(number, segment)
-            yield done_event(transcription)
-            yield DONE
+            yield first
+            async for later in rest:
+                yield later
         except Exception as error:
             yield event(as_api_error(error).body)
-        finally:
-            await rest.aclose()
-
-
-def as_transcription(clip: np.ndarray, language: str, transcript: dict) -> Transcription:
-    """Puts the transcript of a whole recording together with what is known of it."""
-    duration_s = len(clip) / SAMPLE_RATE
-    return Transcription([Segment(0.0, duration_s, transcript)], duration_s, language)

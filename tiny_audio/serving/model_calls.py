@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from tiny_audio.serving.failures import UNAVAILABLE, said_as_api_error
 
 RETRY_PAUSES_S = (0.1, 0.5, 2.0)  # between attempts; a transcription may be asked for any number of times
+LINE_PAUSE_S = 0.5  # until a clip that waits in line looks again whether there is room
 
 
 class ModelCalls:
@@ -27,9 +29,12 @@ class ModelCalls:
             self._max_duration_s = (await self._first_of(self.transcriber.describe))["max_duration_s"]
         return self._max_duration_s
 
-    async def transcript(self, clip: np.ndarray) -> dict[str, Any]:
-        """Returns a replica's transcript of (S,) int16 samples at 16 kHz."""
-        return await self._first_of(self.transcriber, clip)
+    async def transcript(self, clip: np.ndarray, waits_in_line: bool = False) -> dict[str, Any]:
+        """Returns a replica's transcript of (S,) int16 samples at 16 kHz.
+
+        A clip that finds too many others waiting is refused; with `waits_in_line` it tries again until its time is over.
+        """
+        return await self._first_of(self.transcriber, clip, waits_in_line=waits_in_line)
 
     async def pieces(self, clip: np.ndarray) -> AsyncIterator[str | dict[str, Any]]:
         """Yields the text of a clip piece by piece as it is written, and at last the transcript.
@@ -53,7 +58,7 @@ class ModelCalls:
                 finally:
                     answer.cancel()
 
-    async def _first_of(self, method, *arguments) -> Any:
+    async def _first_of(self, method, *arguments, waits_in_line: bool = False) -> Any:
         """Returns the first answer that a replica gives."""
         pauses_s = iter(RETRY_PAUSES_S)
         with said_as_api_error():
@@ -69,3 +74,7 @@ class ModelCalls:
                         if (pause_s := next(pauses_s, None)) is None:
                             raise
                         await asyncio.sleep(pause_s)
+                    except BackPressureError:
+                        if not waits_in_line:
+                            raise
+                        await asyncio.sleep(LINE_PAUSE_S)
