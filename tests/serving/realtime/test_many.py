@@ -33,10 +33,11 @@ def service(tmp_path_factory, saved_model):
 def cpu_s() -> dict[str, float]:
     """Adds up the CPU time of the service's processes, by kind."""
     used = dict.fromkeys(PROCESSES, 0.0)
-    for process in psutil.process_iter(["cmdline", "cpu_times"]):
+    for process in psutil.Process().children(recursive=True):
+        command = "".join(process.cmdline())
         for name in PROCESSES:
-            if process.info["cpu_times"] and name in "".join(process.info["cmdline"] or ()):
-                used[name] += sum(process.info["cpu_times"][:2])
+            if name in command:
+                used[name] += sum(process.cpu_times()[:2])
     return used
 
 
