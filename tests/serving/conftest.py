@@ -25,6 +25,7 @@ CONFIG = yaml.safe_load((ROOT / "serve/config.yaml").read_text())
 KEYS = {"key-of-tests": "tests {}", "key-of-one": "one {} 1"}
 ORIGIN = "https://app.example"
 GRACE_S = 2.0
+ARGS = {"model_aliases": ["whisper-1"], "max_batch_size": 8, "max_queued": 16, "docs": True}
 
 
 def tone(hertz: float, seconds: float = 1.0, rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -73,8 +74,7 @@ def url(ray_serve, saved_model, tmp_path_factory) -> str:
     }
     http_options = CONFIG["http_options"] | {"port": free_port(8000)}
     serve.start(CONFIG["proxy_location"], http_options, controller_options={"runtime_env": {"env_vars": environment}})
-    args = {"model": saved_model, "model_aliases": ["whisper-1"], "max_batch_size": 8, "max_queued": 16, "docs": True}
-    serve.run(build(args), name="tiny_audio")
+    serve.run(build({"model": saved_model} | ARGS), name="tiny_audio")
     return f"http://127.0.0.1:{http_options['port']}"
 
 

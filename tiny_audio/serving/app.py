@@ -9,6 +9,7 @@ from ray import serve
 
 from tiny_audio import config_files
 from tiny_audio.serving.arguments import Arguments
+from tiny_audio.serving.autoscaling import AudioPolicy
 from tiny_audio.serving.ingress import Ingress
 from tiny_audio.serving.replica import Transcriber
 from tiny_audio.storage import require_model
@@ -32,7 +33,17 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=in_flight,
         max_queued_requests=args.max_queued,
         **of_both,
-        autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
+        autoscaling_config={
+            "min_replicas": args.min_replicas,
+            "max_replicas": args.max_replicas,
+            "initial_replicas": None if args.min_replicas else 1,  # a model that does not load is known at the start
+            "upscale_delay_s": args.upscale_delay_s,
+            "downscale_delay_s": args.downscale_delay_s,
+            "policy": {
+                "policy_function": AudioPolicy,
+                "policy_kwargs": {"target_audio_s": args.target_audio_s, "target_clips": args.max_batch_size},
+            },
+        },
     ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.fp8)
     # The ingress admits more clips than the replicas and their queue hold, so that it refuses the rest itself, in OpenAI's shape.
     most = args.max_replicas * in_flight + args.max_queued + 32

@@ -39,6 +39,10 @@ class Transcriber:
         """Tells the ingress the longest clip that the model takes, and what the engine runs with."""
         return self.model.describe()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells Serve's autoscaling what the replica has in hand."""
+        return self.monitor.in_hand()
+
     async def __call__(self, clip: np.ndarray) -> dict[str, Any]:
         """Transcribes (S,) int16 samples at 16 kHz; returns the transcript's text, ids and numbers of tokens."""
         request = self.model.request(clip)
