@@ -64,14 +64,14 @@ def num_running(deployment: str) -> int:
 
 
 @pytest.fixture
-def scaling(client, alone, saved_model) -> Iterator[None]:
+def scaling(client, alone, saved_model, second_model) -> Iterator[None]:
     """Lets the service scale fast between no replica and two, behind two ingresses."""
     bounds = {"min_replicas": 0, "max_replicas": 2, "target_audio_s": 2.0, "num_ingresses": 2}
     serve.run(
         build({"model": saved_model} | ARGS | bounds | {"upscale_delay_s": 1.0, "downscale_delay_s": 2.0}), name="tiny_audio"
     )
     yield
-    serve.run(build({"model": saved_model} | ARGS), name="tiny_audio")
+    serve.run(build({"model": saved_model, "models": {"second": second_model}} | ARGS), name="tiny_audio")
 
 
 @pytest.mark.slow

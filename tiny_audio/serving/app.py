@@ -22,6 +22,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         ConfigError: a key of `args` is unknown, a value out of range, or there is no such model.
     """
     args = config_files.build(Arguments, args)
+    siblings = {name: require_model(path) for name, path in args.models.items()}
     in_flight = 2 * args.max_batch_size  # clips in a replica: those that wait there join as soon as another clip is done
     of_both = {
         "max_surge_percent": 100,  # in an update, the new replicas come first
@@ -44,7 +45,7 @@ def build(args: dict[str, Any]) -> serve.Application:
                 "policy_kwargs": {"target_audio_s": args.target_audio_s, "target_clips": args.max_batch_size},
             },
         },
-    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.fp8)
+    ).bind(require_model(args.model), siblings, args.device, args.num_threads, args.max_batch_size, args.fp8)
     # The ingress admits more clips than the replicas and their queue hold, so that it refuses the rest itself, in OpenAI's shape.
     most = args.max_replicas * in_flight + args.max_queued + 32
     return Ingress.options(max_ongoing_requests=most, num_replicas=args.num_ingresses, **of_both).bind(transcriber, args)

@@ -23,6 +23,7 @@ class Arguments:
     """What `args` in a Serve config may hold."""
 
     model: Text  # folder that training exported, as Serve's nodes see it; its URL; or a hub id
+    models: dict[Text, Text] = field(default_factory=dict)  # further ones on the same backbones, by the clients' names for them
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: a GPU for each replica
     fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     model_name: Text = "tiny_audio"  # name that clients call the model by
@@ -42,6 +43,8 @@ class Arguments:
 
     def __post_init__(self):
         require(bool(self.languages), "languages names none")
+        doubled = self.models.keys() & {self.model_name, *self.model_aliases}
+        require(not doubled, f"models: {', '.join(sorted(doubled))} is the name of model already")
         bounds = f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}"
         require(self.min_replicas <= self.max_replicas, bounds)
         require(self.device == "cuda" or not self.fp8, "fp8=true computes on GPUs: set device: cuda")

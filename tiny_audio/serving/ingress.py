@@ -42,7 +42,7 @@ class Ingress:
         created = int(time.time())
         self.cards = {
             name: {"id": name, "object": "model", "created": created, "owned_by": "tiny_audio"}
-            for name in (args.model_name, *args.model_aliases)
+            for name in (args.model_name, *args.model_aliases, *args.models)
         }
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -75,13 +75,14 @@ class Ingress:
         return {"status": "ok", "max_duration_s": await self._known_max_duration_s()}
 
     async def list_models(self) -> dict:
-        """Lists the one model that is served, under each of its names, as OpenAI's API does."""
+        """Lists the models that are served, under each of their names, as OpenAI's API does."""
         return {"object": "list", "data": list(self.cards.values())}
 
     async def get_model(self, model: str) -> dict:
-        """Describes the served model; any other name is a 404."""
+        """Describes a served model; any other name is a 404."""
         if model not in self.cards:
-            raise APIError(404, f"no model {model!r} here; there is {self.args.model_name!r}", "model_not_found", "model")
+            names = ", ".join([self.args.model_name, *self.args.models])
+            raise APIError(404, f"no model {model!r} here; there is {names}", "model_not_found", "model")
         return self.cards[model]
 
     async def translate(self) -> Response:
@@ -96,13 +97,14 @@ class Ingress:
             language = self._language(form)
             max_duration_s = await self._known_max_duration_s()
             clip = await asyncio.to_thread(lambda: decode(form.file.file.read(), max_duration_s))
+        model = form.model if form.model in self.args.models else None
         if form.stream:
-            pieces = self.model.pieces(clip)
+            pieces = self.model.pieces(clip, model)
             first = await anext(pieces)  # what fails before it still has a status
             return StreamingResponse(
                 with_heartbeats(self._events(clip, language, first, pieces)), media_type="text/event-stream", headers=UNBUFFERED
             )
-        transcription = as_transcription(clip, language, await self.model.transcript(clip))
+        transcription = as_transcription(clip, language, await self.model.transcript(clip, model))
         return ANSWERS[form.response_format](transcription)
 
     def _language(self, form: TranscriptionForm) -> str:

@@ -24,11 +24,11 @@ class ModelCalls:
         """Returns the longest clip that the model takes, in seconds; waits until a model is loaded."""
         return (await self._first_of(self.transcriber.describe))["max_duration_s"]
 
-    async def transcript(self, clip: np.ndarray) -> dict[str, Any]:
-        """Returns a replica's transcript of (S,) int16 samples at 16 kHz."""
-        return await self._first_of(self.transcriber, clip)
+    async def transcript(self, clip: np.ndarray, model: str | None = None) -> dict[str, Any]:
+        """Returns a replica's transcript of (S,) int16 samples at 16 kHz, by the first model or the one of `Arguments.models`."""
+        return await self._first_of(self.transcriber, clip, model)
 
-    async def pieces(self, clip: np.ndarray) -> AsyncIterator[str | dict[str, Any]]:
+    async def pieces(self, clip: np.ndarray, model: str | None = None) -> AsyncIterator[str | dict[str, Any]]:
         """Yields the text of a clip piece by piece as it is written, and at last the transcript.
 
         A replica that dies before its first piece is replaced by another; later, the error is raised.
@@ -38,7 +38,7 @@ class ModelCalls:
         pauses_s, piece = iter(RETRY_PAUSES_S), None
         with said_as_api_error():
             while True:
-                answer = self.transcriber.options(stream=True).stream.remote(clip)
+                answer = self.transcriber.options(stream=True).stream.remote(clip, model)
                 try:
                     while piece := await asyncio.wait_for(anext(answer, None), until - loop.time()):
                         yield piece
