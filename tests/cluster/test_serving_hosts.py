@@ -44,9 +44,9 @@ def deploy(hosts: RayHosts, **changes) -> None:
     """Deploys the repository's config for clusters, with what its comments say to edit, as a user does on a laptop."""
     config = yaml.safe_load((ROOT / "serve/cluster.yaml").read_text())
     (application,) = config["applications"]
-    application["args"] |= {"model": str(hosts.served / "model"), "device": "cpu", "max_replicas": 2} | changes
+    replicas = {"min_replicas": 2, "max_replicas": 2}
+    application["args"] |= {"model": str(hosts.served / "model"), "device": "cpu", **replicas, **changes}
     application["args"]["skip_silence"] = False  # its clip is a tone
-    application["deployments"].append({"name": "Transcriber", "autoscaling_config": {"min_replicas": 2, "max_replicas": 2}})
     path = hosts.served / "cluster.yaml"
     path.write_text(yaml.safe_dump(config))
     hosts["client"].run("serve", "deploy", "--address", hosts.api, str(path))

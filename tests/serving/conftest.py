@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -26,6 +27,8 @@ KEYS = {"key-of-tests": "tests {}", "key-of-one": "one {} 1"}
 ORIGIN = "https://app.example"
 GRACE_S = 2.0
 WINDOW_S = 8  # window of the embedded encoder
+ARGS = {"model_aliases": ["whisper-1"], "max_batch_size": 8, "max_queued": 16, "max_duration_s": 600, "docs": True}
+ARGS |= {"skip_silence": False}  # tones are no speech
 
 
 def tone(hertz: float, seconds: float = 1.0, rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -53,16 +56,25 @@ def ray_serve():
         ray.shutdown()
 
 
-@pytest.fixture(scope="package")
-def saved_model(tmp_path_factory) -> str:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
+def save_model(folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
     ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER, max_new_tokens=12)).save_pretrained(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="package")
-def url(ray_serve, saved_model, tmp_path_factory) -> str:
+def saved_model(tmp_path_factory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+@pytest.fixture(scope="package")
+def second_model(tmp_path_factory) -> str:
+    """A model with another projector."""
+    return save_model(tmp_path_factory.mktemp("model"), seed=1)
+
+
+@pytest.fixture(scope="package")
+def url(ray_serve, saved_model, second_model, tmp_path_factory) -> str:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("\n".join(line.format(hashlib.sha256(key.encode()).hexdigest()) for key, line in KEYS.items()))
     environment = {
@@ -74,9 +86,7 @@ def url(ray_serve, saved_model, tmp_path_factory) -> str:
     }
     http_options = CONFIG["http_options"] | {"port": free_port(8000)}
     serve.start(CONFIG["proxy_location"], http_options, controller_options={"runtime_env": {"env_vars": environment}})
-    args = {"model": saved_model, "model_aliases": ["whisper-1"], "max_batch_size": 8, "max_queued": 16, "docs": True}
-    args |= {"max_duration_s": 600, "skip_silence": False}  # tones are no speech
-    serve.run(build(args), name="tiny_audio")
+    serve.run(build({"model": saved_model, "models": {"second": second_model}} | ARGS), name="tiny_audio")
     return f"http://127.0.0.1:{http_options['port']}"
 
 

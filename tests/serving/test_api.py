@@ -10,7 +10,9 @@ from ray import serve
 
 from tests.serving.conftest import GOOD, TONES, WINDOW_S, audio_file, error_of, refusal, tone, transcribe
 from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.audio.decode import decode
 from tiny_audio.config import ConfigError
+from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.serving.app import build
 from tiny_audio.serving.arguments import EdgeSettings
 
@@ -138,8 +140,19 @@ def test_a_form_that_is_none_is_refused(http):
         assert error_of(http("POST", "/v1/audio/transcriptions", **options))["status"] == 400
 
 
+def test_each_model_answers_as_it_does_where_it_is_alone(client, alone, second_model):
+    expected = Transcriber.load(second_model).texts([decode(data, WINDOW_S) for data in TONES])
+    asked = [(name, data) for data in TONES for name in ("second", "tiny_audio")]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        texts = list(pool.map(lambda one: transcribe(client, one[1], model=one[0]).text, asked))
+    assert texts == [text for both in zip(expected, alone, strict=True) for text in both]
+    assert expected != alone
+    *_, done = transcribe(client, GOOD, model="second", stream=True)
+    assert done.text == expected[0]
+
+
 def test_the_models_are_listed(client, http):
-    assert [model.id for model in client.models.list()] == ["tiny_audio", "whisper-1"]
+    assert [model.id for model in client.models.list()] == ["tiny_audio", "whisper-1", "second"]
     assert client.models.retrieve("whisper-1").object == "model"
     assert http("GET", "/healthz").json() == {"status": "ok", "max_duration_s": 600, "window_s": WINDOW_S}
 

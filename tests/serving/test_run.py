@@ -40,6 +40,8 @@ def config_file(tmp_path, environment=(), http=(), **args) -> str:
     [
         ({"model": "runs/none"}, "runs/none: no saved model there"),
         ({"modell": "x"}, "unknown key modell; did you mean model"),
+        ({"models": {"second": "runs/none"}}, "runs/none: no saved model there"),
+        ({"models": {"tiny_audio": "runs/none"}}, "models: tiny_audio is the name of model already"),
         ({"max_batch_size": 0}, "max_batch_size must be at least 1"),
         ({"device": "cuda"}, "asks for a GPU and this machine has none"),
         ({"environment": {"TINY_AUDIO_API_KEYS": "none"}}, "none: cannot be read"),

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -35,7 +36,7 @@ from tiny_audio.model.layers import (
     runs_flash_attention,
 )
 from tiny_audio.model.packing import pack
-from tiny_audio.model.segments import Segments, Slots, move
+from tiny_audio.model.segments import Segments, Slots, bounds_of, move
 
 MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 64, 8192  # limits of a prefill: about 0.1 s on an H100, while all running clips wait
 MAX_SLOTS_GPU, MAX_SLOTS_CPU = 512, 32
@@ -99,6 +100,7 @@ class Runner:
         self.ids = torch.zeros(max_slots, dtype=torch.int64, device=self.device)  # the newest token of each slot
         self.rows = torch.arange(max_slots + 1, dtype=torch.int32, device=self.device)
         self.starts = self.rows * self.length  # of the slots in the cache
+        self.siblings: dict[str, nn.Module] = {}  # projectors of further models with these backbones, by their names
         self.fallback = ""
         self._compute_with(plain_layers(model.family), plain)
         self._fill_heads()
@@ -152,11 +154,13 @@ class Runner:
         batch = pack(clips, self.packing, unanswered=True)
         order = [int(clip.id) for clip in batch.rows]
         slots = np.array([requests[number].slot for number in order])
+        num_tokens = np.diff(batch.first_tokens.numpy(), append=len(batch.audio)).tolist()
         positions = len(self.head) + batch.positions
         where = torch.from_numpy(np.repeat(slots * self.length, np.diff(batch.clips.bounds.numpy()))) + positions
         positions, where, slots = map(self._moved, (positions, where, torch.from_numpy(slots)))
         batch = (batch.pin() if self.on_gpu else batch).to(self.device)
-        audio = self.model.project(self.model.encode_batch(batch, self._encode), batch.first_tokens)
+        frames = self.model.encode_batch(batch, self._encode)
+        audio = self._project(frames, batch.first_tokens, num_tokens, [requests[number].model for number in order])
         hidden = self.model.decoder.model.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
         rows, bounds, predicting = slots, batch.clips.bounds, batch.predicting
         if self.graphed:
@@ -167,6 +171,29 @@ class Runner:
         ids = self.read_prompts(hidden, positions, where, rows, bounds, predicting)[: len(requests)]
         self.ids.index_copy_(0, slots, ids)
         return self._read(ids, np.argsort(order))
+
+    def _project(
+        self, frames: torch.Tensor, first_tokens: torch.Tensor, num_tokens: list[int], models: list[str | None]
+    ) -> torch.Tensor:
+        """Turns the encoder frames of clips (k A, C) into audio tokens (A, D): for each model, those of its clips together.
+
+        Args:
+            frames: the clips, end to end.
+            first_tokens: (B,) each clip's first token.
+            num_tokens: the number of tokens of each clip.
+            models: the model of each clip.
+        """
+        if not self.siblings:
+            return self.model.project(frames, first_tokens)
+        parts, projected = frames.unflatten(0, (sum(num_tokens), -1)).split(num_tokens), {}
+        for model in set(models):
+            rows = [row for row, asked in enumerate(models) if asked == model]
+            counts = [num_tokens[row] for row in rows]
+            first = self._moved(torch.from_numpy(bounds_of(counts)[:-1]))
+            together = torch.cat([parts[row] for row in rows]).flatten(0, 1)
+            audio = self.model.project(together, first, self.siblings[model] if model else None)
+            projected |= zip(rows, audio.split(counts), strict=True)
+        return torch.cat([projected[row] for row in range(len(models))])
 
     def _wasted(self, where: torch.Tensor, size: int) -> torch.Tensor:
         """Pads places in the cache, (N,) -> (size,), so that rows beyond N are written to no slot."""

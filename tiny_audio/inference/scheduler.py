@@ -36,6 +36,7 @@ class Request:
     num_tokens: int  # positions of its prompt, including the audio
     max_new_tokens: int
     on_token: Callable[[int], None] | None = None  # called with each id as it comes, on the engine's thread
+    model: str | None = None  # the model that is asked, of those that share the backbones; None is the first
     future: Future[Answer] = field(default_factory=Future)
     slot: int = -1
     num_launched: int = 0  # tokens that the device has made or is making

@@ -16,6 +16,7 @@ from tiny_audio.inference.scheduler import Answer, Request, Scheduler
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.prompt import clean_transcript
+from tiny_audio.model.siblings import load_sibling
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class Transcriber:
         freeze_to_fp8(model, trains=False)
         return cls(model, max_slots=max_slots)
 
+    def add(self, name: str, model_path: str) -> None:
+        """Loads the projector of another saved model with the same backbones, which `request` then knows by its name.
+
+        Raises:
+            ConfigError: the model differs from the first in more than its projector.
+        """
+        self.runner.siblings[name] = load_sibling(self.model, model_path)
+
     def warm_up(self) -> None:
         """Compiles and captures the graphs, if there are any, so that no clip waits for them; takes 10 to 20 s on an H100.
 
@@ -125,8 +134,13 @@ class Transcriber:
         """Hands a clip to the engine's thread; returns the future of its answer, which `transcript` turns into text."""
         return self.engine.submit(self.request(waveform, on_token))
 
-    def request(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Request:
+    def request(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None, model: str | None = None) -> Request:
         """Checks a clip and returns the engine's request for it.
+
+        Args:
+            waveform: (S,) int16 samples at 16 kHz.
+            on_token: is called with each token's id, on the engine's thread.
+            model: the name of a model that was added; None is the first.
 
         Raises:
             ValueError: the clip is empty, longer than the encoder's window, or has several channels.
@@ -134,7 +148,7 @@ class Transcriber:
         require_clips([waveform], self.model.window_num_samples)
         if not len(waveform):
             raise ValueError("a clip has no samples")
-        return Request(waveform, self.runner.prompt_tokens(len(waveform)), self.max_new_tokens, on_token)
+        return Request(waveform, self.runner.prompt_tokens(len(waveform)), self.max_new_tokens, on_token, model)
 
     def transcript(self, answer: Answer) -> Transcript:
         """Turns an answer of the engine into a transcript."""

@@ -28,7 +28,15 @@ from tiny_audio.model.output import ASROutput
 from tiny_audio.model.packing import Group, PackedBatch, Packing, count_tokens, packed_log_mels, padded_rows, prompted_log_mels
 from tiny_audio.model.projectors import make_projector
 from tiny_audio.model.prompt import build_prompt
-from tiny_audio.model.saved import HUB_OPTIONS, load_projector, load_saved_adapter, one_device, require_readable, save_model
+from tiny_audio.model.saved import (
+    HUB_OPTIONS,
+    load_projector,
+    load_saved_adapter,
+    one_device,
+    put_weights,
+    require_readable,
+    save_model,
+)
 from tiny_audio.model.segments import Segments
 from tiny_audio.storage import local_folder
 from tiny_audio.transformers_names import attention_of
@@ -154,11 +162,11 @@ class ASRModel(PreTrainedModel):
             return torch.cat([part.flatten(0, 1)[index] for part, index in zip(encoded, frame_index, strict=True)])
         return layers(torch.cat([part.flatten(0, 1)[index] for part, index in zip(stems, frame_index, strict=True)]), frames)
 
-    def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor) -> torch.Tensor:
-        """Turns encoder frames (k A, C) into audio tokens (A, D) of the decoder's type."""
+    def project(self, encoded: torch.Tensor, first_tokens: torch.Tensor, projector: nn.Module | None = None) -> torch.Tensor:
+        """Turns encoder frames (k A, C) into audio tokens (A, D) of the decoder's type, by another projector if one is given."""
         compute_type = encoded.dtype
         with torch.autocast(encoded.device.type, dtype=compute_type, enabled=compute_type != torch.float32):
-            return self.projector(encoded, first_tokens).to(compute_type)
+            return (projector or self.projector)(encoded, first_tokens).to(compute_type)
 
     def encode_batch(self, batch: PackedBatch, layers: Callable | None = None) -> torch.Tensor | None:
         """Encodes those clips of a packed batch whose frames are not known, from their PCM: (frames, C)."""
@@ -332,11 +340,7 @@ class ASRModel(PreTrainedModel):
             require_readable(str(pretrained_model_name_or_path), config)
             state, adapter = load_projector(folder, **hub), load_saved_adapter(folder, **hub)
         model = cls(config.replaced(**settings))
-        expected = {key: value.shape for key, value in model.projector.state_dict().items()}
-        if expected != {key: value.shape for key, value in state.items()}:
-            backbones = f"{config.audio_model_id} and {config.text_model_id}"
-            raise ValueError(f"{pretrained_model_name_or_path}: not a projector for {backbones}")
-        model.projector.load_state_dict(state)
+        put_weights(model.projector, state, str(pretrained_model_name_or_path), config)
         if adapter:
             model.adapter = merge_adapter(model.decoder, adapter)
         if device is not None:

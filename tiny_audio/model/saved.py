@@ -57,6 +57,18 @@ def load_trained(model: str) -> dict[str, torch.Tensor]:
     return projector | {f"{TRAINED_PREFIX}{name}": weight for name, weight in (adapter.weights if adapter else {}).items()}
 
 
+def put_weights(projector: torch.nn.Module, weights: dict[str, torch.Tensor], model: str, config: ASRConfig) -> None:
+    """Puts what `load_projector` returned of a saved model into a projector.
+
+    Raises:
+        ValueError: weights are missing, are there too many, or have other shapes.
+    """
+    shapes = [{name: weight.shape for name, weight in state.items()} for state in (projector.state_dict(), weights)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{model}: not a projector for {config.audio_model_id} and {config.text_model_id}")
+    projector.load_state_dict(weights)
+
+
 def require_readable(model: str, config: ASRConfig) -> None:
     """Checks that this code reads the format of a saved model.
 

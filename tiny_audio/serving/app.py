@@ -9,6 +9,7 @@ from ray import serve
 
 from tiny_audio import config_files
 from tiny_audio.serving.arguments import Arguments
+from tiny_audio.serving.autoscaling import AudioPolicy
 from tiny_audio.serving.ingress import Ingress
 from tiny_audio.serving.replica import Transcriber
 from tiny_audio.storage import require_model
@@ -21,6 +22,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         ConfigError: a key of `args` is unknown, a value out of range, or there is no such model.
     """
     args = config_files.build(Arguments, args)
+    siblings = {name: require_model(path) for name, path in args.models.items()}
     in_flight = 2 * args.max_batch_size  # clips in a replica: those that wait there join as soon as another clip is done
     of_both = {
         "max_surge_percent": 100,  # in an update, the new replicas come first
@@ -32,8 +34,18 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=in_flight,
         max_queued_requests=args.max_queued,
         **of_both,
-        autoscaling_config={"max_replicas": args.max_replicas, "target_ongoing_requests": args.max_batch_size},
-    ).bind(require_model(args.model), args.device, args.num_threads, args.max_batch_size, args.fp8)
+        autoscaling_config={
+            "min_replicas": args.min_replicas,
+            "max_replicas": args.max_replicas,
+            "initial_replicas": None if args.min_replicas else 1,  # a model that does not load is known at the start
+            "upscale_delay_s": args.upscale_delay_s,
+            "downscale_delay_s": args.downscale_delay_s,
+            "policy": {
+                "policy_function": AudioPolicy,
+                "policy_kwargs": {"target_audio_s": args.target_audio_s, "target_clips": args.max_batch_size},
+            },
+        },
+    ).bind(require_model(args.model), siblings, args.device, args.num_threads, args.max_batch_size, args.fp8)
     # The ingress admits more clips than the replicas and their queue hold, so that it refuses the rest itself, in OpenAI's shape.
     # Realtime sessions have places of their own.
     most = args.max_replicas * in_flight + args.max_queued + 32 + args.max_sessions

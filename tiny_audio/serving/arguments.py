@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import AtLeastOne, Text, require, settings
@@ -24,6 +24,7 @@ class Arguments:
     """What `args` in a Serve config may hold."""
 
     model: Text  # folder that training exported, as Serve's nodes see it; its URL; or a hub id
+    models: dict[Text, Text] = field(default_factory=dict)  # further ones on the same backbones, by the clients' names for them
     device: Literal["cpu", "cuda"] = "cpu"  # cuda: a GPU for each replica
     fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     model_name: Text = "tiny_audio"  # name that clients call the model by
@@ -31,7 +32,11 @@ class Arguments:
     languages: dict[Text, Text] = field(default_factory=lambda: {"en": "english"})  # codes and names of what the model hears
     max_batch_size: AtLeastOne = 128  # clips that a replica transcribes together: the slots of its cache
     max_queued: AtLeastOne = 64  # clips that may wait for a replica; more get a 429
-    max_replicas: AtLeastOne = 1  # replicas of the model; Serve scales from 1 by the requests that wait
+    min_replicas: NonNegativeInt = 1  # replicas of the model; 0: after a silence there is none, and a request waits for its start
+    max_replicas: AtLeastOne = 1  # the most replicas of the model, as the audio in hand asks for them
+    target_audio_s: Seconds = 1000.0  # audio in hand, waiting or being transcribed, that a replica should have
+    upscale_delay_s: NonNegativeFloat = 30.0  # how long more replicas must be asked for until they start
+    downscale_delay_s: NonNegativeFloat = 600.0  # how long fewer must be enough until they end
     num_ingresses: AtLeastOne = 1  # processes that read and decode uploads; a GPU transcribes as fast as about 4 of them
     num_threads: AtLeastOne = 1  # CPU threads, and CPUs reserved, of a replica
     timeout_s: Seconds = 60.0  # for the model's answer to each window, waiting included; keep request_timeout_s above it
@@ -45,6 +50,10 @@ class Arguments:
 
     def __post_init__(self):
         require(bool(self.languages), "languages names none")
+        doubled = self.models.keys() & {self.model_name, *self.model_aliases}
+        require(not doubled, f"models: {', '.join(sorted(doubled))} is the name of model already")
+        bounds = f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}"
+        require(self.min_replicas <= self.max_replicas, bounds)
         require(self.device == "cuda" or not self.fp8, "fp8=true computes on GPUs: set device: cuda")
 
 

@@ -38,7 +38,7 @@ class Ingress:
         missing = f"Serve was started without its edge; start it with {PROXY_CALLBACK}={MIDDLEWARES}, as serve/config.yaml does"
         require(os.environ.get(PROXY_CALLBACK) == MIDDLEWARES, missing)
         self.model, self.args = ModelCalls(transcriber, args.timeout_s), args
-        self.offer = Offer([args.model_name, *args.model_aliases], args.languages)
+        self.offer = Offer([args.model_name, *args.model_aliases], list(args.models), args.languages)
         self.recordings = Recordings(self.model, args)
         created = int(time.time())
         self.cards = {
@@ -72,11 +72,11 @@ class Ingress:
         return {"status": "ok", "max_duration_s": self.args.max_duration_s, "window_s": window_s}
 
     async def list_models(self) -> dict:
-        """Lists the one model that is served, under each of its names, as OpenAI's API does."""
+        """Lists the models that are served, under each of their names, as OpenAI's API does."""
         return {"object": "list", "data": list(self.cards.values())}
 
     async def get_model(self, model: str) -> dict:
-        """Describes the served model; any other name is a 404."""
+        """Describes a served model; any other name is a 404."""
         self.offer.require_model(model)
         return self.cards[model]
 
@@ -91,14 +91,15 @@ class Ingress:
             form = read_form(parts)
             await self.get_model(form.model)
             language = self._language(form)
+            model = self.offer.further_model(form.model)
             cut = await held.enter_async_context(self.recordings.cut(form.file.file, form.chunking_strategy))
             if form.stream:
                 with_segments = form.response_format == "verbose_json"
-                events = with_heartbeats(events_of(self.recordings.pieces(cut), cut.duration_s, language, with_segments))
+                events = with_heartbeats(events_of(self.recordings.pieces(cut, model), cut.duration_s, language, with_segments))
                 first = await anext(events)  # what fails before it still has a status
                 sent = _sent(first, events, held.pop_all())
                 return StreamingResponse(sent, media_type="text/event-stream", headers=UNBUFFERED)
-            segments = [segment async for segment in self.recordings.segments(cut)]
+            segments = [segment async for segment in self.recordings.segments(cut, model)]
         return ANSWERS[form.response_format](Transcription(segments, cut.duration_s, language))
 
     def _language(self, form: TranscriptionForm) -> str:

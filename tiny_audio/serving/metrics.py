@@ -14,6 +14,7 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.inference.scheduler import Request, Scheduler
 from tiny_audio.monitoring import metrics
 from tiny_audio.monitoring.recorder import Recorder
+from tiny_audio.serving.autoscaling import AUDIO_S, CLIPS
 
 LOG = logging.getLogger("ray.serve")  # in replicas, Serve adds the request's id to its lines
 CLIENT_GONE = 499  # nginx's number for a client that left before its answer began
@@ -73,6 +74,7 @@ class ClipMonitor:
     """
 
     def __init__(self, scheduler: Scheduler, load_s: float, fallback: str):
+        self.requests: set[Request] = set()  # that have no answer yet
         self.scheduler, self.recorder = scheduler, Recorder(replica=serve.get_replica_context().replica_id.unique_id)
         self.recorder.set(metrics.MODEL_LOAD_S, load_s)
         self.recorder.set(metrics.WITHOUT_GRAPHS, float(bool(fallback)))
@@ -80,11 +82,17 @@ class ClipMonitor:
         self.recorder.set(metrics.SLOTS_IN_USE, lambda: len(scheduler.live))
         self.recorder.set(metrics.QUEUED_S, lambda: sum(len(request.pcm) for request in list(scheduler.waiting)) / SAMPLE_RATE)
 
+    def in_hand(self) -> dict[str, float]:
+        """Returns the number of clips that have no transcript yet, and their seconds of audio, for `AudioPolicy`."""
+        audio_s = sum(len(request.pcm) for request in self.requests) / SAMPLE_RATE
+        return {AUDIO_S: audio_s, CLIPS: len(self.requests)}
+
     @contextmanager
     def clip(self, request: Request) -> Iterator[None]:
         """Counts a clip that was given to the engine; the context lasts until its transcript is there, or is given up."""
         duration_s = len(request.pcm) / SAMPLE_RATE
         self.recorder.add(metrics.AUDIO_IN_S, duration_s)
+        self.requests.add(request)
         try:
             yield
         except BaseException as error:  # its caller left, too
@@ -92,6 +100,8 @@ class ClipMonitor:
                 "clip of %.2f s: %s after %.3f s", duration_s, type(error).__name__, time.monotonic() - request.arrived_at
             )
             raise
+        finally:
+            self.requests.discard(request)
         queue_s, first_token_s = request.joined_at - request.arrived_at, request.first_token_at - request.arrived_at
         self.recorder.add(metrics.TRANSCRIBED_S, duration_s)
         self.recorder.add(metrics.TOKENS, len(request.ids) + request.future.result().complete)  # the end is a token too

@@ -29,14 +29,14 @@ class ModelCalls:
             self._max_duration_s = (await self._first_of(self.transcriber.describe))["max_duration_s"]
         return self._max_duration_s
 
-    async def transcript(self, clip: np.ndarray, waits_in_line: bool = False) -> dict[str, Any]:
-        """Returns a replica's transcript of (S,) int16 samples at 16 kHz.
+    async def transcript(self, clip: np.ndarray, model: str | None = None, waits_in_line: bool = False) -> dict[str, Any]:
+        """Returns a replica's transcript of (S,) int16 samples at 16 kHz, by the first model or the one of `Arguments.models`.
 
         A clip that finds too many others waiting is refused; with `waits_in_line` it tries again until its time is over.
         """
-        return await self._first_of(self.transcriber, clip, waits_in_line=waits_in_line)
+        return await self._first_of(self.transcriber, clip, model, waits_in_line=waits_in_line)
 
-    async def pieces(self, clip: np.ndarray) -> AsyncIterator[str | dict[str, Any]]:
+    async def pieces(self, clip: np.ndarray, model: str | None = None) -> AsyncIterator[str | dict[str, Any]]:
         """Yields the text of a clip piece by piece as it is written, and at last the transcript.
 
         A replica that dies before its first piece is replaced by another; later, the error is raised.
@@ -46,7 +46,7 @@ class ModelCalls:
         pauses_s, piece = iter(RETRY_PAUSES_S), None
         with said_as_api_error():
             while True:
-                answer = self.transcriber.options(stream=True).stream.remote(clip)
+                answer = self.transcriber.options(stream=True).stream.remote(clip, model)
                 try:
                     while piece := await asyncio.wait_for(anext(answer, None), until - loop.time()):
                         yield piece

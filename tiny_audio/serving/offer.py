@@ -1,4 +1,4 @@
-"""What the service has to offer: its model, under each of its names, and the languages that the model hears."""
+"""What the service has to offer: its models, under each of their names, and the languages that they hear."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ from tiny_audio.serving.errors import APIError
 
 @dataclass(frozen=True)
 class Offer:
-    """Checks what clients ask for. The first of `model_names` is the model's own, and `languages` are names by their codes."""
+    """Checks what clients ask for. `languages` are names by their codes."""
 
-    model_names: list[str]
+    first_names: list[str]  # of the first model: its own, then its aliases
+    further_names: list[str]  # of the others, `Arguments.models`
     languages: dict[str, str]
 
+    @property
+    def model_names(self) -> list[str]:
+        """All names of all models, the first model's own before all others."""
+        return [*self.first_names, *self.further_names]
+
     def require_model(self, name: str, param: str = "model") -> None:
-        """Raises a 404 unless the model has this name."""
+        """Raises a 404 unless a model has this name."""
         if name not in self.model_names:
-            raise APIError(404, f"no model {name!r} here; there is {self.model_names[0]!r}", "model_not_found", param)
+            there = ", ".join([self.first_names[0], *self.further_names])
+            raise APIError(404, f"no model {name!r} here; there is {there}", "model_not_found", param)
+
+    def further_model(self, name: str | None) -> str | None:
+        """Returns the name if it is one of the further models, and None for the first model, as replicas know them."""
+        return name if name in self.further_names else None
 
     def language(self, asked: str | None, param: str = "language") -> str:
         """Returns the name of the language that is asked for by its code or name, or of the model's first.

@@ -57,16 +57,16 @@ class Recordings:
             return Cutting(*limits, skip_silence=True, vad=chunking.config(), cuts_short=True)
         return Cutting(*limits, self.args.skip_silence or chunking == "auto", self.args.vad)
 
-    async def segments(self, cut: CutFile) -> AsyncIterator[Segment]:
-        """Yields the segments of a recording, in order, each as soon as it and all before it are transcribed.
+    async def segments(self, cut: CutFile, model: str | None) -> AsyncIterator[Segment]:
+        """Yields the segments of a recording by a model, in order, each as soon as it and all before it are transcribed.
 
         Where too many requests wait, the first window is refused; those behind it wait too, since the recording was taken on.
         """
-        async with aclosing(self._transcribed(self._windows(cut), is_taken_on=False)) as segments:
+        async with aclosing(self._transcribed(self._windows(cut), model, is_taken_on=False)) as segments:
             async for segment in segments:
                 yield segment
 
-    async def pieces(self, cut: CutFile) -> AsyncIterator[str | Segment]:
+    async def pieces(self, cut: CutFile, model: str | None) -> AsyncIterator[str | Segment]:
         """Yields what `segments` does, and before each segment its text, the first one's token by token.
 
         The joined texts are the recording's.
@@ -74,11 +74,11 @@ class Recordings:
         windows, has_text = self._windows(cut), False
         if (window := await anext(windows, None)) is None:
             return
-        async with aclosing(self.model.pieces(window.pcm)) as pieces:
+        async with aclosing(self.model.pieces(window.pcm, model)) as pieces:
             async for piece in pieces:
                 has_text = True if isinstance(piece, str) else has_text
                 yield piece if isinstance(piece, str) else _segment(window, piece)
-        async with aclosing(self._transcribed(windows, is_taken_on=True)) as segments:
+        async with aclosing(self._transcribed(windows, model, is_taken_on=True)) as segments:
             async for segment in segments:
                 if text := segment.transcript["text"]:
                     yield f" {text}" if has_text else text
@@ -90,13 +90,13 @@ class Recordings:
         while (window := await loop.run_in_executor(threads, next, cut.windows, None)) is not None:
             yield window
 
-    async def _transcribed(self, windows: AsyncIterator[Window], is_taken_on: bool) -> AsyncIterator[Segment]:
+    async def _transcribed(self, windows: AsyncIterator[Window], model: str | None, is_taken_on: bool) -> AsyncIterator[Segment]:
         """Asks for `windows_at_once` windows at a time; who closes the generator takes the questions back."""
         waiting: deque[tuple[Window, asyncio.Task]] = deque()
         try:
             async for window in windows:
                 ask = self._transcript if is_taken_on else self.model.transcript
-                waiting.append((window, asyncio.create_task(ask(window.pcm))))
+                waiting.append((window, asyncio.create_task(ask(window.pcm, model))))
                 is_taken_on = True
                 while waiting and (len(waiting) >= self.windows_at_once or waiting[0][1].done()):
                     window, answer = waiting.popleft()
@@ -109,9 +109,9 @@ class Recordings:
                 answer.cancel()
             await asyncio.gather(*(answer for _, answer in waiting), return_exceptions=True)
 
-    async def _transcript(self, pcm: np.ndarray) -> dict[str, Any]:
+    async def _transcript(self, pcm: np.ndarray, model: str | None) -> dict[str, Any]:
         async with self.places:
-            return await self.model.transcript(pcm, waits_in_line=True)
+            return await self.model.transcript(pcm, model, waits_in_line=True)
 
 
 def _segment(window: Window, transcript: dict[str, Any]) -> Segment:

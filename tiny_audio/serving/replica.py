@@ -21,7 +21,7 @@ class Transcriber:
     A clip whose caller left or waited too long is dropped between two steps.
     """
 
-    def __init__(self, model: str, device: str, num_threads: int, max_batch_size: int, fp8: bool):
+    def __init__(self, model: str, siblings: dict[str, str], device: str, num_threads: int, max_batch_size: int, fp8: bool):
         # Imported here, so that the ingress, which imports this module, needs no torch in its processes.
         import torch
 
@@ -30,6 +30,8 @@ class Transcriber:
         started = time.monotonic()
         torch.set_num_threads(num_threads)
         self.model = transcribe.Transcriber.load(model, device, fp8, max_batch_size)
+        for name, path in siblings.items():
+            self.model.add(name, path)
         self.model.warm_up()
         self.model([np.zeros(SAMPLE_RATE, dtype=np.int16)])  # a model that cannot transcribe fails here
         self.model.engine.start()
@@ -39,19 +41,27 @@ class Transcriber:
         """Tells the ingress the longest clip that the model takes, and what the engine runs with."""
         return self.model.describe()
 
-    async def __call__(self, clip: np.ndarray) -> dict[str, Any]:
-        """Transcribes (S,) int16 samples at 16 kHz; returns the transcript's text, ids and numbers of tokens."""
-        request = self.model.request(clip)
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tells Serve's autoscaling what the replica has in hand."""
+        return self.monitor.in_hand()
+
+    async def __call__(self, clip: np.ndarray, model: str | None = None) -> dict[str, Any]:
+        """Transcribes (S,) int16 samples at 16 kHz by the first model or a sibling of that name.
+
+        Returns:
+            The transcript's text, ids and numbers of tokens.
+        """
+        request = self.model.request(clip, model=model)
         with self.monitor.clip(request):
             answer = await asyncio.wrap_future(self.model.engine.submit(request))
         return self._transcript(request, answer)
 
-    async def stream(self, clip: np.ndarray) -> AsyncIterator[str | dict[str, Any]]:
+    async def stream(self, clip: np.ndarray, model: str | None = None) -> AsyncIterator[str | dict[str, Any]]:
         """Transcribes as a call does; yields pieces of the text while it is written, and at last what the call returns."""
         from tiny_audio.inference.deltas import Deltas
 
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue()
-        request = self.model.request(clip, lambda token: loop.call_soon_threadsafe(tokens.put_nowait, token))
+        request = self.model.request(clip, lambda token: loop.call_soon_threadsafe(tokens.put_nowait, token), model)
         future = self.model.engine.submit(request)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(tokens.put_nowait, None))
         deltas = Deltas(self.model.model.tokenizer)

@@ -88,7 +88,8 @@ def read_config(path: str) -> ServeDeploySchema:
 
 
 def _check(args: Arguments) -> None:
-    require_model(args.model)
+    for model in (args.model, *args.models.values()):
+        require_model(model)
     if args.device == "cuda" and not os.environ.get("RAY_ADDRESS"):
         import torch
 

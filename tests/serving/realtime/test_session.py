@@ -17,7 +17,7 @@ from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.session import Session
 from tiny_audio.serving.realtime.sound import FORMATS, Decoder
 
-OFFER = Offer(["tiny_audio", "whisper-1"], {"en": "english"})
+OFFER = Offer(["tiny_audio", "whisper-1"], ["second"], {"en": "english"})
 RATE, PCM_RATE = 16_000, 24_000
 SENTENCES = ("the old baker carried seven lemons past a quiet river", "she knew the port and the hill")
 

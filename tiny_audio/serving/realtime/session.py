@@ -26,11 +26,15 @@ FRAMES_AT_ONCE = 3, 64  # that the detector hears: fewer cost too much each, mor
 
 @dataclass(frozen=True)
 class Turn:
-    """Holds the sound of an item that was committed, (S,) int16 at 16 kHz, and whether speech was found in it already."""
+    """Holds the sound of an item that was committed, (S,) int16 at 16 kHz, and whether speech was found in it already.
+
+    `model` is one of the further models, or None for the first.
+    """
 
     item_id: str
     pcm: np.ndarray
     is_speech: bool
+    model: str | None
 
 
 class Session:
@@ -152,7 +156,8 @@ class Session:
         yield event("input_audio_buffer.committed", item_id=item_id, previous_item_id=self.last_item_id)
         yield from item_events(item_id, self.last_item_id)
         self.last_item_id = item_id
-        self.turns.append(Turn(item_id, pcm, is_speech))
+        model = self.offer.further_model(self.settings.input.transcription.model)
+        self.turns.append(Turn(item_id, pcm, is_speech, model))
 
     def _update(self, given: Any) -> None:
         if not isinstance(given, dict):

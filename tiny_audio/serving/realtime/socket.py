@@ -61,7 +61,7 @@ class Realtime:
         is_speech = turn.is_speech or await asyncio.to_thread(speech_spans, turn.pcm, VadConfig())
         return [Window(0, turn.pcm, 0, len(turn.pcm))] if is_speech else []
 
-    async def pieces(self, clip: np.ndarray) -> AsyncIterator[str | dict]:
+    async def pieces(self, clip: np.ndarray, model: str | None) -> AsyncIterator[str | dict]:
         """Yields the text of a clip as `ModelCalls.pieces` does, but waits where the replicas are full: a client that speaks
         cannot ask again."""
         now = asyncio.get_running_loop().time
@@ -74,7 +74,7 @@ class Realtime:
         try:
             while True:
                 try:
-                    async with aclosing(self.model.pieces(clip)) as pieces:
+                    async with aclosing(self.model.pieces(clip, model)) as pieces:
                         async for piece in pieces:
                             yield piece
                     return
@@ -196,7 +196,7 @@ class Connection:
         transcription = Transcription([], len(turn.pcm) / SAMPLE_RATE, "")
         for window in await self.realtime.windows(turn):
             space = " " if transcription.text else ""
-            async for piece in self.realtime.pieces(window.pcm):
+            async for piece in self.realtime.pieces(window.pcm, turn.model):
                 if isinstance(piece, str):
                     await self._say(delta_event(turn.item_id, space + piece))
                     space = ""
