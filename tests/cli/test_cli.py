@@ -1,11 +1,14 @@
 """The command `tiny-audio` and `tiny_audio.transcribe`: every form, standard input, live sound, and errors of one line."""
 
-import io
 import json
+import os
 import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -36,6 +39,11 @@ def folder(model, tmp_path_factory) -> Path:
     load_transcriber.cache_clear()
 
 
+def _pour(data: bytes, pipe: BinaryIO) -> None:
+    with suppress(BrokenPipeError), pipe:
+        pipe.write(data)
+
+
 @pytest.fixture
 def command(folder, monkeypatch, capsys):
     """Runs the command in the folder; returns its exit code, standard output and standard error."""
@@ -43,9 +51,12 @@ def command(folder, monkeypatch, capsys):
     monkeypatch.setenv("TINY_AUDIO_MODEL", "model")
 
     def run(*words: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin), isatty=lambda: False))
+        reading, writing = map(os.fdopen, os.pipe(), ("rb", "wb"))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=reading, isatty=lambda: False))
         capsys.readouterr()
-        code = main(list(words))
+        with reading, ThreadPoolExecutor(1) as pool:
+            pool.submit(_pour, stdin, writing)
+            code = main(list(words))
         return code, *capsys.readouterr()
 
     return run
@@ -79,6 +90,8 @@ def test_several_files_and_standard_input(command, folder):
     assert errors.startswith(f"{folder}/broken.mp3: not readable as audio")
     code, text, _ = command("transcribe", "-", "--format", "json", stdin=(folder / "short.wav").read_bytes())
     assert (code, json.loads(text)["text"]) == (0, short.text)
+    _, text, _ = command("transcribe", "-", "--format", "json", stdin=(folder / "long.wav").read_bytes())
+    assert {**json.loads(text), "path": f"{folder}/long.wav"} == json.loads(command("transcribe", "long.wav", "--format", "json")[1])
 
 
 def test_live_sound_is_a_line_after_each_pause(command, folder):

@@ -82,14 +82,24 @@ def _short(data: bytes, window_s: float):
 
 def open_audio(path: str, max_duration_s: float) -> BinaryIO | None:
     """Opens a file, and copies it to this machine if it is elsewhere; returns None if it is gone or cannot be read."""
-    return read_patiently(lambda: _opened(path, max_bytes(max_duration_s) + 1), path, "the audio")
+    return read_patiently(lambda: _opened(path, max_duration_s), path, "the audio")
 
 
-def _opened(path: str, limit: int) -> BinaryIO:
+def _opened(path: str, max_duration_s: float) -> BinaryIO:
     if "://" not in path:
-        return open(path, "rb")
+        return rereadable(open(path, "rb"), max_duration_s)  # noqa: SIM115
     with fsspec.open(path, "rb") as source:
-        copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
-        shutil.copyfileobj(LimitedReader(source, limit), copy)
+        return _copied(source, max_duration_s)
+
+
+def rereadable(file: BinaryIO, max_duration_s: float) -> BinaryIO:
+    """Returns a file whose beginning `cut_file` can read again: the file itself, or a copy of what comes through a pipe."""
+    return file if file.seekable() else _copied(file, max_duration_s)
+
+
+def _copied(source: BinaryIO, max_duration_s: float) -> BinaryIO:
+    """Copies a file, as far as a recording that long may reach and a byte more, by which `cut_file` knows that it is longer."""
+    copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
+    shutil.copyfileobj(LimitedReader(source, max_bytes(max_duration_s) + 1), copy)
     copy.seek(0)
     return copy

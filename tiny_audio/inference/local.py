@@ -15,7 +15,7 @@ import torch
 
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import require
-from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio
+from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio, rereadable
 from tiny_audio.inference.long_form import Segment, transcribe_windows
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.storage import require_model
@@ -104,7 +104,7 @@ def transcribe(
 
 @contextmanager
 def opened(source: str | Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
-    """Opens a path or URL, for as long as the context lasts; bytes and open files are taken as they are."""
+    """Opens a path or URL, for as long as the context lasts; of an open file that is a pipe it yields a copy."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
@@ -114,4 +114,4 @@ def opened(source: str | Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
         with file:
             yield file
     else:
-        yield source
+        yield rereadable(source, MAX_DURATION_S)
