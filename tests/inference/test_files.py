@@ -107,7 +107,7 @@ def test_the_suffix_of_the_output_says_its_form(tmp_path):
     assert written(tmp_path, "d.srt", long).split("\n\n")[1] == "2\n01:00:00,000 --> 01:00:01,000\nbaker & <b>\n"
     assert written(tmp_path, "d.vtt", long).split("\n\n")[1:] == [
         "00:00:01.000 --> 00:00:02.500\nthe old",
-        "01:00:00.000 --> 01:00:01.000\nbaker &amp; &lt;b>\n",
+        "01:00:00.000 --> 01:00:01.000\nbaker &amp; &lt;b&gt;\n",
     ]
     assert len(written(tmp_path, "d.csv", long).splitlines()) == 2
 
