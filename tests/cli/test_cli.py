@@ -110,6 +110,7 @@ def test_live_sound_is_a_line_after_each_pause(command, folder):
         (("transcribe", "short.wav", "--model", ""), "name a model: --model FOLDER"),
         (("transcribe", "short.wav", "--threshold", "2"), "vad.threshold must be less than 1, not 2.0"),
         (("transcribe", "short.wav", "--window-s", "9"), "window_s=9 is over 8 s, which the encoder takes"),
+        (("transcribe", "short.wav", "--window-s", "-1"), "window_s=-1 is under 1 s, the shortest window"),
         (("transcribe", "short.wav", "long.wav", "--output", "a.srt"), "make one for each"),
         (("serve", "--port", "0"), "--port must be 1 to 65535"),
     ],

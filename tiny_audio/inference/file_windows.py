@@ -36,9 +36,10 @@ class Cutting:
         """Returns the cutting for a model; `window_s` is by default what its encoder takes.
 
         Raises:
-            ConfigError: `window_s` is longer than that.
+            ConfigError: `window_s` is longer than that, or shorter than a second.
         """
-        window_s = window_s or encoder_window_s
+        window_s = encoder_window_s if window_s is None else window_s
+        require(window_s >= 1, f"window_s={window_s:g} is under 1 s, the shortest window")
         require(window_s <= encoder_window_s, f"window_s={window_s:g} is over {encoder_window_s:g} s, which the encoder takes")
         return cls(window_s, max_duration_s, skip_silence, vad)
 
