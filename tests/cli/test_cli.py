@@ -4,9 +4,11 @@ import json
 import os
 import random
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
 from typing import BinaryIO
 
@@ -21,6 +23,7 @@ from tiny_audio.cli import serve
 from tiny_audio.cli.main import main
 from tiny_audio.config import ConfigError
 from tiny_audio.inference.local import load_transcriber
+from tiny_audio.lab.local_nodes import wait_for
 from tiny_audio.lab.synthetic.speech import held_out_voices, synthesize
 from tiny_audio.serving.arguments import Arguments
 
@@ -91,7 +94,8 @@ def test_several_files_and_standard_input(command, folder):
     code, text, _ = command("transcribe", "-", "--format", "json", stdin=(folder / "short.wav").read_bytes())
     assert (code, json.loads(text)["text"]) == (0, short.text)
     _, text, _ = command("transcribe", "-", "--format", "json", stdin=(folder / "long.wav").read_bytes())
-    assert {**json.loads(text), "path": f"{folder}/long.wav"} == json.loads(command("transcribe", "long.wav", "--format", "json")[1])
+    _, of_file, _ = command("transcribe", "long.wav", "--format", "json")
+    assert json.loads(text) == {**json.loads(of_file), "path": "-"}
 
 
 def test_live_sound_is_a_line_after_each_pause(command, folder):
@@ -138,6 +142,18 @@ def test_the_library_call_says_what_is_wrong(folder, monkeypatch):
     with pytest.raises(ConfigError, match="no saved model"):
         tiny_audio.transcribe("short.wav", model="./nowhere")
     assert tiny_audio.transcribe(encode_audio(tone(1.0), "wav"), model="model").segments == []
+
+
+def test_a_model_is_let_go_when_another_is_loaded(folder):
+    def engines() -> int:
+        return sum(thread.name == "engine" for thread in threading.enumerate())
+
+    load_transcriber.cache_clear()
+    others = engines()
+    load_transcriber(str(folder / "model"))
+    copytree(folder / "model", folder / "other")
+    load_transcriber(str(folder / "other"))
+    wait_for(lambda: engines() == others + 1, "the end of the first model's engine", 10)
 
 
 def test_serve_runs_the_service_as_its_own_config_does():

@@ -88,7 +88,7 @@ def open_audio(path: str, max_duration_s: float) -> BinaryIO | None:
 
 def _opened(path: str, max_duration_s: float) -> BinaryIO:
     if "://" not in path:
-        return rereadable(open(path, "rb"), max_duration_s)  # noqa: SIM115
+        return rereadable(open(path, "rb"), max_duration_s)
     with fsspec.open(path, "rb") as source:
         return _copied(source, max_duration_s)
 

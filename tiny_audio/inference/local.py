@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+from weakref import finalize
 
 import torch
 
@@ -51,6 +52,7 @@ def load_transcriber(model: str, device: str = "cpu") -> Transcriber:
     transcriber = Transcriber.load(require_model(model), device)
     transcriber.warm_up()
     transcriber.engine.start()
+    finalize(transcriber, transcriber.engine.close).atexit = False  # else its thread would keep the model for ever
     return transcriber
 
 
