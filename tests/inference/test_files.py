@@ -186,6 +186,11 @@ def test_a_file_that_is_no_audio_is_a_reject_with_its_reason(tmp_path):
     assert reasons("-", encode_audio(tone(61.0), "wav"), CUTTING) == ["too_long"]
 
 
+def test_standard_input_that_is_not_read_whole_is_a_reject(monkeypatch):
+    monkeypatch.setattr(files, "STDIN_BYTES", len(WAV) - 1)
+    assert reasons("-", WAV, CUTTING) == ["too_long"]
+
+
 def test_a_short_file_is_one_part_as_it_is_and_silence_is_none(tmp_path):
     (part,) = file_parts("-", WAV, CUTTING)
     assert (part.num_parts, part.start_s, part.end_s, len(part.clip.pcm)) == (1, 0.0, 0.5, 8000)

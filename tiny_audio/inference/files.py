@@ -30,7 +30,7 @@ from tiny_audio.storage import require_model
 NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)
 FILES_PER_TASK = 64
 TABLE_SAMPLES = 2**24  # of the tables in which decoded sound travels: 32 MiB
-STDIN_BYTES = 2**30  # longest standard input
+STDIN_BYTES = 2**30  # longest standard input: it travels to a task in memory
 PLACES = ("start_s", "end_s", "duration_s")
 
 
@@ -110,7 +110,7 @@ def file_dataset(paths: list[str], cutting: Cutting) -> ray.data.Dataset:
 
     The tasks read the files, except for standard input, which this process reads.
     """
-    items = [{"path": path, "data": sys.stdin.buffer.read(STDIN_BYTES) if path == STDIN else None} for path in paths]
+    items = [{"path": path, "data": sys.stdin.buffer.read(STDIN_BYTES + 1) if path == STDIN else None} for path in paths]
     return ray.data.from_items(items).map_batches(
         _decode_files, batch_size=FILES_PER_TASK, batch_format="pyarrow", fn_kwargs={"cutting": cutting}
     )
@@ -138,6 +138,9 @@ def _part_table(parts: list[Part]) -> pa.Table:
 
 def file_parts(path: str, data: bytes | None, cutting: Cutting) -> Iterator[Part]:
     """Yields the parts of an audio file, unlabelled clips with the path as their id; or a reject with its reason, as the last."""
+    if data and len(data) > STDIN_BYTES:
+        yield Part(Reject(path, "too_long", path), num_parts=1)
+        return
     file = open_audio(path, cutting.max_duration_s) if data is None else io.BytesIO(data)
     if file is None:
         yield Part(Reject(path, UNREADABLE, path), num_parts=1)
