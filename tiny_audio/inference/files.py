@@ -16,11 +16,12 @@ import ray.data
 from tiny_audio.audio.clip import SAMPLE_RATE, Clip
 from tiny_audio.audio.decode import AudioError
 from tiny_audio.audio.windows import Window
+from tiny_audio.data.audio_files import STDIN
 from tiny_audio.data.clip_table import clip_table
 from tiny_audio.data.rows import UNREADABLE, Reject
 from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio
-from tiny_audio.inference.journal import STDIN, Journal
+from tiny_audio.inference.journal import Journal
 from tiny_audio.inference.lines import error_line, file_line, segment_line
 from tiny_audio.inference.output import Output
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows

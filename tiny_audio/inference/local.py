@@ -16,12 +16,11 @@ import torch
 
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import require
+from tiny_audio.inference.config import MAX_DURATION_S
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio, rereadable
 from tiny_audio.inference.long_form import Segment, transcribe_windows
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.storage import require_model
-
-MAX_DURATION_S = 86_400.0
 
 
 @dataclass(frozen=True)
