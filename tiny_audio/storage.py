@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,13 @@ from tiny_audio.config import ConfigError, TrainConfig, absolute, embedded_backb
 def is_local(path: Path | UPath) -> bool:
     """Whether a path is in this machine's file system, which may be a shared one."""
     return isinstance(path, Path)
+
+
+def without_secrets(text: str) -> str:
+    """Removes user names, passwords and signed queries from the URLs in a text."""
+    if "://" not in text:
+        return text
+    return re.sub(r"\?\S*=\S*", "", re.sub(r"://[^/\s]*@", "://", text))
 
 
 def _absolute_folder(name: str) -> str:

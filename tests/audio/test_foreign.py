@@ -55,6 +55,11 @@ def test_a_file_that_hangs_or_kills_its_process_costs_itself_alone(monkeypatch):
     assert caught.value.reason == "damaged"
     assert process.returncode is not None
     monkeypatch.undo()
+    idle_process()
+    monkeypatch.setattr(foreign, "LIMIT_S", 0.001 - 30 / foreign.SLOWEST)  # over before the first of many quick answers
+    with pytest.raises(AudioError, match="not decoded within"):
+        decode(M4A)
+    monkeypatch.undo()
     process = idle_process()
     process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:

@@ -1,11 +1,16 @@
 """The command `tiny-audio` and `tiny_audio.transcribe`: every form, standard input, live sound, and errors of one line."""
 
-import io
 import json
+import os
 import random
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from shutil import copytree
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -18,6 +23,7 @@ from tiny_audio.cli import serve
 from tiny_audio.cli.main import main
 from tiny_audio.config import ConfigError
 from tiny_audio.inference.local import load_transcriber
+from tiny_audio.lab.local_nodes import wait_for
 from tiny_audio.lab.synthetic.speech import held_out_voices, synthesize
 from tiny_audio.serving.arguments import Arguments
 
@@ -36,6 +42,11 @@ def folder(model, tmp_path_factory) -> Path:
     load_transcriber.cache_clear()
 
 
+def _pour(data: bytes, pipe: BinaryIO) -> None:
+    with suppress(BrokenPipeError), pipe:
+        pipe.write(data)
+
+
 @pytest.fixture
 def command(folder, monkeypatch, capsys):
     """Runs the command in the folder; returns its exit code, standard output and standard error."""
@@ -43,9 +54,12 @@ def command(folder, monkeypatch, capsys):
     monkeypatch.setenv("TINY_AUDIO_MODEL", "model")
 
     def run(*words: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin), isatty=lambda: False))
+        reading, writing = map(os.fdopen, os.pipe(), ("rb", "wb"))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=reading, isatty=lambda: False))
         capsys.readouterr()
-        code = main(list(words))
+        with reading, ThreadPoolExecutor(1) as pool:
+            pool.submit(_pour, stdin, writing)
+            code = main(list(words))
         return code, *capsys.readouterr()
 
     return run
@@ -79,6 +93,9 @@ def test_several_files_and_standard_input(command, folder):
     assert errors.startswith(f"{folder}/broken.mp3: not readable as audio")
     code, text, _ = command("transcribe", "-", "--format", "json", stdin=(folder / "short.wav").read_bytes())
     assert (code, json.loads(text)["text"]) == (0, short.text)
+    _, text, _ = command("transcribe", "-", "--format", "json", stdin=(folder / "long.wav").read_bytes())
+    _, of_file, _ = command("transcribe", "long.wav", "--format", "json")
+    assert json.loads(text) == {**json.loads(of_file), "path": "-"}
 
 
 def test_live_sound_is_a_line_after_each_pause(command, folder):
@@ -97,6 +114,7 @@ def test_live_sound_is_a_line_after_each_pause(command, folder):
         (("transcribe", "short.wav", "--model", ""), "name a model: --model FOLDER"),
         (("transcribe", "short.wav", "--threshold", "2"), "vad.threshold must be less than 1, not 2.0"),
         (("transcribe", "short.wav", "--window-s", "9"), "window_s=9 is over 8 s, which the encoder takes"),
+        (("transcribe", "short.wav", "--window-s", "-1"), "window_s=-1 is under 1 s, the shortest window"),
         (("transcribe", "short.wav", "long.wav", "--output", "a.srt"), "make one for each"),
         (("serve", "--port", "0"), "--port must be 1 to 65535"),
     ],
@@ -124,6 +142,18 @@ def test_the_library_call_says_what_is_wrong(folder, monkeypatch):
     with pytest.raises(ConfigError, match="no saved model"):
         tiny_audio.transcribe("short.wav", model="./nowhere")
     assert tiny_audio.transcribe(encode_audio(tone(1.0), "wav"), model="model").segments == []
+
+
+def test_a_model_is_let_go_when_another_is_loaded(folder):
+    def engines() -> int:
+        return sum(thread.name == "engine" for thread in threading.enumerate())
+
+    load_transcriber.cache_clear()
+    others = engines()
+    load_transcriber(str(folder / "model"))
+    copytree(folder / "model", folder / "other")
+    load_transcriber(str(folder / "other"))
+    wait_for(lambda: engines() == others + 1, "the end of the first model's engine", 10)
 
 
 def test_serve_runs_the_service_as_its_own_config_does():

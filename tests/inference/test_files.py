@@ -107,7 +107,7 @@ def test_the_suffix_of_the_output_says_its_form(tmp_path):
     assert written(tmp_path, "d.srt", long).split("\n\n")[1] == "2\n01:00:00,000 --> 01:00:01,000\nbaker & <b>\n"
     assert written(tmp_path, "d.vtt", long).split("\n\n")[1:] == [
         "00:00:01.000 --> 00:00:02.500\nthe old",
-        "01:00:00.000 --> 01:00:01.000\nbaker &amp; &lt;b>\n",
+        "01:00:00.000 --> 01:00:01.000\nbaker &amp; &lt;b&gt;\n",
     ]
     assert len(written(tmp_path, "d.csv", long).splitlines()) == 2
 
@@ -184,6 +184,11 @@ def test_a_file_that_is_no_audio_is_a_reject_with_its_reason(tmp_path):
     assert reasons(f"{tmp_path}", None, CUTTING) == ["unreadable"]
     assert reasons("-", encode_audio(tone(9.0), "wav")[:-9000], CUTTING) == ["truncated"]
     assert reasons("-", encode_audio(tone(61.0), "wav"), CUTTING) == ["too_long"]
+
+
+def test_standard_input_that_is_not_read_whole_is_a_reject(monkeypatch):
+    monkeypatch.setattr(files, "STDIN_BYTES", len(WAV) - 1)
+    assert reasons("-", WAV, CUTTING) == ["too_long"]
 
 
 def test_a_short_file_is_one_part_as_it_is_and_silence_is_none(tmp_path):

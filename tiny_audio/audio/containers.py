@@ -11,11 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-LEVEL_1 = {b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b", b"\x1f\x43\xb6\x75"} | {
-    b"\x12\x54\xc3\x67",
-    b"\x10\x43\xa7\x70",
-    b"\x19\x41\xa4\x69",
-}  # Matroska's elements within a segment
 MAGIC = {
     b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00": "w64",
     b"fLaC": "flac",

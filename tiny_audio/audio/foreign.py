@@ -129,8 +129,10 @@ class _Process:
         message = bytearray(size)
         view = memoryview(message)
         while view:
+            if self.left_s <= 0:
+                raise TimeoutError
             begin = time.monotonic()
-            self.socket.settimeout(max(0.1, self.left_s))
+            self.socket.settimeout(self.left_s)
             received = self.socket.recv_into(view)
             self.left_s -= time.monotonic() - begin
             if not received:
@@ -173,7 +175,7 @@ def _ask(head: bytes, data: io.RawIOBase, limit_s: float) -> Iterator[memoryview
             process.stop()
             if begun or process.process.returncode != 0 or isinstance(error, TimeoutError):
                 raise
-        except GeneratorExit:
+        except BaseException:  # the caller has left, or what the process sends makes no sense
             process.process.kill()
             process.stop()
             raise

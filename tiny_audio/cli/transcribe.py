@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.audio.decode import AudioError
-from tiny_audio.data.audio_files import find_audio
+from tiny_audio.data.audio_files import STDIN, find_audio
+from tiny_audio.data.rows import UNREADABLE
 from tiny_audio.inference.lines import error_line, file_line, segment_line
 from tiny_audio.inference.long_form import Segment
 from tiny_audio.inference.output import FORMS, Output
@@ -29,7 +30,6 @@ from tiny_audio.storage import require_model
 
 VAD = VadConfig()
 FORMATS = {"text": ".txt", "json": ".jsonl", "srt": ".srt", "vtt": ".vtt", "csv": ".csv"}
-STDIN = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +76,7 @@ def _transcribed(transcriber, path: str, arguments: argparse.Namespace, shown: b
         return error_line(path, error.reason)
     except OSError as error:
         print(f"{path}: cannot be read ({type(error).__name__})", file=sys.stderr)
-        return error_line(path, "unreadable")
+        return error_line(path, UNREADABLE)
 
 
 def _as_line(segment: Segment) -> dict:

@@ -13,6 +13,7 @@ from tiny_audio.data.dataset_files import glob_files, num_hidden
 
 USUAL = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mpga", ".mpeg")
 SUFFIXES = (*USUAL, ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".amr", ".3gp")
+STDIN = "-"
 WEB = ("http://", "https://")  # these URLs name files, since a server lists none
 
 
@@ -29,7 +30,7 @@ def folder_files(folder: str) -> list[str]:
 
 
 def _files(name: str) -> list[str]:
-    if name == "-" or name.startswith(WEB):
+    if name == STDIN or name.startswith(WEB):
         return [name]
     path = absolute(name)
     files = glob_files(path)

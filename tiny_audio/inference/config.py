@@ -11,6 +11,8 @@ from pydantic import Field
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import AtLeastOne, Text, require, settings
 
+MAX_DURATION_S = 86_400.0  # a day
+
 
 @settings()
 class TranscribeConfig:
@@ -27,7 +29,7 @@ class TranscribeConfig:
     fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     num_threads: AtLeastOne = field(default_factory=lambda: os.cpu_count() or 1)  # CPU threads of an actor, without a GPU
     batch_rows: AtLeastOne = 64  # clips that an actor is given at a time
-    max_duration_s: Annotated[float, Field(ge=1)] = 86_400.0  # longer recordings are rejected
+    max_duration_s: Annotated[float, Field(ge=1)] = MAX_DURATION_S  # longer recordings are rejected
     # recordings longer than this are cut at pauses; null: what the encoder takes, and windows of 28 s at most
     window_s: Annotated[float, Field(ge=1)] | None = None
     skip_silence: bool = True  # clips without speech have no text, and are not given to the model

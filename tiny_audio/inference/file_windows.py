@@ -40,9 +40,10 @@ class Cutting:
         """Returns the cutting for a model; `window_s` is by default what its encoder takes.
 
         Raises:
-            ConfigError: `window_s` is longer than that.
+            ConfigError: `window_s` is longer than that, or shorter than a second.
         """
-        window_s = window_s or encoder_window_s
+        window_s = encoder_window_s if window_s is None else window_s
+        require(window_s >= 1, f"window_s={window_s:g} is under 1 s, the shortest window")
         require(window_s <= encoder_window_s, f"window_s={window_s:g} is over {encoder_window_s:g} s, which the encoder takes")
         return cls(window_s, max_duration_s, skip_silence, vad)
 
@@ -97,14 +98,24 @@ def cut_long(file: BinaryIO, cutting: Cutting) -> Iterator[CutFile]:
 
 def open_audio(path: str, max_duration_s: float) -> BinaryIO | None:
     """Opens a file, and copies it to this machine if it is elsewhere; returns None if it is gone or cannot be read."""
-    return read_patiently(lambda: _opened(path, max_bytes(max_duration_s) + 1), path, "the audio")
+    return read_patiently(lambda: _opened(path, max_duration_s), path, "the audio")
 
 
-def _opened(path: str, limit: int) -> BinaryIO:
+def _opened(path: str, max_duration_s: float) -> BinaryIO:
     if "://" not in path:
-        return open(path, "rb")
+        return rereadable(open(path, "rb"), max_duration_s)
     with fsspec.open(path, "rb") as source:
-        copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
-        shutil.copyfileobj(LimitedReader(source, limit), copy)
+        return _copied(source, max_duration_s)
+
+
+def rereadable(file: BinaryIO, max_duration_s: float) -> BinaryIO:
+    """Returns a file whose beginning `cut_file` can read again: the file itself, or a copy of what comes through a pipe."""
+    return file if file.seekable() else _copied(file, max_duration_s)
+
+
+def _copied(source: BinaryIO, max_duration_s: float) -> BinaryIO:
+    """Copies a file, as far as a recording that long may reach and a byte more, by which `cut_file` knows that it is longer."""
+    copy = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
+    shutil.copyfileobj(LimitedReader(source, max_bytes(max_duration_s) + 1), copy)
     copy.seek(0)
     return copy

@@ -16,11 +16,12 @@ import ray.data
 from tiny_audio.audio.clip import SAMPLE_RATE, Clip
 from tiny_audio.audio.decode import AudioError
 from tiny_audio.audio.windows import Window
+from tiny_audio.data.audio_files import STDIN
 from tiny_audio.data.clip_table import clip_table
 from tiny_audio.data.rows import UNREADABLE, Reject
 from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio
-from tiny_audio.inference.journal import STDIN, Journal
+from tiny_audio.inference.journal import Journal
 from tiny_audio.inference.lines import error_line, file_line, segment_line
 from tiny_audio.inference.output import Output
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
@@ -30,7 +31,7 @@ from tiny_audio.storage import require_model
 NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)
 FILES_PER_TASK = 64
 TABLE_SAMPLES = 2**24  # of the tables in which decoded sound travels: 32 MiB
-STDIN_BYTES = 2**30  # longest standard input
+STDIN_BYTES = 2**30  # longest standard input: it travels to a task in memory
 PLACES = ("start_s", "end_s", "duration_s")
 
 
@@ -110,7 +111,7 @@ def file_dataset(paths: list[str], cutting: Cutting) -> ray.data.Dataset:
 
     The tasks read the files, except for standard input, which this process reads.
     """
-    items = [{"path": path, "data": sys.stdin.buffer.read(STDIN_BYTES) if path == STDIN else None} for path in paths]
+    items = [{"path": path, "data": sys.stdin.buffer.read(STDIN_BYTES + 1) if path == STDIN else None} for path in paths]
     return ray.data.from_items(items).map_batches(
         _decode_files, batch_size=FILES_PER_TASK, batch_format="pyarrow", fn_kwargs={"cutting": cutting}
     )
@@ -138,6 +139,9 @@ def _part_table(parts: list[Part]) -> pa.Table:
 
 def file_parts(path: str, data: bytes | None, cutting: Cutting) -> Iterator[Part]:
     """Yields the parts of an audio file, unlabelled clips with the path as their id; or a reject with its reason, as the last."""
+    if data and len(data) > STDIN_BYTES:
+        yield Part(Reject(path, "too_long", path), num_parts=1)
+        return
     file = open_audio(path, cutting.max_duration_s) if data is None else io.BytesIO(data)
     if file is None:
         yield Part(Reject(path, UNREADABLE, path), num_parts=1)

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.data.audio_files import STDIN
 from tiny_audio.data.rows import UNREADABLE
 from tiny_audio.storage import put
-
-STDIN = "-"
 
 
 class Journal:

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+from weakref import finalize
 
 import torch
 
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import require
-from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio
+from tiny_audio.inference.config import MAX_DURATION_S
+from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio, rereadable
 from tiny_audio.inference.long_form import Segment, transcribe_windows
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.storage import require_model
-
-MAX_DURATION_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def load_transcriber(model: str, device: str = "cpu") -> Transcriber:
     transcriber = Transcriber.load(require_model(model), device)
     transcriber.warm_up()
     transcriber.engine.start()
+    finalize(transcriber, transcriber.engine.close).atexit = False  # else its thread would keep the model for ever
     return transcriber
 
 
@@ -104,7 +105,7 @@ def transcribe(
 
 @contextmanager
 def opened(source: str | Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
-    """Opens a path or URL, for as long as the context lasts; bytes and open files are taken as they are."""
+    """Opens a path or URL, for as long as the context lasts; of an open file that is a pipe it yields a copy."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
@@ -114,4 +115,4 @@ def opened(source: str | Path | bytes | BinaryIO) -> Iterator[BinaryIO]:
         with file:
             yield file
     else:
-        yield source
+        yield rereadable(source, MAX_DURATION_S)

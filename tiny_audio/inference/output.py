@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tiny_audio.config import require
+from tiny_audio.data.audio_files import STDIN
 from tiny_audio.inference.subtitles import Cue, srt, vtt
 from tiny_audio.storage import output_path, put
 
@@ -61,7 +62,7 @@ OF_ONE_FILE = (".srt", ".vtt")  # each file has its own time line
 
 def _place(path: str) -> PurePosixPath:
     """Returns where an input lies, without its suffix, its scheme, a URL's query and dots that lead out of a folder."""
-    parts = path.partition("?")[0].rpartition("://")[2].split("/") if path != "-" else ["stdin"]
+    parts = path.partition("?")[0].rpartition("://")[2].split("/") if path != STDIN else ["stdin"]
     return PurePosixPath(*[part for part in parts if part not in ("", ".", "..")] or ["input"]).with_suffix("")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 from typing import NamedTuple
 
 
@@ -32,7 +33,7 @@ def srt(cues: Iterable[Cue]) -> str:
 
 
 def vtt(cues: Iterable[Cue]) -> str:
-    """Returns the cues that have text, as WebVTT, in which & and < have meanings of their own."""
+    """Returns the cues that have text, as WebVTT, in which &, < and --> have meanings of their own."""
     spoken = [cue for cue in cues if cue.text.strip()]
-    escaped = [cue._replace(text=cue.text.replace("&", "&amp;").replace("<", "&lt;")) for cue in spoken]
+    escaped = [cue._replace(text=escape(cue.text, quote=False)) for cue in spoken]
     return "WEBVTT\n\n" + "\n".join(_lines(cue, ".") for cue in escaped)

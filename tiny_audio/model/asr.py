@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tiny_audio.audio.clip import HOP_SAMPLES, SAMPLES_PER_ENCODER_FRAME
 from tiny_audio.audio.features import log_mel
 from tiny_audio.audio.masks import apply_masks
 from tiny_audio.config import require
@@ -40,8 +39,6 @@ from tiny_audio.model.saved import (
 from tiny_audio.model.segments import Segments
 from tiny_audio.storage import local_folder
 from tiny_audio.transformers_names import attention_of
-
-MELS_PER_ENCODER_FRAME = SAMPLES_PER_ENCODER_FRAME // HOP_SAMPLES
 
 
 class ASRModel(PreTrainedModel):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,25 +91,21 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Copies the batch to `device`, without waiting for the copies."""
-        moved = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, torch.Tensor):
-                moved[item.name] = move(value, device)
-            elif isinstance(value, Segments):
-                moved[item.name] = value.to(device)
-        return dataclasses.replace(self, **moved)
+        return self._copied(partial(move, device=device))
 
     def pin(self) -> PackedBatch:
         """Copies the batch to page-locked memory, from which copies to a GPU run beside the computation."""
-        pinned = {}
+        return self._copied(torch.Tensor.pin_memory)
+
+    def _copied(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        copied = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, torch.Tensor):
-                pinned[item.name] = value.pin_memory()
+                copied[item.name] = copy(value)
             elif isinstance(value, Segments):
-                pinned[item.name] = Segments(value.bounds.pin_memory(), value.longest)
-        return dataclasses.replace(self, **pinned)
+                copied[item.name] = value._replace(bounds=copy(value.bounds))
+        return dataclasses.replace(self, **copied)
 
 
 def silence(packing: Packing) -> Clip:

@@ -12,6 +12,7 @@ from tiny_audio.audio.clip import SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
 from tiny_audio.config import TrainConfig
 from tiny_audio.model.lora import Adapter, adapter_weights
 from tiny_audio.run.checkpoint import Progress
+from tiny_audio.storage import without_secrets
 
 MODEL_CARD = "README.md"  # where the hub looks for it
 CARD = """\
@@ -87,7 +88,7 @@ def model_card(config: TrainConfig, projector: str, adapter: str, exported: Prog
         decoder=config.model.text_model_id,
         projector=projector,
         adapter=adapter,
-        data=", ".join(config.data.train_weights),
+        data=", ".join(map(without_secrets, config.data.train_weights)),
         num_rows=exported.num_rows,
         hours=exported.audio_s / 3600,
         step=exported.step,

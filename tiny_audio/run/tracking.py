@@ -12,7 +12,6 @@ import importlib.util
 import json
 import math
 import os
-import re
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.config import TrainConfig, one_line, require
-from tiny_audio.storage import is_local, put, put_folder
+from tiny_audio.storage import is_local, put, put_folder, without_secrets
 
 PROJECT = "tiny_audio"  # default for WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME
 IDS_FILE = "tracking.json"  # the run's ids at W&B and MLflow, so that a resumed run continues there
@@ -48,13 +47,6 @@ def require_trackers(names: list[str]) -> None:
             spec is not None and spec.origin is not None,
             f"trackers: {name} is not installed; pip install {package}, or take it out of the list",
         )
-
-
-def without_secrets(text: str) -> str:
-    """Removes user names, passwords and signed queries from the URLs in a text."""
-    if "://" not in text:
-        return text
-    return re.sub(r"\?\S*=\S*", "", re.sub(r"://[^/\s]*@", "://", text))
 
 
 def flat_config(config: TrainConfig) -> dict[str, Any]:
