@@ -1,18 +1,20 @@
 """Measures this machine's GPUs on models of the real size, with random weights and noise for speech.
 
-Prints a table and writes it as JSON. The parts `data`, `plan` and `soak` need no GPU.
+python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=step
 
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=step      one GPU: the seed's step, ours in its variants
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=memory    one GPU: budgets for 24 GB, 80 GB and all of it
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=profile   one GPU: where a step's time goes, and a trace
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=seed_job  one GPU: the seed's job through ray job submit
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=scale     all GPUs: speed by their number and ZeRO stage
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=restart   all GPUs: a worker is killed, and what that costs
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=fp8       one GPU: learning in FP8 beside bfloat16
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=transcribe  one GPU: the engine, generate, the seed's snippet
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=data      no GPU: steps a second of the data stream alone
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=plan      no GPU: planning and resuming at 10 million rows
-python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=soak      no GPU: memory over a long training
+Prints the figures and writes them as JSON. "The seed" is the training script that this project began with. The parts:
+
+  step        one GPU: the seed's step, ours in its variants
+  memory      one GPU: budgets for 24 GB, 80 GB and all of it
+  profile     one GPU: where a step's time goes, and a trace
+  seed_job    one GPU: the seed's job through ray job submit
+  scale       all GPUs: speed by their number and ZeRO stage
+  restart     all GPUs: a worker is killed, and what that costs
+  fp8         one GPU: learning in FP8 beside bfloat16
+  transcribe  one GPU: the engine, generate, the seed's snippet
+  data        no GPU: steps a second of the data stream alone
+  plan        no GPU: planning and resuming at 10 million rows
+  soak        no GPU: memory over a long training
 """
 
 import json

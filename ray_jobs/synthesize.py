@@ -1,6 +1,7 @@
-"""Makes Parquet shards of synthetic speech in LoquaciousSet's columns: train, dev and three test sets. Needs the extra [data].
+"""Makes Parquet shards of synthetic speech in LoquaciousSet's columns: train, dev and test sets. Needs the extra [data].
 
 python -m ray_jobs.synthesize ray_jobs/configs/synthetic.yaml num_train=500
+python -m ray_jobs.synthesize ray_jobs/configs/synthetic.yaml texts=sentences.txt output_dir=data/made num_broken=0
 """
 
 from ray_jobs.command import run_command, start_ray

@@ -61,6 +61,7 @@ def load(server: Server, model: str = "good", **settings) -> tuple[LoadTestConfi
     defaults = {"clients": [4], "duration_s": 1.0, "warm_up_s": 0.2, "made_of": "noise", "mean_s": 2.0}
     server.sizes.clear()
     config = LoadTestConfig(**(defaults | {"servers": {server.url: model}} | settings))
+    server.sizes.clear()  # so that the first clip, which has to be answered, is not an unlucky one
     return config, list(measure(config, uploads(config)))
 
 
@@ -68,7 +69,7 @@ def test_clients_send_again_as_soon_as_they_are_answered(server, tmp_path):
     config, [row] = load(server)
     assert row["outcomes"] == {"ok": row["num_sent"]}
     assert 1000 * ANSWER_S <= row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
-    assert 0.3 < row["answers_per_s"] / (4 / ANSWER_S) <= 1.05  # so many at most, where the machine has nothing else to do
+    assert 4 < row["answers_per_s"] <= 1.05 * 4 / ANSWER_S  # more than one for each client, and no more than have been awaited
     assert row["audio_s_per_s"] / row["answers_per_s"] == pytest.approx(2.0, rel=0.2)
     assert set(server.sizes) <= {len(clip.content) for clip in uploads(config)}
     assert "4 clients" in table([row])
@@ -81,7 +82,7 @@ def test_refusals_and_broken_streams_are_counted_apart(server):
     assert 0.1 < row["outcomes"]["429"] / row["num_sent"] < 0.3
     _, [row] = load(server, stream=True)
     assert 0.1 < row["outcomes"]["broken stream"] / row["num_sent"] < 0.3
-    assert 1000 * ANSWER_S <= row["first_text_p50_ms"] <= row["p50_ms"] - 900 * ANSWER_S
+    assert 1000 * ANSWER_S <= row["first_text_p50_ms"] <= row["p50_ms"] - 500 * ANSWER_S
 
 
 def test_requests_come_at_their_rate_whatever_the_answers(server):

@@ -5,7 +5,7 @@ import pytest
 
 from tiny_audio.config import ConfigError
 from tiny_audio.lab.synthetic.config import SyntheticConfig
-from tiny_audio.lab.synthetic.dataset import _splits
+from tiny_audio.lab.synthetic.dataset import MANIFEST, _splits, make_dataset
 from tiny_audio.lab.synthetic.sentences import (
     Grammar,
     blocked_words,
@@ -83,3 +83,15 @@ def test_a_file_of_texts_is_spoken_in_place_of_the_grammars_sentences(tmp_path):
         read_sentences(str(texts), 11, seed=1)
     with pytest.raises(ConfigError, match="not a file of UTF-8 text"):
         read_sentences(str(tmp_path), 1, seed=1)
+
+
+def test_shards_are_deleted_only_where_they_were_made_here_and_others_can_be_made(tmp_path):
+    shard = tmp_path / "train/people.parquet"
+    shard.parent.mkdir()
+    shard.touch()
+    with pytest.raises(ConfigError, match="Parquet files that were not made here; name another folder"):
+        make_dataset(SyntheticConfig(output_dir=str(tmp_path)))
+    (tmp_path / MANIFEST).write_text('{"num_files": 1}')
+    with pytest.raises(ConfigError, match="not a file of UTF-8 text"):
+        make_dataset(SyntheticConfig(output_dir=str(tmp_path), texts=str(tmp_path / "nowhere.txt")))
+    assert shard.exists()

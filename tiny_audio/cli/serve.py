@@ -3,8 +3,9 @@
   tiny-audio serve --model runs/quickstart/model
   curl -F file=@talk.mp3 -F model=tiny_audio http://127.0.0.1:8000/v1/audio/transcriptions
 
-It does what `python -m tiny_audio.serving` does with a config, and starts a Ray on this machine unless RAY_ADDRESS names one. For
-more than one machine, and for all settings, write a config: https://docs.ray.io/en/latest/serve/production-guide/config.html
+It starts a Ray on this machine, or runs on the one that RAY_ADDRESS names. Everybody who reaches the port may call, so set
+TINY_AUDIO_API_KEYS to a file of keys before --host opens it to others. `python -m tiny_audio.serving CONFIG` does the same with a
+config of yours, which has all settings: https://docs.ray.io/en/latest/serve/production-guide/config.html
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     require(0 < arguments.port < 65_536, f"--port must be 1 to 65535, not {arguments.port}")
     config = serve_config(require_model(arguments.model), arguments.device, arguments.host, arguments.port, arguments.threads)
-    path = Path(tempfile.mkdtemp(prefix="tiny-audio-")) / "serve.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    service.run(str(path))
+    with tempfile.TemporaryDirectory(prefix="tiny-audio-") as folder:
+        path = Path(folder) / "serve.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        service.run(str(path))
     return 0

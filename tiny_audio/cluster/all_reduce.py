@@ -97,7 +97,7 @@ def check_all_reduce(config: TrainConfig, timeout_s: float, say: Callable[[str],
         timeout_s: how long to wait for their places; nodes may have to be started first.
     """
     num_workers = config.min_workers or config.num_workers
-    kind = "GPU" if config.use_gpu else "CPU"
+    (kind,) = worker_resources(config)
     places = _place(config, num_workers, timeout_s, say)
     if places is None:
         remedy = f"lower num_workers, add nodes, or raise the autoscaler's limit; in {timeout_s:g} s they had not come"

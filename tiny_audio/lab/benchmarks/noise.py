@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import soundfile
 
 from tiny_audio.audio.clip import SAMPLE_RATE, Clip
+from tiny_audio.lab.durations import LONGEST_S, draw_durations_s
 
-MEAN_S, SIGMA, SHORTEST_S, LONGEST_S = 8.7, 0.6, 0.5, 30.0  # lognormal, clipped: LoquaciousSet's mean is 8.4 to 9 s
 LABEL_TOKENS_PER_S = 3.55  # SmolLM3's tokens of English read aloud: 31 for 8.7 s
 WORD = " the"  # one token of the embedded tokenizer
 ROWS_PER_FILE, ROWS_PER_ROW_GROUP = 512, 64
@@ -21,7 +21,7 @@ ROWS_PER_FILE, ROWS_PER_ROW_GROUP = 512, 64
 def noise_clips(num_clips: int, seed: int, longest_s: float = LONGEST_S) -> list[Clip]:
     """Returns clips of noise, labelled with as many tokens as speech of their length has."""
     rng = np.random.default_rng(seed)
-    durations_s = rng.lognormal(np.log(MEAN_S) - SIGMA**2 / 2, SIGMA, num_clips).clip(SHORTEST_S, longest_s)
+    durations_s = draw_durations_s(num_clips, rng, longest_s=longest_s)
     noise = (rng.standard_normal(int(LONGEST_S * SAMPLE_RATE)) * 1000).astype(np.int16)
     texts = [WORD * max(1, round(duration_s * LABEL_TOKENS_PER_S) - 2) for duration_s in durations_s]
     return [

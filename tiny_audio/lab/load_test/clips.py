@@ -12,12 +12,12 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.decode import AudioError, decode
 from tiny_audio.config import ConfigError, require
 from tiny_audio.data.audio_files import find_audio
+from tiny_audio.lab.durations import draw_durations_s
 from tiny_audio.lab.load_test.config import LoadTestConfig
 from tiny_audio.lab.synthetic.dataset import encode_audio
 from tiny_audio.lab.synthetic.sentences import unique_sentences
 
 NUM_MADE = 64  # made clips, sent in turn
-SIGMA, SHORTEST_S = 0.6, 1.0  # of the lognormal durations; LoquaciousSet's
 NUM_SENTENCES = 16  # spoken ones that made clips are joined from
 LONGEST_FILE_S = 6 * 3600.0  # limit of a user's file, to tell its duration
 
@@ -40,9 +40,9 @@ def uploads(config: LoadTestConfig) -> list[Upload]:
     if config.inputs:
         return [_read(path) for path in find_audio(config.inputs)]
     rng = np.random.default_rng(0)
-    durations = rng.lognormal(np.log(config.mean_s) - SIGMA**2 / 2, SIGMA, NUM_MADE).clip(SHORTEST_S, config.longest_s)
+    durations_s = draw_durations_s(NUM_MADE, rng, config.mean_s, config.longest_s)
     sound = _speech() if config.made_of == "speech" else (1000 * rng.standard_normal(SAMPLE_RATE * 60)).astype(np.int16)
-    return [_cut(sound, duration, rng) for duration in durations]
+    return [_cut(sound, duration_s, rng) for duration_s in durations_s]
 
 
 def _read(path: str) -> Upload:

@@ -11,7 +11,9 @@ COLUMNS = ("server", "load", "audio s/s", "answers/s", "p50 ms", "p95 ms", "p99 
 
 def load_name(row: dict) -> str:
     """Names a row's load: "8 clients" or "20/s"."""
-    return f"{row['clients']} client{'s'[: row['clients'] != 1]}" if "clients" in row else f"{row['requests_per_s']:g}/s"
+    if "clients" not in row:
+        return f"{row['requests_per_s']:g}/s"
+    return "1 client" if row["clients"] == 1 else f"{row['clients']} clients"
 
 
 def _server_name(row: dict) -> str:

@@ -8,6 +8,7 @@ makes no such set. A few train rows are broken on purpose, some of every kind, t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import random
@@ -21,6 +22,7 @@ import soundfile
 import soxr
 
 from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.config import require
 from tiny_audio.data.columns import SCHEMA
 from tiny_audio.data.stream import map_each
 from tiny_audio.lab.synthetic.config import SyntheticConfig
@@ -152,27 +154,33 @@ def _tasks(config: SyntheticConfig) -> list[dict]:
 
 
 def make_dataset(config: SyntheticConfig, show_progress=lambda files: files) -> dict:
-    """Makes the shards, unless the same config made them before; returns the manifest that lies beside them.
+    """Makes the shards, unless they are there already; returns the manifest that lies beside them.
 
     Ray must be up.
 
     Args:
         show_progress: wraps the iterable of finished files.
+
+    Raises:
+        ConfigError: `texts` cannot be used, or the folder holds Parquet files that were not made here.
     """
     config = dataclasses.replace(config, output_dir=str(output_path(config.output_dir)))
-    manifest_path = Path(config.output_dir) / MANIFEST
-    settings = dataclasses.asdict(config)
-    shards = sorted(Path(config.output_dir).glob("*/*.parquet"))
+    folder, tasks = Path(config.output_dir), _tasks(config)
+    facts = {"config": dataclasses.asdict(config), "sha256": hashlib.sha256(json.dumps(tasks).encode()).hexdigest()}
+    manifest_path, shards = folder / MANIFEST, sorted(folder.glob("*/*.parquet"))
     if manifest_path.is_file():
         manifest = json.loads(manifest_path.read_text())
-        if manifest["config"] == settings and manifest["num_files"] == len(shards):
+        if manifest.get("sha256") == facts["sha256"] and manifest["num_files"] == len(shards):
             return manifest
-        manifest_path.unlink()
-    for stale in shards:  # another config made them, and its splits would mix with ours
+    else:
+        require(not shards, f"output_dir={folder} holds Parquet files that were not made here; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest_path.write_text(json.dumps({**facts, "num_files": None}) + "\n")  # from here on, what lies here is ours
+    for stale in shards:  # of other sentences, which would mix with these
         stale.unlink()
-    files = list(show_progress(map_each(_tasks(config), write_shard)))
+    files = list(show_progress(map_each(tasks, write_shard)))
     manifest = {
-        "config": settings,
+        **facts,
         "num_files": len(files),
         "num_rows": sum(file["num_rows"] for file in files),
         "hours": sum(file["duration_s"] for file in files) / 3600,

@@ -22,8 +22,9 @@ from tiny_audio.data.footers import list_shards, read_footers
 from tiny_audio.data.stream import BLOCK_ROWS, WorkerStream, ingest_config, steps_per_block, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
-from tiny_audio.lab.benchmarks.noise import MEAN_S, write_noise_shards
+from tiny_audio.lab.benchmarks.noise import write_noise_shards
 from tiny_audio.lab.benchmarks.parts.seed_job import decode_rate
+from tiny_audio.lab.durations import MEAN_S
 from tiny_audio.lab.local_nodes import named_processes
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.ray_names import DATA_SPLITTER

@@ -18,7 +18,8 @@ from tiny_audio.inference.pool import CALLS_AT_ONCE, TranscribeSettings, transcr
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.benchmarks.engine_speed import model_config, offline_rows
 from tiny_audio.lab.benchmarks.inputs import count_gpus, gpu_facts
-from tiny_audio.lab.benchmarks.noise import LONGEST_S, MEAN_S, write_noise_shards
+from tiny_audio.lab.benchmarks.noise import write_noise_shards
+from tiny_audio.lab.durations import LONGEST_S, MEAN_S
 from tiny_audio.lab.load_test import load
 from tiny_audio.lab.load_test.clips import uploads
 from tiny_audio.lab.load_test.config import LoadTestConfig
