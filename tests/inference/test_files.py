@@ -50,7 +50,7 @@ def test_inputs_are_files_folders_globs_and_urls_each_file_once(recordings):
     assert find_audio(["-", "https://example.org/a.mp3?key=[1]"]) == ["-", "https://example.org/a.mp3?key=[1]"]
 
 
-def test_object_storage_is_listed_and_read():
+def test_object_storage_is_listed_and_read(caplog):
     filesystem = fsspec.filesystem("memory")
     for name in ("calls/a.wav", "calls/b.mp3", "calls/_SUCCESS"):
         filesystem.pipe_file(f"/{name}", WAV)
@@ -58,7 +58,9 @@ def test_object_storage_is_listed_and_read():
     assert find_audio(["memory://calls"]) == ["memory:///calls/a.wav", "memory:///calls/b.mp3"]
     (part,) = file_parts("memory:///calls/a.wav", None, CUTTING)
     assert (part.duration_s, part.clip.duration_s, part.is_long) == (0.5, 0.5, False)
-    assert reasons("memory:///calls/gone.wav", None, CUTTING) == ["unreadable"]
+    assert reasons("memory://KEY:SECRET@calls/gone.wav", None, CUTTING) == ["unreadable"]
+    assert "memory://calls/gone.wav: the audio cannot be read" in caplog.text
+    assert "SECRET" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tiny_audio.data.labels import Truecaser, clean_label, max_label_chars
 from tiny_audio.data.plan import RowSlice
 from tiny_audio.data.rows import NO_FILE, UNREADABLE, LeftOut, Reject, Row
 from tiny_audio.data.sources import source_of
+from tiny_audio.storage import without_secrets
 
 T = TypeVar("T")
 RETRY_PAUSES_S = (1.0, 5.0, 15.0)  # pauses before remote storage is asked again
@@ -114,7 +115,7 @@ def read_names(part: RowSlice, columns: Columns = {}) -> list[RowNames]:  # noqa
 def _named_while_slow(part: RowSlice) -> Iterator[None]:
     """Logs the file of a read that hangs, since that raises nothing and only this process knows which file it is."""
     message = "%s: row group %d is not read after %g s, and is waited for"
-    timer = Timer(SLOW_READ_S, log.warning, (message, part.path, part.row_group, SLOW_READ_S))
+    timer = Timer(SLOW_READ_S, log.warning, (message, without_secrets(part.path), part.row_group, SLOW_READ_S))
     timer.daemon = True
     timer.start()
     try:
@@ -131,7 +132,7 @@ def read_patiently(read: Callable[[], T], path: str, what: str) -> T | None:
         except Exception as error:  # storage clients raise many kinds, and a damaged file nearly any
             lasting = isinstance(error, (FileNotFoundError, pa.ArrowInvalid))  # a second try would meet the same
             if lasting or pause_s is None:
-                log.warning("%s: %s cannot be read (%s)", path, what, type(error).__name__)
+                log.warning("%s: %s cannot be read (%s)", without_secrets(path), what, type(error).__name__)
                 break
         time.sleep(pause_s)
     return None
