@@ -15,7 +15,7 @@ from tiny_audio.config import ConfigError
 from tiny_audio.lab.local_nodes import named_processes, wait_for
 from tiny_audio.ray_names import TRAIN_WORKER
 from tiny_audio.run.audit import audit
-from tiny_audio.run.claim import TAKEN_OVER, claim_run
+from tiny_audio.run.claim import CLAIM, TAKEN_OVER, claim_run
 from tiny_audio.run.metrics import read_metrics
 from tiny_audio.training.driver import resolve, train
 from tiny_audio.training.hang_follower import HangFollower, Reminder, first_failures, hang_message
@@ -25,6 +25,7 @@ from tiny_audio.training.watchdog import (
     ENDED,
     GRADIENTS,
     OTHERS,
+    SAVING,
     START_S,
     STARTING,
     Activity,
@@ -210,6 +211,20 @@ def test_a_start_ends_when_a_later_one_takes_the_run_over(local_ray, shards, tmp
         claim_run(run.folder, "a later start")
         wait_for(lambda: ray.get(watch.reasons.remote())[0] == TAKEN_OVER, "the end", 10)
     ray.kill(watch)
+
+
+def test_a_hang_is_told_while_the_storage_hangs(local_ray, shards, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("tiny_audio.training.hang_follower.LOOK_S", 0.1)
+    run = resolve(config_of(shards, tmp_path, "hanging"))
+    watch = start_watch(1.0, str(run.folder))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(run.folder / CLAIM)  # a file whose reading does not end
+    process = WorkerProcess("host", os.getpid(), ray.get_runtime_context().get_node_id(), "token")
+    ray.get(watch.beat.remote(0, process, 1, Activity(SAVING, 3)))
+    with HangFollower(watch, run):
+        wait_for(lambda: ray.get(watch.reasons.remote())[1], "the verdict", 20)
+    ray.kill(watch)
+    assert "rank 0 on host: its process stands still or is gone; it has been saving" in capfd.readouterr().err
 
 
 def freeze_a_worker_after(run_dir, step: int) -> threading.Thread:

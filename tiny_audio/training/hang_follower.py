@@ -21,13 +21,13 @@ from tiny_audio.counts import name_rows
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.ray_names import TRAIN_WORKER, is_lost_process
 from tiny_audio.run.claim import TAKEN_OVER, has_claim
-from tiny_audio.storage import said_in_one_line
+from tiny_audio.storage import said_in_one_line, without_secrets
 from tiny_audio.training.places import Lack, find_lacks, live_nodes, missing_decode_nodes
 from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.watchdog import BEAT_S, DATA, EXIT_S, StuckWorker
 
 SILENCE_WARNING_S = 60.0  # silence of all workers before the driver first warns; each further warning takes twice as long
-LOOK_S = 10.0  # pause between two looks at the decode nodes and at the claim on the run's folder
+LOOK_S = 10.0  # pause between two looks at the decode nodes, and at the claim on the run's folder
 
 
 class FailedWorkers(UserCallback):
@@ -88,7 +88,7 @@ def silence_message(silence_s: float, failures: str, lacks: list[Lack]) -> str:
 def _files_of_step(plan: TrainingPlan, step: int) -> str:
     """Names the files that must be read before workers get their rows of a step: those of its window."""
     (window,) = plan.windows(num_steps=step + 1, start_step=step)
-    return name_rows(list(dict.fromkeys(part.path for part in window.slices)))
+    return name_rows(list(dict.fromkeys(without_secrets(part.path) for part in window.slices)))
 
 
 def _print_error(line: str) -> None:
@@ -115,7 +115,8 @@ class Reminder:
 class HangFollower:
     """Asks the actor once a second, from the driver, whether workers hang; if so, prints which ones and ends all of them.
 
-    Now and then it looks for the decode nodes too, and whether a later start has taken the run over, which ends this one.
+    Now and then it looks for the decode nodes too. Another thread looks whether a later start has taken the run over, which
+    ends this one: storage that hangs must not keep the first thread from saying so.
     """
 
     def __init__(self, watch, run: ResolvedRun):
@@ -127,14 +128,16 @@ class HangFollower:
         self.is_owner = False  # of the run's folder
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="hangs")
+        self.claim_thread = threading.Thread(target=self._follow_claim, daemon=True, name="claim")
 
     def __enter__(self) -> HangFollower:
         self.thread.start()
+        self.claim_thread.start()
         return self
 
     def __exit__(self, *error) -> None:
         self.closed.set()
-        self.thread.join()
+        self.thread.join()  # but not the other thread, which storage may hold
 
     def _follow(self) -> None:
         while not self.closed.wait(BEAT_S):
@@ -142,7 +145,6 @@ class HangFollower:
                 if time.monotonic() - self.looked_at >= LOOK_S:
                     self.looked_at = time.monotonic()
                     self._look_for_decode_nodes()
-                    self._look_for_another_start()
                 stuck = ray.get(self.watch.stuck.remote())
                 if stuck:
                     self._end_workers(stuck)
@@ -158,12 +160,13 @@ class HangFollower:
         if self.no_decode_node.is_due(self.looked_at - self.decode_node_at):
             _print_error(self.missing_nodes)
 
-    def _look_for_another_start(self) -> None:
-        with suppress(ConfigError), said_in_one_line(self.run.folder):  # the workers tell of storage that fails
-            has_it = has_claim(self.run.folder, self.run.claim)
-            if self.is_owner and not has_it:
-                ray.get(self.watch.end.remote(TAKEN_OVER))
-            self.is_owner = self.is_owner or has_it
+    def _follow_claim(self) -> None:
+        while not self.closed.wait(LOOK_S):
+            with suppress(ConfigError), said_in_one_line(self.run.folder):  # the workers tell of storage that fails
+                has_it = has_claim(self.run.folder, self.run.claim)
+                if self.is_owner and not has_it:
+                    ray.get(self.watch.end.remote(TAKEN_OVER))
+                self.is_owner = self.is_owner or has_it
 
     def _end_workers(self, stuck: list[StuckWorker]) -> None:
         message = hang_message(stuck, partial(_files_of_step, self.run.plan), self.missing_nodes)
