@@ -29,7 +29,6 @@ from tiny_audio.model.window import read_model_window_s
 from tiny_audio.storage import require_model
 
 NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)
-FILES_PER_TASK = 64
 TABLE_SAMPLES = 2**24  # of the tables in which decoded sound travels: 32 MiB
 STDIN_BYTES = 2**30  # longest standard input: it travels to a task in memory
 PLACES = ("start_s", "end_s", "duration_s")
@@ -112,8 +111,9 @@ def file_dataset(paths: list[str], cutting: Cutting) -> ray.data.Dataset:
     The tasks read the files, except for standard input, which this process reads.
     """
     items = [{"path": path, "data": sys.stdin.buffer.read(STDIN_BYTES + 1) if path == STDIN else None} for path in paths]
+    # A block is a task of its own: while files are few it is one file, which may be hours of sound.
     return ray.data.from_items(items).map_batches(
-        _decode_files, batch_size=FILES_PER_TASK, batch_format="pyarrow", fn_kwargs={"cutting": cutting}
+        _decode_files, batch_size=None, batch_format="pyarrow", fn_kwargs={"cutting": cutting}
     )
 
 
