@@ -9,7 +9,7 @@ import psutil
 import pytest
 from ray import serve
 
-from tests.serving.conftest import TONES, transcribe
+from tests.serving.conftest import ARGS, TONES, transcribe
 from tiny_audio.serving.app import build
 
 
@@ -53,5 +53,5 @@ def test_a_replica_and_an_ingress_that_die_lose_nothing(client, alone):
 @pytest.mark.slow
 def test_an_update_of_the_model_answers_throughout(client, alone, saved_model):
     with steady_load(client, alone):
-        serve.run(build({"model": saved_model, "max_batch_size": 4, "max_queued": 16, "docs": True}), name="tiny_audio")
-        assert [model.id for model in client.models.list()] == ["tiny_audio"]
+        serve.run(build({"model": saved_model} | ARGS | {"max_batch_size": 4}), name="tiny_audio")
+        assert [model.id for model in client.models.list()] == ["tiny_audio", "whisper-1"]
