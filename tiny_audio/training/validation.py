@@ -51,6 +51,7 @@ class Validation:
         num_parts = num_micro_batches(max(load_s(share) for share in shares), micro_batch_s)
         self.loss_parts = [pack(part, packing) for part in deal(shares[rank], num_parts)]
         self.wer_parts = wer_parts(clips[:max_wer_rows], rank, num_workers, rows_at_once)
+        self.silence = silence(packing)  # in place of a part that has no clips
         self.model, self.transcribe, self.on_part = model, transcribe, on_part
 
     def __call__(self) -> dict[str, float]:
@@ -89,7 +90,7 @@ class Validation:
         num_errors = num_words = 0.0
         for clips in self.wer_parts:
             self.on_part([clip.id for clip in clips])
-            transcripts = self.transcribe([clip.pcm for clip in clips or [silence()]])
+            transcripts = self.transcribe([clip.pcm for clip in clips or [self.silence]])
             for clip, transcript in zip(clips, transcripts, strict=False):
                 errors = count_errors(clip.text, transcript, normalize)
                 num_errors += errors.num_errors
