@@ -109,6 +109,7 @@ def training_hosts(hosts: RayHosts) -> list[Host]:
     return [host for host in hosts.by_name.values() if host.processes(TRAIN_WORKER)]
 
 
+@pytest.mark.slow
 def test_decoding_and_training_have_hosts_of_their_own(hosts, shards, tmp_path):
     Job(hosts, config_on_hosts(shards, tmp_path, "placed")).require_whole()
     assert places(hosts, "tasks", DECODE_WORKER, "name") == {"decode1"}

@@ -10,7 +10,7 @@ from tiny_audio.lab.benchmarks.config import PARTS, BenchmarkConfig
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_is_a_module_that_measures_and_help_names_it(part):
     assert callable(import_module(f"tiny_audio.lab.benchmarks.parts.{part}").measure)
-    assert f"part={part} " in ray_jobs.benchmark.__doc__
+    assert f"\n  {part} " in ray_jobs.benchmark.__doc__
 
 
 def test_an_unknown_part_is_refused():

@@ -23,7 +23,10 @@ from tiny_audio.serving.app import build
 from tiny_audio.training.driver import train
 
 CONFIG = yaml.safe_load((ROOT / "serve/config.yaml").read_text())
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus (apt install prometheus)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus (apt install prometheus)"),
+]
 
 ON_GPUS = ("ray_tiny_audio_train_peak_flops", "ray_node_gpus_utilization")  # a CPU's peak is not known
 # When these have a value, they fire; alerts_test.yml makes them.
@@ -118,4 +121,4 @@ def test_every_expression_about_the_service_finds_data(api, served):
     assert {metric.exported for metric in SERVING} - histograms <= names
     assert {f"{name}_bucket" for name in histograms} <= names
     outcomes = {series["metric"]["outcome"] for series in query(api, "ray_tiny_audio_serve_requests_total", served[1])}
-    assert outcomes == {"ok", "not_audio"}
+    assert outcomes >= {"ok", "not_audio"}

@@ -45,7 +45,9 @@ def test_a_killed_worker_costs_no_row_and_changes_no_loss(two_epochs, shards, tm
     killer.start()
     train(config)
     killer.join(1)
-    warning = r"warning: rank 0: its process died, last heard of [a-z ]+ at step \d; the workers start again, from step (\d)\n"
+    warning = (
+        r"warning: rank 0 on \S+: its process died, last heard of [a-z ]+ at step \d; the workers start again, from step (\d)\n"
+    )
     assert int(re.search(warning, capsys.readouterr().err)[1]) >= 2
     steps = [line["step"] for line in read_lines(config.run_dir) if "warning" not in line]
     assert len(steps) > len(set(steps)) + 1  # beside the last step's validation: something ran twice

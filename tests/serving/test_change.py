@@ -36,8 +36,9 @@ def steady_load(client: openai.OpenAI, expected: list[str], num_clients: int = 3
 
 
 def kill(title: str) -> None:
-    own = psutil.Process().children(recursive=True)  # this test's Ray, and no other of this machine
-    (process,) = [process for process in own if process.is_running() and title in "".join(process.cmdline())]
+    own = {process.pid for process in psutil.Process().children(recursive=True)}  # this test's Ray, and no other of this machine
+    named = [process for process in psutil.process_iter(["cmdline"]) if title in "".join(process.info["cmdline"] or ())]
+    (process,) = [process for process in named if process.pid in own]
     process.kill()
 
 
