@@ -29,6 +29,16 @@ class Window:
     speech_start: int
     speech_stop: int
 
+    @property
+    def start_s(self) -> float:
+        """Second of the recording at which the speech in it begins."""
+        return self.speech_start / SAMPLE_RATE
+
+    @property
+    def end_s(self) -> float:
+        """Second of the recording at which the speech in it ends."""
+        return self.speech_stop / SAMPLE_RATE
+
 
 def window_samples(max_duration_s: float) -> int:
     """Returns the longest window for a model whose encoder takes `max_duration_s`, in samples."""
@@ -46,6 +56,12 @@ def has_speech(pcm: np.ndarray, config: VadConfig) -> bool:
     """Says whether `speech_spans` would find any; listens no further than that takes, most often 2 s."""
     spans = SpeechSpans(config)
     return any(spans.add(probability) or spans.is_speech for probability in _probabilities(pcm)) or bool(spans.finish())
+
+
+def whole_clip(pcm: np.ndarray, skip_silence: bool, config: VadConfig) -> list[Window]:
+    """Returns a clip as its one window; none where `skip_silence` is set and nothing is said in it."""
+    is_heard = not skip_silence or has_speech(pcm, config)
+    return [Window(0, pcm, 0, len(pcm))] if is_heard else []
 
 
 def _probabilities(pcm: np.ndarray) -> Iterator[float]:

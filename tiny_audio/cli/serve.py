@@ -38,7 +38,7 @@ def serve_config(model: str, device: str, host: str, port: int, num_threads: int
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the service."""
+    """Runs the service with these arguments until it is stopped, and returns 0."""
     from tiny_audio.serving import run as service  # it imports Ray
 
     require(0 < arguments.port < 65_536, f"--port must be 1 to 65535, not {arguments.port}")

@@ -15,7 +15,7 @@ from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.audio.decode import AudioError, decode, max_bytes
 from tiny_audio.audio.recording import IN_MEMORY_BYTES, LimitedReader, open_recording
-from tiny_audio.audio.windows import Window, has_speech, window_samples, windows
+from tiny_audio.audio.windows import Window, whole_clip, window_samples, windows
 from tiny_audio.config import require
 from tiny_audio.data.shards import read_patiently
 
@@ -83,8 +83,7 @@ def cut_short(file: BinaryIO, cutting: Cutting) -> CutFile | None:
     if cutting.cuts_short:
         cut = windows([pcm], window_samples(cutting.window_s), cutting.vad)
     else:
-        is_heard = not cutting.skip_silence or has_speech(pcm, cutting.vad)
-        cut = iter([Window(0, pcm, 0, len(pcm))] if is_heard else [])
+        cut = iter(whole_clip(pcm, cutting.skip_silence, cutting.vad))
     return CutFile(len(pcm) / SAMPLE_RATE, False, cut)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from tiny_audio.audio.clip import SAMPLE_RATE, Clip
+from tiny_audio.audio.clip import Clip
 from tiny_audio.audio.decode import AudioError
 from tiny_audio.audio.windows import Window
 from tiny_audio.data.audio_files import STDIN
@@ -160,5 +160,4 @@ def file_parts(path: str, data: bytes | None, cutting: Cutting) -> Iterator[Part
 
 
 def _part(path: str, window: Window, cut: CutFile, num_parts: int) -> Part:
-    start_s, end_s = window.speech_start / SAMPLE_RATE, window.speech_stop / SAMPLE_RATE
-    return Part(Clip(path, window.pcm, ""), start_s, end_s, cut.duration_s, cut.is_long, num_parts)
+    return Part(Clip(path, window.pcm, ""), window.start_s, window.end_s, cut.duration_s, cut.is_long, num_parts)

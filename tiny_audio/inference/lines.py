@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Joins the texts of a recording's segments; one without words adds nothing."""
+    return " ".join(filter(None, texts))
+
 
 def segment_line(start_s: float, end_s: float, text: str, complete: bool, looped: bool) -> dict:
     """Returns a segment as an output holds it; its times are from the recording's beginning."""
@@ -12,7 +19,7 @@ def file_line(path: str, duration_s: float, segments: list[dict], is_long: bool)
     """Returns the line of a file from its segments, in order; only a long file's line holds these themselves."""
     line = {
         "path": path,
-        "text": " ".join(segment["text"] for segment in segments if segment["text"]),
+        "text": joined(segment["text"] for segment in segments),
         "duration_s": duration_s,
         "complete": all(segment["complete"] for segment in segments),
         "looped": any(segment["looped"] for segment in segments),

@@ -18,6 +18,7 @@ from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import require
 from tiny_audio.inference.config import MAX_DURATION_S
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio, rereadable
+from tiny_audio.inference.lines import joined
 from tiny_audio.inference.long_form import Segment, transcribe_windows
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.storage import require_model
@@ -32,8 +33,8 @@ class Transcription:
 
     @property
     def text(self) -> str:
-        """The whole text."""
-        return " ".join(segment.transcript.text for segment in self.segments if segment.transcript.text)
+        """Returns the texts of all segments, joined by spaces."""
+        return joined(segment.transcript.text for segment in self.segments)
 
 
 @lru_cache(maxsize=1)

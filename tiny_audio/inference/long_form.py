@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.windows import Window
 
 if TYPE_CHECKING:
@@ -55,4 +54,4 @@ def transcribe_windows(
 
 def _segment(transcriber: Transcriber, window: Window, future) -> Segment:
     transcript = transcriber.transcript(future.result())
-    return Segment(window.speech_start / SAMPLE_RATE, window.speech_stop / SAMPLE_RATE, transcript)
+    return Segment(window.start_s, window.end_s, transcript)

@@ -58,6 +58,7 @@ def _wait_until_healthy(url: str, server: subprocess.Popen, log: Path) -> None:
         try:
             if requests.get(url, timeout=5).ok:
                 return
-        except requests.RequestException:  # it does not listen yet, or still loads the model
-            time.sleep(0.5)
+        except requests.RequestException:
+            pass  # it does not listen yet
+        time.sleep(0.5)
     raise RuntimeError(f"the server was not ready after {SERVE_START_TIMEOUT_S} s; {log} says why")

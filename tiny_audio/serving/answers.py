@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from tiny_audio.inference.lines import joined
 from tiny_audio.inference.subtitles import Cue, srt, vtt
 
 DONE = "data: [DONE]\n\n"
@@ -37,8 +38,8 @@ class Transcription:
 
     @property
     def text(self) -> str:
-        """The whole text."""
-        return " ".join(segment.transcript["text"] for segment in self.segments if segment.transcript["text"])
+        """Returns the texts of all segments, joined by spaces."""
+        return joined(segment.transcript["text"] for segment in self.segments)
 
     @property
     def cues(self) -> list[Cue]:

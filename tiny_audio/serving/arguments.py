@@ -56,6 +56,11 @@ class Arguments:
         require(self.min_replicas <= self.max_replicas, bounds)
         require(self.device == "cuda" or not self.fp8, "fp8=true computes on GPUs: set device: cuda")
 
+    @property
+    def slots_per_ingress(self) -> int:
+        """An ingress's share of the slots that all replicas have."""
+        return self.max_replicas * self.max_batch_size // self.num_ingresses
+
 
 @settings()
 class EdgeSettings:

@@ -36,10 +36,13 @@ class ModelCalls:
         """
         return await self._first_of(self.transcriber, clip, model, waits_in_line=waits_in_line)
 
-    async def pieces(self, clip: np.ndarray, model: str | None = None) -> AsyncIterator[str | dict[str, Any]]:
+    async def pieces(
+        self, clip: np.ndarray, model: str | None = None, waits_in_line: bool = False
+    ) -> AsyncIterator[str | dict[str, Any]]:
         """Yields the text of a clip piece by piece as it is written, and at last the transcript.
 
-        A replica that dies before its first piece is replaced by another; later, the error is raised.
+        With `waits_in_line`, a clip that finds too many others waiting tries again, as `transcript` does. A replica that dies
+        before its first piece is replaced by another; later, the error is raised.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.timeout_s
@@ -55,6 +58,10 @@ class ModelCalls:
                     if piece or (pause_s := next(pauses_s, None)) is None:
                         raise
                     await asyncio.sleep(pause_s)
+                except BackPressureError:
+                    if not waits_in_line or loop.time() > until:
+                        raise
+                    await asyncio.sleep(LINE_PAUSE_S)
                 finally:
                     answer.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -10,10 +11,12 @@ from ray import serve
 from ray.serve.schema import ServeStatus
 from starlette.responses import JSONResponse
 
+from tiny_audio.config import one_line
 from tiny_audio.serving.paths import READY_PATH, path_of
 
 ASK_EVERY_S = 1.0  # how often Serve's controller is asked at most
 ANSWER_S = 2.0  # how long it may take, until what it said before is said again
+logger = logging.getLogger("ray.serve")
 
 
 def missing_deployments(status: ServeStatus) -> list[str]:
@@ -55,6 +58,6 @@ class Readiness:
             try:
                 status = await asyncio.wait_for(asyncio.to_thread(serve.status), ANSWER_S)
                 self.missing = missing_deployments(status)
-            except Exception:  # the head may be lost for a while: the replicas answer meanwhile
-                pass
+            except Exception as error:  # the head may be lost for a while: the replicas answer meanwhile
+                logger.warning("Serve's controller does not say which deployments run: %s", one_line(error))
             self.looked_at = time.monotonic()

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.windows import Window
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_long, cut_short
 from tiny_audio.serving.answers import Segment
@@ -31,8 +30,8 @@ class Recordings:
     def __init__(self, model: ModelCalls, args: Arguments):
         self.model, self.args = model, args
         self.windows_at_once = max(2, args.max_batch_size // 4)  # of a recording
-        places = args.max_replicas * args.max_batch_size // args.num_ingresses  # half of what the replicas take on
-        self.places = asyncio.Semaphore(max(self.windows_at_once, places))  # for the windows of all
+        # For the windows of all: half of what the replicas take on.
+        self.places = asyncio.Semaphore(max(self.windows_at_once, args.slots_per_ingress))
         self.threads = ThreadPoolExecutor(LONG_THREADS, "long-recordings")
 
     @asynccontextmanager
@@ -115,4 +114,4 @@ class Recordings:
 
 
 def _segment(window: Window, transcript: dict[str, Any]) -> Segment:
-    return Segment(window.speech_start / SAMPLE_RATE, window.speech_stop / SAMPLE_RATE, transcript)
+    return Segment(window.start_s, window.end_s, transcript)

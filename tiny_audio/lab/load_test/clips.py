@@ -11,7 +11,7 @@ import numpy as np
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.decode import AudioError, decode
 from tiny_audio.config import ConfigError, require
-from tiny_audio.data.audio_files import find_audio
+from tiny_audio.data.audio_files import STDIN, find_audio
 from tiny_audio.lab.durations import draw_durations_s
 from tiny_audio.lab.load_test.config import LoadTestConfig
 from tiny_audio.lab.synthetic.dataset import encode_audio
@@ -46,7 +46,7 @@ def uploads(config: LoadTestConfig) -> list[Upload]:
 
 
 def _read(path: str) -> Upload:
-    require("://" not in path and path != "-", f"{path}: a load test sends files of this machine")
+    require("://" not in path and path != STDIN, f"{path}: a load test sends files of this machine")
     content = Path(path).read_bytes()
     try:
         pcm = decode(content, LONGEST_FILE_S)

@@ -14,7 +14,7 @@ import numpy as np
 
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.config import VadConfig
-from tiny_audio.audio.windows import Window, speech_spans, window_samples, windows
+from tiny_audio.audio.windows import Window, whole_clip, window_samples, windows
 from tiny_audio.serving.answers import Segment, Transcription
 from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.errors import APIError, too_many_requests
@@ -29,7 +29,6 @@ from tiny_audio.serving.realtime.session import Session, Turn
 SUBPROTOCOL = "realtime"  # what browsers offer, beside one that carries the key
 MAX_TURNS = 8  # of a session that wait for their text; with more, the client is held back
 LARGE_EVENT = 128 << 10  # characters; 2 s of PCM take a millisecond to decode, and minutes may come in one event
-BUSY_PAUSE_S = 0.5  # until a turn is offered again to replicas that are full
 logger = logging.getLogger("ray.serve")
 
 
@@ -40,12 +39,13 @@ class Realtime:
     def __init__(self, model: ModelCalls, offer: Offer, args: Arguments):
         self.model, self.offer, self.args = model, offer, args
         self.listener = Listener()
-        self.slots = asyncio.Semaphore(max(1, args.max_replicas * args.max_batch_size // args.num_ingresses))
+        self.slots = asyncio.Semaphore(max(1, args.slots_per_ingress))
         self.num_sessions = 0
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if self.num_sessions >= self.args.max_sessions:
-            await _refuse(send, too_many_requests(f"{self.num_sessions} realtime sessions are open"))
+            refusal = too_many_requests(f"{self.num_sessions} realtime sessions are open")
+            await refusal.response()(scope, receive, send)
             return
         self.num_sessions += 1
         try:
@@ -58,40 +58,22 @@ class Realtime:
         max_duration_s = await self.model.max_duration_s()
         if len(turn.pcm) > max_duration_s * SAMPLE_RATE:
             return await asyncio.to_thread(lambda: list(windows([turn.pcm], window_samples(max_duration_s), VadConfig())))
-        is_speech = turn.is_speech or await asyncio.to_thread(speech_spans, turn.pcm, VadConfig())
-        return [Window(0, turn.pcm, 0, len(turn.pcm))] if is_speech else []
+        return await asyncio.to_thread(whole_clip, turn.pcm, not turn.is_speech, VadConfig())
 
     async def pieces(self, clip: np.ndarray, model: str | None) -> AsyncIterator[str | dict]:
         """Yields the text of a clip as `ModelCalls.pieces` does, but waits where the replicas are full: a client that speaks
         cannot ask again."""
-        now = asyncio.get_running_loop().time
-        until = now() + self.args.timeout_s
         try:
             async with asyncio.timeout(self.args.timeout_s):
                 await self.slots.acquire()
         except TimeoutError as error:
             raise as_api_error(error) from None
         try:
-            while True:
-                try:
-                    async with aclosing(self.model.pieces(clip, model)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                    return
-                except APIError as error:
-                    if error.status_code != 429 or now() > until:
-                        raise
-                    await asyncio.sleep(BUSY_PAUSE_S)
+            async with aclosing(self.model.pieces(clip, model, waits_in_line=True)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
             self.slots.release()
-
-
-async def _refuse(send: Callable, error: APIError) -> None:
-    """Answers with an HTTP error instead of opening a WebSocket."""
-    headers = {"content-type": "application/json", **(error.headers or {})}
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "websocket.http.response.start", "status": error.status_code, "headers": raw})
-    await send({"type": "websocket.http.response.body", "body": json.dumps(error.body).encode()})
 
 
 class Connection:
