@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
 
 from tiny_audio.ray_names import NO_TIMEOUT, PROXY_HINTS
 from tiny_audio.serving.arguments import EdgeSettings
@@ -201,8 +202,7 @@ class Answer:
     """Sends an answer to the client with the request's id, and keeps back what Serve says by itself."""
 
     def __init__(self, send: Send, scope: dict):
-        self._send, self.head_only = send, scope.get("method") == "HEAD"
-        self.prefix = "websocket." if scope["type"] == "websocket" else ""  # of the types of messages that answer by HTTP
+        self._send, self.scope, self.head_only = send, scope, scope.get("method") == "HEAD"
         self.request_id = ""
         self.has_begun = self.is_whole = self.is_stream = False
         self.own_error: int | None = None  # status of an answer that Serve made itself
@@ -240,12 +240,8 @@ class Answer:
             await self.send({"type": "http.response.body", "body": body})
 
     async def json(self, status: int, body: dict, headers: dict[str, str] | None = None) -> None:
-        """Sends a JSON answer of the edge's own."""
-        data = json.dumps(body).encode()
-        fields = {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})}
-        raw = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-        await self.send({"type": f"{self.prefix}http.response.start", "status": status, "headers": raw})
-        await self.send({"type": f"{self.prefix}http.response.body", "body": data})
+        """Sends a JSON answer of the edge's own; to a WebSocket, instead of opening it."""
+        await JSONResponse(body, status, headers)(self.scope, None, self.send)
 
     async def refuse(self, error: APIError) -> None:
         """Tells the client of an error; a WebSocket does not open then."""
