@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tiny_audio.config import ConfigError, require
 from tiny_audio.config_files import field_comments, load_config, sections
 from tiny_audio.ray_names import CORE_LOG_LEVEL
+from tiny_audio.storage import without_secrets
 
 T = TypeVar("T")
 SPARE_CPUS = 2
@@ -67,7 +68,7 @@ def run_command(description: str, config_class: type[T], job: Callable[[T], None
     try:
         job(load_config(config_class, arguments.config, arguments.overrides))
     except ConfigError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

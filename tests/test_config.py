@@ -42,6 +42,8 @@ def test_overrides_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
         ("num_stepz=7", "unknown key num_stepz; did you mean num_steps?"),
         ("data.batch=7", "unknown key data.batch"),
         ("num_steps=many", "num_steps must be a whole number, not 'many'"),
+        ("num_steps=1:30", "num_steps must be a whole number, not '1:30'"),
+        ("max_loss_rise=1:30.5", "max_loss_rise must be a number, not '1:30.5'"),
         ("num_steps=1.5", "num_steps must be a whole number, not 1.5"),
         ("use_gpu=1", "use_gpu must be true or false, not 1"),
         ("name=true", "name must be text, not True"),

@@ -41,14 +41,18 @@ class _Float(float):
         return self.text
 
 
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int:
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int | str:
+    if ":" in node.value:  # 1:30 is no number, not YAML 1.1's ninety
+        return node.value
     is_decimal = re.fullmatch(r"[-+]?[0-9][0-9_]*", node.value)  # 010 is ten, not YAML 1.1's octal eight
     number = _Int(int(node.value) if is_decimal else loader.construct_yaml_int(node))
     number.text = node.value
     return number
 
 
-def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float | str:
+    if ":" in node.value:
+        return node.value
     number = _Float(node.value if _FLOAT.fullmatch(node.value) else loader.construct_yaml_float(node))
     number.text = node.value
     return number

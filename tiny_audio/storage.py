@@ -29,7 +29,7 @@ def without_secrets(text: str) -> str:
     """Removes user names, passwords and signed queries from the URLs in a text."""
     if "://" not in text:
         return text
-    return re.sub(r"\?\S*=\S*", "", re.sub(r"://[^/\s]*@", "://", text))
+    return re.sub(r"\?\S*=\S*?(?=:?(\s|$))", "", re.sub(r"://[^/\s]*@", "://", text))
 
 
 def _absolute_folder(name: str) -> str:

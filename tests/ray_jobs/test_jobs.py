@@ -100,6 +100,11 @@ def test_a_mistyped_key_is_told_at_once(verb, run_job):
         ("transcribe", [CONFIGS / "transcribe.yaml"], "inputs is empty"),
         ("prepare", [CONFIGS / "prepare.yaml"], "inputs is empty"),
         ("prepare", [CONFIGS / "prepare.yaml", "inputs=[nowhere.csv]"], "nowhere.csv: no such file or folder"),
+        (
+            "prepare",
+            [CONFIGS / "prepare.yaml", "inputs=['memory://key:word@a.csv?sig=b']"],
+            "prepare: memory://a.csv: no such file",
+        ),
         ("benchmark", [CONFIGS / "benchmark.yaml", "output_dir=s3://bucket/x"], "results are written to folders"),
         ("estimate", [QUICKSTART, "data.train=SHARDS/train/*"], "no figure says how fast CPUs train: estimate with use_gpu=true"),
         ("estimate", [QUICKSTART, "usd_per_gpu_hour=-1"], "usd_per_gpu_hour must be at least 0, not -1"),

@@ -114,7 +114,7 @@ def _native_blocks(file: soundfile.SoundFile, max_duration_s: float) -> Iterator
 
 
 def _link_blocks(link: Link, max_duration_s: float, at_once: bool) -> Iterator[Block]:
-    """Reads one stream."""
+    """Yields the sound of one stream: with libsndfile where that knows it, else with FFmpeg."""
     link.file.seek(0)
     if link.native:
         with suppress(soundfile.LibsndfileError):  # unsupported codec, or damage that FFmpeg may identify

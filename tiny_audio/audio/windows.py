@@ -45,15 +45,8 @@ def window_samples(max_duration_s: float) -> int:
     return int(min(max_duration_s, LONGEST_WINDOW_S) * SAMPLE_RATE)
 
 
-def speech_spans(pcm: np.ndarray, config: VadConfig) -> list[tuple[int, int]]:
-    """Finds the speech in a clip of (S,) int16 at 16 kHz; returns the first sample of each span, and the first one behind it."""
-    spans = SpeechSpans(config)
-    found = [spans.add(probability) for probability in _probabilities(pcm)]
-    return [(start, min(stop, len(pcm))) for start, stop in filter(None, [*found, spans.finish()])]
-
-
 def has_speech(pcm: np.ndarray, config: VadConfig) -> bool:
-    """Says whether `speech_spans` would find any; listens no further than that takes, most often 2 s."""
+    """Says whether a clip of (S,) int16 at 16 kHz has speech; listens no further than that takes, most often 2 s."""
     spans = SpeechSpans(config)
     return any(spans.add(probability) or spans.is_speech for probability in _probabilities(pcm)) or bool(spans.finish())
 

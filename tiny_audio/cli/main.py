@@ -14,6 +14,7 @@ from tiny_audio.audio.config import VadConfig
 from tiny_audio.cli import listen, serve, transcribe
 from tiny_audio.config import ConfigError, require
 from tiny_audio.config_files import build, field_comments
+from tiny_audio.storage import without_secrets
 
 MODEL_VARIABLE = "TINY_AUDIO_MODEL"
 NO_MODEL = (
@@ -74,7 +75,7 @@ def main(words: list[str] | None = None) -> int:
             arguments.vad = _vad(arguments)
         return arguments.run(arguments)
     except ConfigError as error:
-        print(f"{arguments.prog}: {error}", file=sys.stderr)
+        print(f"{arguments.prog}: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from tiny_audio.monitoring.metrics import Metric
+
+log = logging.getLogger(__name__)
 
 # Ray forgets a gauge 20 s after it was last set, though its process lives on: two of its intervals of 10 s between exports.
 REFRESH_S = 2.0
@@ -64,4 +67,8 @@ class Recorder:
 
     def _refresh(self) -> None:
         for (metric, tags), value in list(self.followed.items()):
-            self._made(metric).set(float(value()), dict(tags))
+            try:
+                self._made(metric).set(float(value()), dict(tags))
+            except Exception:  # one that cannot be read must not end the others
+                log.exception("the metric %s is no longer recorded", metric.name)
+                del self.followed[metric, tags]

@@ -58,7 +58,7 @@ class Rejected:
         return self.unreadable[name] + sum(count for (file, _), count in self.rows.items() if file == name)
 
     def total(self) -> int:
-        """Counts all rejects."""
+        """Counts the rejects of every kind: rows, files without IDs, and clips of a step."""
         return self.rows.total() + self.unreadable.total() + self.clips.total()
 
 
