@@ -17,8 +17,9 @@ def _table(result: dict) -> str:
         interval = f"{score['ci_low']:.1%} to {score['ci_high']:.1%}"
         others = "".join(f"{score[key]:>9.2%}" if key in score else " " * 9 for key in ("wer_plain", "cer", "loop_rate"))
         lines.append(f"{score['label']:24}{score['wer']:>8.2%}   {interval:18}{others}   {score['num_utterances']}")
-    names = result["normalizers"]
-    return "\n".join([*lines, f"WER: {names['headline']}; plain WER: {names['plain']}"])
+    names, unguarded = result["normalizers"], result["overall"]["unguarded_loop_rate"]
+    lines.append(f"WER: {names['headline']}; plain WER: {names['plain']}; loops without the guard against them: {unguarded:.2%}")
+    return "\n".join(lines)
 
 
 def run(config: EvaluateConfig) -> None:

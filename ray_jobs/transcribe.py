@@ -20,8 +20,10 @@ def run(config: TranscribeConfig) -> None:
     from tiny_audio.inference.files import transcribe_files
 
     bar = lambda rows, total: tqdm(rows, total=total, desc="transcribed", unit="file")  # noqa: E731
-    num_done, num_rejected = transcribe_files(config, paths, bar, lambda: start_ray(num_gpus=config.num_actors * config.use_gpu))
-    print(f"{config.output}: {num_done} transcribed, {num_rejected} rejected (their lines say why)")
+    start = lambda: start_ray(num_gpus=config.num_actors * config.use_gpu)  # noqa: E731
+    num_done, num_rejected, num_looped = transcribe_files(config, paths, bar, start)
+    counts = f"{num_done} transcribed, {num_looped} of which looped, {num_rejected} rejected (their lines say why)"
+    print(f"{config.output}: {counts}")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,9 @@ def test_a_line_carries_both_rates_and_a_set_their_sums():
     assert scores["wer_plain"] == pytest.approx(5 / 6)
     assert scores["cer"] == pytest.approx(4 / 18, abs=0.1)
     assert scores["loop_rate"] == 0.5  # one was cut off
+    mended = score_row({**row, "complete": True, "looped": True})
+    rates = score_sets([line, mended, mended, mended])["voices"]
+    assert (rates["loop_rate"], rates["unguarded_loop_rate"]) == (0.0, 0.75)
     assert score_silence([line, {**line, "hypothesis": ""}]) == {"clips_with_words": 0.5, "words_per_minute": 60.0}
     assert "transformers" in normalizer_names()["headline"]
 

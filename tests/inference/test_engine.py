@@ -13,7 +13,7 @@ from tiny_audio.audio.clip import padded_num_samples
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.inference.engine import Engine
 from tiny_audio.inference.runner import Runner
-from tiny_audio.inference.scheduler import LOOP_TOKENS, Request, Scheduler, loops
+from tiny_audio.inference.scheduler import Request, Scheduler
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
@@ -39,12 +39,12 @@ def random_model(hub_folders, request):
     return model
 
 
-def greedy_ids(model, clip) -> list[int]:
+def greedy_ids(model, clip, **options) -> list[int]:
     """Transformers' own greedy decoding of a clip alone, up to the end."""
     num_padded = padded_num_samples(len(clip), model.window_num_samples, model.trimmed, model.frames_per_token)
     padded = pad_waveforms([torch.from_numpy(clip)], num_padded)
     mels, num_samples = log_mel(padded, model.num_mels), torch.tensor([len(clip)])
-    ids = model.generate(mels, num_samples)[0].tolist()
+    ids = model.generate(mels, num_samples, **options)[0].tolist()
     return ids[: ids.index(END_ID)] if END_ID in ids else ids
 
 
@@ -156,20 +156,3 @@ def test_a_caller_whose_callback_fails_fails_alone(model):
     assert good.future.result().ids
     with pytest.raises(ZeroDivisionError):
         bad.future.result()
-
-
-@pytest.mark.parametrize("period", [1, 5, 16])
-def test_a_loop_is_told_from_a_long_text(period):
-    rng = random.Random(0)
-    phrase = [rng.randrange(1000) for _ in range(period)]
-    ids = [rng.randrange(1000) for _ in range(30)] + (phrase * LOOP_TOKENS)[: LOOP_TOKENS - 1]
-    assert not loops(ids)
-    assert loops([*ids, phrase[(LOOP_TOKENS - 1) % period]])
-    assert not loops(list(range(300)))
-
-
-def test_a_text_that_repeats_itself_is_stopped_and_says_so(model, monkeypatch):
-    token = model.prompt.end_id + 40
-    monkeypatch.setattr(Runner, "_next_ids", lambda self, hidden, seen: torch.full((len(hidden),), token))
-    transcript = Transcriber(model, max_new_tokens=200)([tone(1.0)])[0]
-    assert (transcript.num_tokens, transcript.complete, transcript.looped) == (LOOP_TOKENS, False, True)

@@ -151,7 +151,7 @@ def transcribed(monkeypatch) -> list[str]:
     return given
 
 
-def run(tmp_path, paths: list[str], model: str = "model") -> tuple[int, int]:
+def run(tmp_path, paths: list[str], model: str = "model") -> tuple[int, int, int]:
     return transcribe_files(TranscribeConfig(model=model, output=f"{tmp_path}/out.jsonl"), paths, lambda lines, total: lines)
 
 
@@ -162,7 +162,7 @@ def test_a_stopped_job_goes_on_and_each_file_is_in_its_output_once(tmp_path, tra
     assert not (tmp_path / "out.jsonl").exists()
     journal = tmp_path / ".out.jsonl.begun"
     journal.write_text(journal.read_text() + '{"path": "b", "te')  # cut off
-    assert run(tmp_path, paths) == (3, 2)
+    assert run(tmp_path, paths) == (3, 2, 0)
     assert transcribed == ["a", "broken", "away", "killed", "away", "killed", "b"]  # storage may be back
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["path"] for line in lines] == paths
@@ -172,7 +172,7 @@ def test_a_stopped_job_goes_on_and_each_file_is_in_its_output_once(tmp_path, tra
 def test_what_another_model_began_counts_for_nothing(tmp_path, transcribed):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ["a", "killed"])
-    assert run(tmp_path, ["a", "killed"], model="other") == (2, 0)
+    assert run(tmp_path, ["a", "killed"], model="other") == (2, 0, 0)
     assert transcribed == ["a", "killed", "a", "killed"]
 
 

@@ -133,7 +133,7 @@ def test_transcribe_writes_a_line_for_every_file(saved, tmp_path, run_job):
     arguments = [f"model={saved}", f"inputs=[{recordings}]", f"output={output}", "num_threads=1"]
     done = run_job("transcribe", CONFIGS / "transcribe.yaml", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "4 transcribed, 1 rejected" in done.stdout
+    assert "4 transcribed, 0 of which looped, 1 rejected" in done.stdout
     lines = {line["path"]: line for line in map(json.loads, output.read_text().splitlines())}
     assert lines.pop(str(recordings / "broken.mp3")) == {"path": str(recordings / "broken.mp3"), "error": "not_audio"}
     starts_s = [segment["start_s"] for segment in lines.pop(str(recordings / "long.flac"))["segments"]]

@@ -92,14 +92,22 @@ def _score(utterances: list[dict], label: str, note: str) -> dict:
     return {**word_error_rate(counts).as_dict(), "label": label, "note": note}
 
 
+def _share(flags: Iterable[bool]) -> float:
+    return float(np.mean(list(flags)))
+
+
 def _rates(utterances: list[dict], label: str, note: str) -> dict:
-    """Computes the headline WER with its interval, and beside it the plain WER, the CER and the rate of loops."""
+    """Computes the headline WER with its interval, and beside it the plain WER, the CER and the rate of loops.
+
+    `unguarded_loop_rate` is the rate as it were if no text had been written again from where it looped.
+    """
     rate = lambda errors, of: sum(line[errors] for line in utterances) / max(1, sum(line[of] for line in utterances))  # noqa: E731
     return {
         **_score(utterances, label, note),
         "wer_plain": rate("plain_errors", "plain_words"),
         "cer": rate("char_errors", "num_chars"),
-        "loop_rate": sum(line["loops"] or not line["complete"] for line in utterances) / len(utterances),
+        "loop_rate": _share(line["loops"] or not line["complete"] for line in utterances),
+        "unguarded_loop_rate": _share(line["loops"] or not line["complete"] or line["looped"] for line in utterances),
     }
 
 

@@ -65,8 +65,8 @@ def transcribe_files(
     paths: list[str],
     show_progress: Callable[[Iterable, int], Iterable],
     start_ray: Callable[[], None] = lambda: None,
-) -> tuple[int, int]:
-    """Transcribes all inputs into the output; returns how many files were transcribed and how many were rejected.
+) -> tuple[int, int, int]:
+    """Transcribes all inputs into the output; returns how many were transcribed, were rejected, and have a text that looped.
 
     A job that was stopped resumes: files that are done are not transcribed again. The output appears once all are done.
 
@@ -91,8 +91,9 @@ def transcribe_files(
             journal.add(line)
     output.write(journal.lines)
     num_rejected = sum("error" in journal.lines[path] for path in paths)
+    num_looped = sum(journal.lines[path].get("looped", False) for path in paths)
     journal.close()
-    return len(paths) - num_rejected, num_rejected
+    return len(paths) - num_rejected, num_rejected, num_looped
 
 
 def _transcribed(paths: list[str], settings: TranscribeSettings, cutting: Cutting) -> Iterator[dict]:

@@ -239,18 +239,27 @@ class Runner:
         num_rows = max(rows) + 1
         if self.graphed:
             num_rows = min(next_size(num_rows, STEP_SIZES), self.cache.num_slots)
-        positions = torch.full((num_rows,), len(self.head))  # a free slot takes what its row writes where a prompt will go
-        positions[rows] = torch.tensor([request.position for request in requests])
-        ids = self.step(self._moved(positions), self.ids[:num_rows])
+        plan = torch.full((3, num_rows), -1)
+        plan[0] = len(self.head)  # a free slot takes what its row writes where a prompt will go
+        plan[0, rows] = torch.tensor([request.position for request in requests])
+        for request in requests:
+            if request.num_launched in request.banned:  # it was set back, to ids that the host knows
+                plan[1:, request.slot] = torch.tensor([request.ids[-1], request.banned[request.num_launched]])
+        ids = self.step(self._moved(plan), self.ids[:num_rows])
         self.ids[:num_rows] = ids
         return self._read(ids, rows)
 
-    def _step(self, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Makes the next token of each of the first B slots, (B,), after `ids` at `positions`."""
+    def _step(self, plan: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Makes the next token of each of the first B slots, (B,), after `ids` (B,).
+
+        The `plan` (3, B) has the positions of `ids`, ids that replace them, and ids that may not follow; -1 where there are none.
+        """
+        positions, known, banned = plan
+        ids = torch.where(known < 0, ids, known)
         where, lengths = self.starts[: len(ids)] + positions, (positions + 1).int()
         hidden = self.model.decoder.model.embed_tokens(ids)
         queries, slots = Segments(self.rows[: len(ids) + 1], 1), Slots(self.starts[: len(ids) + 1], lengths, self.length)
-        return self._next_ids(*self._layers(hidden, positions, where, queries, slots))
+        return self._next_ids(*self._layers(hidden, positions, where, queries, slots), banned)
 
     def _layers(
         self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, queries: Segments, slots: Slots
@@ -286,11 +295,18 @@ class Runner:
         rows = (x[: len(query) * self.length].unflatten(0, (-1, self.length))[:, :longest] for x in (keys, values))
         return attend_slots(query, *rows, slots.lengths)
 
-    def _next_ids(self, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Finishes the last layer after its attention: (B, D) and (B, heads, d) -> the likeliest tokens, (B,)."""
+    def _next_ids(self, hidden: torch.Tensor, seen: torch.Tensor, banned: torch.Tensor | None = None) -> torch.Tensor:
+        """Finishes the last layer after its attention: (B, D) and (B, heads, d) -> the likeliest tokens, (B,).
+
+        No `banned` (B,) id is among them; -1 bans none.
+        """
         decoder = self.model.decoder
         hidden = after_attention(decoder.model.layers[-1], hidden, seen)
-        return decoder.lm_head(decoder.model.norm(hidden)).argmax(dim=-1)
+        logits = decoder.lm_head(decoder.model.norm(hidden))
+        if banned is not None:
+            column = banned.clamp(min=0)[:, None]
+            logits.scatter_(1, column, logits.gather(1, column).masked_fill(banned[:, None] >= 0, -torch.inf))
+        return logits.argmax(dim=-1)
 
     @torch.no_grad()
     def capture(self) -> None:
@@ -306,7 +322,7 @@ class Runner:
             for size in reversed(WINDOW_SIZES):
                 self.encode_windows(zeros(size, encoder.max_source_positions, encoder.d_model, dtype=dtype))
         for size in sorted({min(size, self.cache.num_slots) for size in STEP_SIZES}, reverse=True):
-            self.step(zeros(size) + len(self.head), zeros(size))
+            self.step(zeros(3, size) + len(self.head), zeros(size))
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return move(tensor.pin_memory(), self.device) if self.on_gpu else tensor

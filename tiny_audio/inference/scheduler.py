@@ -11,16 +11,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-LONGEST_PERIOD = 16  # tokens of a phrase that a loop repeats
-LOOP_TOKENS = 64  # a phrase repeated over this many tokens, at least four times, is a loop: 13 s of speech at SmolLM3's rate
-LOOP_CHECK_EVERY = 16  # tokens
+from tiny_audio.audio.clip import SAMPLE_RATE
+from tiny_audio.inference.loops import loop_start, num_repeated
+
+LOOP_TOKENS = 64  # a phrase repeated over this many tokens is a loop: 13 s of speech at SmolLM3's rate
+LOOP_TOKENS_PER_S = 12.5  # in a short clip, fewer are: so many a second, about nine words, are no speech
+SHORTEST_LOOP_TOKENS = 16
+LOOP_CHECK_EVERY = 8  # tokens
+MAX_RETRIES = 4  # of a clip; each costs about LOOP_TOKENS
 
 
 @dataclass(frozen=True)
 class Answer:
     """Holds the token ids that the decoder wrote, without the end of turn.
 
-    `complete` is False if they were cut off: at the longest transcript, or because they repeated themselves (`looped`).
+    `looped` says that they repeated themselves without end, and were written again from there on. `complete` is False if they
+    were cut off: at the longest transcript, or where they first looped, if they did so however they were written.
     """
 
     ids: list[int]
@@ -40,7 +46,11 @@ class Request:
     future: Future[Answer] = field(default_factory=Future)
     slot: int = -1
     num_launched: int = 0  # tokens that the device has made or is making
+    num_stale: int = 0  # of those that it is making, the first so many are of a text that was given up
     ids: list[int] = field(default_factory=list)  # tokens known to the host
+    num_told: int = 0  # of them, the caller knows so many: not those that may prove to be a loop
+    loop_starts: list[int] = field(default_factory=list)  # where it began to loop, each time that it did
+    banned: dict[int, int] = field(default_factory=dict)  # the id that would begin a loop, by the place where it may not stand
     arrived_at: float = field(default_factory=time.monotonic)  # seconds of that clock, as the next two
     joined_at: float | None = None  # when it got its slot
     first_token_at: float | None = None  # when its first token was known
@@ -50,21 +60,32 @@ class Request:
         """Position of the newest token in the slot."""
         return self.num_tokens + self.num_launched - 1
 
+    @property
+    def loop_tokens(self) -> int:
+        """The tokens over which a phrase must repeat itself to be a loop: those that can't be speech of the clip's length."""
+        return max(SHORTEST_LOOP_TOKENS, min(LOOP_TOKENS, int(LOOP_TOKENS_PER_S * len(self.pcm) / SAMPLE_RATE)))
+
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
 
-    def finish(self, complete: bool, looped: bool) -> None:
+    def finish(self, complete: bool) -> None:
+        self.tell(len(self.ids))
         with suppress(InvalidStateError):  # cancelled by its caller just now
-            self.future.set_result(Answer(self.ids, complete, looped))
+            self.future.set_result(Answer(self.ids, complete, bool(self.loop_starts)))
 
+    def tell(self, num_ids: int) -> None:
+        """Hands the first `num_ids` ids to the caller, if it wants them and does not know them yet."""
+        for place in range(self.num_told, num_ids if self.on_token else 0):
+            self.num_told = place + 1
+            self.on_token(self.ids[place])
 
-def loops(ids: list[int]) -> bool:
-    """Says whether the last LOOP_TOKENS ids repeat one phrase over and over."""
-    tail = ids[-LOOP_TOKENS:]
-    if len(tail) < LOOP_TOKENS:
-        return False
-    return any(tail[period:] == tail[:-period] for period in range(1, LONGEST_PERIOD + 1))
+    def retry_from(self, start: int) -> None:
+        """Gives up the ids from `start` on, which repeat themselves, and forbids the first of them there."""
+        self.num_stale = self.num_launched - len(self.ids)
+        self.banned = {place: id for place, id in self.banned.items() if place < start} | {start: self.ids[start]}
+        del self.ids[start:]
+        self.num_launched = start
 
 
 class Scheduler:
@@ -115,17 +136,29 @@ class Scheduler:
         return [request for request in self.live.values() if request.num_launched < request.max_new_tokens]
 
     def take_token(self, request: Request, token: int) -> bool:
-        """Adds a token to a running request; returns whether the request ends there, finished or cancelled by its caller."""
+        """Adds a token to a running request; returns whether the request ends there, finished or cancelled by its caller.
+
+        A text that loops is written again from where it began to. If it loops time after time, it ends where it first did.
+        """
         if request.future.cancelled():
             return True
+        if request.num_stale:
+            request.num_stale -= 1
+            return False
         request.first_token_at = request.first_token_at or time.monotonic()
         if token == self.end_id:
-            request.finish(complete=True, looped=False)
+            request.finish(complete=True)
             return True
         request.ids.append(token)
-        if request.on_token:
-            request.on_token(token)
-        looped = len(request.ids) % LOOP_CHECK_EVERY == 0 and loops(request.ids)
-        if looped or len(request.ids) == request.max_new_tokens:
-            request.finish(complete=False, looped=looped)
+        if request.on_token and not request.loop_starts:
+            request.tell(len(request.ids) - num_repeated(request.ids))
+        start = loop_start(request.ids, request.loop_tokens) if len(request.ids) % LOOP_CHECK_EVERY == 0 else None
+        if start is not None:
+            request.loop_starts.append(start)
+            if len(request.loop_starts) <= MAX_RETRIES:
+                request.retry_from(start)
+                return False
+            del request.ids[min(request.loop_starts) :]
+        if start is not None or len(request.ids) == request.max_new_tokens:
+            request.finish(complete=False)
         return request.future.done()

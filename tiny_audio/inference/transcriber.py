@@ -23,7 +23,7 @@ from tiny_audio.model.siblings import load_sibling
 class Transcript:
     """Holds what the decoder wrote for one clip.
 
-    `complete` is False if the decoder was cut off: at its token limit, or because it repeated itself (`looped`).
+    `complete` and `looped` are those of an `Answer`.
     """
 
     text: str

@@ -71,8 +71,8 @@ def _of_answers(name: str, kind: Kind, meaning: str, *labels: str, bounds: tuple
     return Metric(f"tiny_audio_serve_{name}", kind, labels, meaning, bounds)
 
 
-def _of_replicas(name: str, kind: Kind, meaning: str, bounds: tuple[float, ...] = ()) -> Metric:
-    return Metric(f"tiny_audio_serve_{name}", kind, ("replica",), meaning, bounds)
+def _of_replicas(name: str, kind: Kind, meaning: str, bounds: tuple[float, ...] = (), labels: tuple[str, ...] = ()) -> Metric:
+    return Metric(f"tiny_audio_serve_{name}", kind, ("replica", *labels), meaning, bounds)
 
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -85,6 +85,7 @@ REQUEST_S = _of_answers("request_seconds", "histogram", "Seconds from a request'
 # ---- what each replica of the model does
 AUDIO_IN_S = _of_replicas("audio_in_seconds", "counter", "Seconds of audio that a replica was given.")
 TRANSCRIBED_S = _of_replicas("transcribed_seconds", "counter", "Seconds of audio that it transcribed to their end.")
+ENDED = _of_replicas("clips", "counter", "Clips that it answered: whole, mended where they looped, or cut.", labels=("outcome",))
 TOKENS = _of_replicas("tokens", "counter", "Tokens that it wrote, the end of each text among them.")
 QUEUE_S = _of_replicas("queue_seconds", "histogram", "Seconds that a clip waited in it for a slot.", SECONDS)
 FIRST_TOKEN_S = _of_replicas("first_token_seconds", "histogram", "Seconds from a clip's arrival to its first token.", SECONDS)
@@ -96,6 +97,6 @@ MODEL_LOAD_S = _of_replicas("model_load_seconds", "gauge", "Seconds until it had
 WITHOUT_GRAPHS = _of_replicas("without_graphs", "gauge", "1 where it lacks the CUDA graphs that a GPU should have.")
 
 SERVING = (
-    *(REQUESTS, REQUEST_S, AUDIO_IN_S, TRANSCRIBED_S, TOKENS, QUEUE_S, FIRST_TOKEN_S, BATCH),
+    *(REQUESTS, REQUEST_S, AUDIO_IN_S, TRANSCRIBED_S, ENDED, TOKENS, QUEUE_S, FIRST_TOKEN_S, BATCH),
     *(QUEUED_S, SLOTS_IN_USE, SLOTS, MODEL_LOAD_S, WITHOUT_GRAPHS),
 )

@@ -104,11 +104,14 @@ class ClipMonitor:
             self.requests.discard(request)
         queue_s, first_token_s = request.joined_at - request.arrived_at, request.first_token_at - request.arrived_at
         self.recorder.add(metrics.TRANSCRIBED_S, duration_s)
-        self.recorder.add(metrics.TOKENS, len(request.ids) + request.future.result().complete)  # the end is a token too
+        answer = request.future.result()
+        outcome = ("mended" if answer.looped else "whole") if answer.complete else "cut"
+        self.recorder.add(metrics.ENDED, 1, outcome=outcome)
+        self.recorder.add(metrics.TOKENS, len(answer.ids) + answer.complete)  # the end is a token too
         self.recorder.observe(metrics.QUEUE_S, queue_s)
         self.recorder.observe(metrics.FIRST_TOKEN_S, first_token_s)
         self.recorder.observe(metrics.BATCH, 1 + len(self.scheduler.live))
         LOG.info(
-            "clip of %.2f s: queued %.3f s, first token after %.3f s, %d tokens after %.3f s",
-            *(duration_s, queue_s, first_token_s, len(request.ids), time.monotonic() - request.arrived_at),
+            "clip of %.2f s: queued %.3f s, first token after %.3f s, %d tokens after %.3f s: %s",
+            *(duration_s, queue_s, first_token_s, len(answer.ids), time.monotonic() - request.arrived_at, outcome),
         )

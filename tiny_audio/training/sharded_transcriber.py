@@ -1,8 +1,8 @@
 """Transcribes under ZeRO 3, where each worker holds a shard of every weight and all must call every module equally often.
 
 The engine owns its weights and sets its own pace, so it cannot run there: clips go through transformers' `generate` in
-batches, which keeps all workers stepping until the last one is done. The texts equal the engine's, except that the engine
-stops loops.
+batches, which keeps all workers stepping until the last one is done. The texts equal the engine's, except where those
+loop: the engine writes them again.
 """
 
 from __future__ import annotations
