@@ -7,26 +7,26 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationError, field_validator, model_validator
 from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as FilePart
 
-from tiny_audio.audio.config import VadConfig
+from tiny_audio.audio.config import PaddingMs, PauseMs, Threshold, VadConfig
 from tiny_audio.serving.errors import APIError
+from tiny_audio.serving.offer import NothingTold
 
 PART_OF_OBJECT = re.compile(r"(\w+)\[(\w+)\]")
 MAX_FIELD_BYTES = 64 << 10
 Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
-Milliseconds = Annotated[int, Field(ge=0, le=5000)]
 
 
 class ServerVad(BaseModel, extra="forbid"):
     """Where OpenAI's `server_vad` cuts a recording."""
 
     type: Literal["server_vad"]
-    threshold: float = Field(0.5, gt=0, lt=1)
-    prefix_padding_ms: Milliseconds = 300
-    silence_duration_ms: Annotated[int, Field(ge=32, le=5000)] = 200
+    threshold: Threshold = 0.5
+    prefix_padding_ms: PaddingMs = 300
+    silence_duration_ms: PauseMs = 200
 
     def config(self) -> VadConfig:
         """Returns the detector's settings, with which each turn of a speaker is a window."""
@@ -40,16 +40,16 @@ class TranscriptionForm(BaseModel, extra="forbid"):
     model: str
     language: str | None = None
     languages: list[str] = []
-    prompt: str | None = None
-    keywords: list[str] = []
+    prompt: Annotated[str | None, NothingTold] = None
+    keywords: Annotated[list[str], NothingTold] = []
     response_format: Annotated[Literal["json", "text", "srt", "vtt", "verbose_json"], Lower] = "json"
     temperature: float = 0.0
     timestamp_granularities: list[Annotated[Literal["segment", "word"], Lower]] = []
     stream: bool = False
     include: list[str] = []
     chunking_strategy: Literal["auto"] | ServerVad | None = None
-    known_speaker_names: list[str] = []
-    known_speaker_references: list[str] = []
+    known_speaker_names: Annotated[list[str], NothingTold] = []
+    known_speaker_references: Annotated[list[str], NothingTold] = []
 
     @field_validator("response_format", mode="before")
     @classmethod
@@ -63,13 +63,6 @@ class TranscriptionForm(BaseModel, extra="forbid"):
     def _is_greedy(cls, value: float) -> float:
         if value:
             raise ValueError("decoding is greedy, so only 0 is possible; leave it out")
-        return value
-
-    @field_validator("prompt", "keywords", "known_speaker_names", "known_speaker_references")
-    @classmethod
-    def _is_empty(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("this model was trained without it, so it would change nothing; leave it out")
         return value
 
     @field_validator("timestamp_granularities")

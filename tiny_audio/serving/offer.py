@@ -1,10 +1,22 @@
-"""What the service has to offer: its models, under each of their names, and the languages that they hear."""
+"""What the service has to offer: its models, under each of their names, and the languages that they hear; and what it has not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import AfterValidator
 
 from tiny_audio.serving.errors import APIError
+
+
+def _is_empty(value: Any) -> Any:
+    if value:
+        raise ValueError("this model was trained without it, so it would change nothing; leave it out")
+    return value
+
+
+NothingTold = AfterValidator(_is_empty)  # for fields that tell a model what to listen for
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
-from tiny_audio.audio.config import VadConfig
+from tiny_audio.audio.config import PaddingMs, PauseMs, Threshold, VadConfig
 from tiny_audio.serving.errors import APIError
-from tiny_audio.serving.offer import Offer
+from tiny_audio.serving.offer import NothingTold, Offer
 from tiny_audio.serving.realtime.sound import FORMATS, AudioFormat
 
-Milliseconds = Annotated[int, Field(ge=0, le=5000)]
-LONGEST_PAUSE_MS = 5000
 # Names in the older event `transcription_session.update`, whose settings are flat.
 FLAT_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 FLAT_INPUTS = {"input_audio_transcription": "transcription", "input_audio_noise_reduction": "noise_reduction"}
@@ -43,25 +41,18 @@ class Transcription(Part):
     model: str | None = None
     language: str | None = None
     languages: list[str] | None = None
-    prompt: str | None = None
-    keywords: list[str] | None = None
-    delay: str | None = None
-
-    @field_validator("prompt", "keywords", "delay")
-    @classmethod
-    def _is_empty(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("this model was trained without it, so it would change nothing; leave it out")
-        return value
+    prompt: Annotated[str | None, NothingTold] = None
+    keywords: Annotated[list[str] | None, NothingTold] = None
+    delay: Annotated[str | None, NothingTold] = None
 
 
 class TurnDetection(Part):
     """Where a turn begins and ends, by the voice activity detector."""
 
     type: Literal["server_vad"] = "server_vad"
-    threshold: float = Field(0.5, gt=0, lt=1)
-    prefix_padding_ms: Milliseconds = 300
-    silence_duration_ms: int = Field(500, ge=32, le=LONGEST_PAUSE_MS)
+    threshold: Threshold = 0.5
+    prefix_padding_ms: PaddingMs = 300
+    silence_duration_ms: PauseMs = 500
     create_response: Literal[False] | None = None  # a transcription has no responses
     interrupt_response: bool | None = None
     idle_timeout_ms: None = None

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import soundfile
 import soxr
 
 from tiny_audio.audio.clip import SAMPLE_RATE
 
 
-def _u_law() -> np.ndarray:
-    """Returns the sample of each byte by G.711's mu-law, (256,) in -1..1."""
-    code = ~np.arange(256, dtype=np.uint8)
-    magnitude = (((code & 15).astype(np.int32) << 3) + 132 << (code >> 4 & 7)) - 132
-    return (np.where(code & 128, -magnitude, magnitude) / 32768).astype(np.float32)
+def _g711(subtype: str) -> np.ndarray:
+    """Returns the sample of each byte by one of G.711's two laws, (256,) float32 in -1..1, as libsndfile reads them."""
+    every_byte, options = io.BytesIO(bytes(range(256))), {"format": "RAW", "subtype": subtype, "channels": 1}
+    return soundfile.read(every_byte, samplerate=8000, dtype="float32", **options)[0]
 
 
-def _a_law() -> np.ndarray:
-    """Returns the sample of each byte by G.711's A-law, (256,) in -1..1."""
-    code = np.arange(256, dtype=np.uint8) ^ 0x55
-    exponent, magnitude = code >> 4 & 7, ((code & 15).astype(np.int32) << 4) + 8
-    magnitude = np.where(exponent > 0, magnitude + 256 << np.maximum(exponent, 1) - 1, magnitude)
-    return (np.where(code & 128, magnitude, -magnitude) / 32768).astype(np.float32)
-
-
-U_LAW, A_LAW = _u_law(), _a_law()
+U_LAW, A_LAW = _g711("ULAW"), _g711("ALAW")
 
 
 @dataclass(frozen=True)
