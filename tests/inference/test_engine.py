@@ -2,6 +2,7 @@
 
 import random
 from concurrent.futures import CancelledError
+from itertools import takewhile
 from threading import Thread
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_audio.audio.clip import padded_num_samples
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.inference.engine import Engine
 from tiny_audio.inference.runner import Runner
-from tiny_audio.inference.scheduler import Request, Scheduler
+from tiny_audio.inference.scheduler import Request, Scheduler, Token
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
@@ -39,13 +40,15 @@ def random_model(hub_folders, request):
     return model
 
 
-def greedy_ids(model, clip, **options) -> list[int]:
+def greedy_tokens(model, clip, **options) -> list[Token]:
     """Transformers' own greedy decoding of a clip alone, up to the end."""
     num_padded = padded_num_samples(len(clip), model.window_num_samples, model.trimmed, model.frames_per_token)
     padded = pad_waveforms([torch.from_numpy(clip)], num_padded)
     mels, num_samples = log_mel(padded, model.num_mels), torch.tensor([len(clip)])
-    ids = model.generate(mels, num_samples, **options)[0].tolist()
-    return ids[: ids.index(END_ID)] if END_ID in ids else ids
+    written = model.generate(mels, num_samples, return_dict_in_generate=True, output_scores=True, **options)
+    logprobs = model.decoder.compute_transition_scores(written.sequences, written.scores, normalize_logits=True)
+    tokens = map(Token, written.sequences[0].tolist(), logprobs[0].tolist())
+    return list(takewhile(lambda token: token.id != END_ID, tokens))
 
 
 def engine_of(model, num_slots, rows=32, tokens=8192) -> Engine:
@@ -62,9 +65,9 @@ def submit(engine, clip, on_token=None, max_new_tokens=12) -> Request:
 def test_a_text_is_the_same_whatever_the_load(random_model, num_loads, num_arrivals):
     """Clips arrive in random order and pace, and some of their callers leave: thousands of them in the slow tests."""
     assert random_model.prompt.end_id == END_ID
-    alone = [greedy_ids(random_model, clip) for clip in CLIPS]
-    assert len({len(ids) for ids in alone}) > 3
-    assert len(set(map(tuple, alone))) > 15
+    alone = [greedy_tokens(random_model, clip) for clip in CLIPS]
+    assert len({len(tokens) for tokens in alone}) > 3
+    assert len({tuple(token.id for token in tokens) for tokens in alone}) > 15
     for seed in range(num_loads):
         rng = random.Random(seed)
         engine = engine_of(random_model, rng.choice([1, 3, 8, 16]), rng.choice([1, 4, 32]), rng.choice([60, 8192]))
@@ -82,7 +85,9 @@ def test_a_text_is_the_same_whatever_the_load(random_model, num_loads, num_arriv
         assert len(answered) > 0.7 * num_arrivals
         for number, request in answered:
             limit, answer = request.max_new_tokens, request.future.result()
-            assert answer.ids == alone[number][:limit]
+            expected = alone[number][:limit]
+            assert answer.ids == [token.id for token in expected]
+            assert answer.logprobs == pytest.approx([token.logprob for token in expected], abs=1e-4)
             assert answer.complete == (len(alone[number]) < limit)
         assert sorted(engine.runner.cache.free) == list(range(engine.runner.cache.num_slots))
 
@@ -115,7 +120,7 @@ def test_clips_of_many_threads_are_answered_as_alone(model):
         thread.join()
     transcriber.engine.close()
     assert [transcriber.transcript(answers[i]) for i in range(len(clips))] == alone
-    assert [tokens[i] for i in range(len(clips))] == [answers[i].ids for i in range(len(clips))]
+    assert [tokens[i] for i in range(len(clips))] == [answers[i].tokens for i in range(len(clips))]
 
 
 def test_a_clip_that_cannot_be_computed_fails_alone(model, monkeypatch):

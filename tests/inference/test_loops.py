@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from tests.inference.test_engine import CLIPS, END_ID, greedy_ids, random_model, submit  # noqa: F401
+from tests.inference.test_engine import CLIPS, END_ID, greedy_tokens, random_model, submit  # noqa: F401
 from tiny_audio.inference.engine import Engine
 from tiny_audio.inference.loops import LONGEST_PHRASE, loop_start, num_repeated
 from tiny_audio.inference.runner import Runner
@@ -53,16 +53,18 @@ def test_what_loops_is_written_again_without_it(random_model):  # noqa: F811
         requests = [submit(engine, clip, told[i].append, LONGEST_TEXT) for i, clip in enumerate(SOME_LOOP)]
         engine.run()
         answers.append([request.future.result() for request in requests])
-        assert told == [answer.ids for answer in answers[-1]]
+        assert told == [answer.tokens for answer in answers[-1]]
         assert sorted(engine.runner.cache.free) == [0, 1, 2]
-    assert answers[0] == answers[1]
+    assert [answer.ids for answer in answers[0]] == [answer.ids for answer in answers[1]]
     for clip, request, answer in zip(SOME_LOOP, requests, answers[0], strict=True):
         gave_up = len(request.loop_starts) > MAX_RETRIES
         banned = {} if gave_up else request.banned
-        ids = greedy_ids(random_model, clip, max_new_tokens=LONGEST_TEXT, logits_processor=ban(banned))
-        assert answer.ids == (ids[: min(request.loop_starts)] if gave_up else ids)
+        tokens = greedy_tokens(random_model, clip, max_new_tokens=LONGEST_TEXT, logits_processor=ban(banned))
+        expected = tokens[: min(request.loop_starts)] if gave_up else tokens
+        assert answer.ids == [token.id for token in expected]
+        assert answer.logprobs == pytest.approx([token.logprob for token in expected], abs=1e-4)
         assert answer.looped == bool(request.loop_starts)
-        assert answer.complete == (len(ids) < LONGEST_TEXT and not gave_up)
+        assert answer.complete == (len(tokens) < LONGEST_TEXT and not gave_up)
         assert all(loop_start(answer.ids[:end], request.loop_tokens) is None for end in range(0, len(answer.ids), 8))
         outcomes.add((answer.looped, answer.complete))
     assert outcomes == {(False, True), (True, True), (True, False)}

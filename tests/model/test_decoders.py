@@ -16,6 +16,7 @@ from tests.model.test_hub_format import CONFIG, delete, rewrite
 from tiny_audio.audio.clip import Clip
 from tiny_audio.config import ConfigError
 from tiny_audio.inference.transcriber import Transcriber
+from tiny_audio.inference.vocabulary import token_bytes
 from tiny_audio.lab.random_backbones import write_encoder
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
@@ -76,6 +77,15 @@ def test_packed_losses_and_gradients_are_transformers_own_on_each_clip_alone(nam
     assert ours.num_label_tokens == sum(counts)
     for gradient, plain in zip(gradients, torch.autograd.grad(sum(losses), weights), strict=True):
         assert (gradient - plain).norm() <= 1e-5 * plain.norm()
+
+
+@pytest.mark.parametrize("text", ["the old baker", "Señora Nuñez paid 20 € — 日本 🎈"])
+def test_the_bytes_of_tokens_are_their_texts(named, text):
+    model = named[1]
+    data = token_bytes(model.tokenizer, model.decoder.config.vocab_size)
+    ids = [*model.tokenizer(text, add_special_tokens=False)["input_ids"], model.prompt.end_id]
+    assert b"".join(data[token] for token in ids).decode().strip() == text
+    assert len(data) == model.decoder.config.vocab_size
 
 
 def engine_ids(model, clips) -> list[list[int]]:

@@ -36,7 +36,8 @@ REFUSED_FIELDS = [
     ({"response_format": "verbose_json", "timestamp_granularities[]": "word"}, 400, "timestamp_granularities", "word times"),
     ({"timestamp_granularities": "segment"}, 400, "timestamp_granularities", "verbose_json"),
     ({"stream": "true", "response_format": "srt"}, 400, "stream", "verbose_json"),
-    ({"include[]": "logprobs"}, 400, "include", "logprobs"),
+    ({"include[]": "speakers"}, 400, "include", "logprobs"),
+    ({"include[]": "logprobs", "response_format": "verbose_json"}, 400, "include", "json"),
     ({"chunking_strategy": "sometimes"}, 400, "chunking_strategy", "auto"),
     ({"chunking_strategy": '{"type": "server_vad", "threshold": 7}'}, 400, "chunking_strategy[threshold]", "less than 1"),
     (
@@ -104,6 +105,18 @@ def test_a_stream_brings_the_times_where_they_are_asked_for(client, alone):
     assert {event.type for event in deltas} == {"transcript.text.delta"}
     assert (segment.type, segment.id, segment.start, segment.end) == ("transcript.text.segment", "0", 0.0, 1.0)
     assert segment.text == done.text == alone[0]
+
+
+def test_tokens_come_with_their_log_probabilities_where_they_are_asked_for(client, alone):
+    answer = transcribe(client, GOOD, include=["logprobs"])
+    assert b"".join(bytes(map(int, one.bytes)) for one in answer.logprobs).decode().strip() == answer.text == alone[0]
+    assert all(one.token.encode() == bytes(map(int, one.bytes)) and one.logprob < 0 for one in answer.logprobs)
+    *deltas, done = transcribe(client, GOOD, include=["logprobs"], stream=True)
+    assert [one.token for delta in deltas for one in delta.logprobs] == [one.token for one in answer.logprobs]
+    assert [one.logprob for one in done.logprobs] == pytest.approx([one.logprob for one in answer.logprobs], abs=1e-4)
+    (segment,) = transcribe(client, GOOD, response_format="verbose_json").segments
+    assert segment.avg_logprob == pytest.approx(np.mean([one.logprob for one in answer.logprobs]), abs=1e-4)
+    assert transcribe(client, GOOD).logprobs is None
 
 
 @pytest.mark.parametrize("kind", BAD_AUDIO)
@@ -182,9 +195,9 @@ def test_concurrent_clips_are_batched_and_answered_as_alone(client, alone):
 def test_a_clip_that_fails_does_not_fail_its_batch(client):
     handle = serve.get_deployment_handle("Transcriber", "tiny_audio")
     good = (tone(440) * 32767).astype(np.int16)
-    expected = handle.remote(good).result()
+    expected = handle.remote(good).result()["text"]
     answers = [handle.remote(clip) for clip in (good, np.zeros((WINDOW_S + 1) * SAMPLE_RATE, np.int16), good)]
-    assert [answers[0].result(), answers[2].result()] == [expected, expected]
+    assert [answers[number].result()["text"] for number in (0, 2)] == [expected, expected]
     with pytest.raises(ValueError, match="is over 8 s"):
         answers[1].result()
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from tiny_audio.inference.scheduler import Answer, Request, Scheduler
+from tiny_audio.inference.scheduler import Answer, Request, Scheduler, Token
 
 PREFILLS_IN_A_ROW = 4  # limit between two decode steps: a step for a few transcripts takes nearly as long as one for many
 SWITCH_S = 0.0005  # that another thread may keep Python from the engine's when it wants it; Python's own 5 ms are half a step
-Tokens = Callable[[], list[int]]  # waits for the device; returns an id for each row
+Tokens = Callable[[], list[Token]]  # waits for the device; returns a token for each row
 
 
 class Runner(Protocol):
@@ -127,7 +127,7 @@ class Engine:
                 if self.scheduler.live.get(request.slot) is request:  # otherwise it ended a step or two ago
                     self._hand_on(request, token)
 
-    def _hand_on(self, request: Request, token: int) -> None:
+    def _hand_on(self, request: Request, token: Token) -> None:
         try:
             if self.scheduler.take_token(request, token):
                 self._leave(request)

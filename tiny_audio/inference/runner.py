@@ -22,7 +22,7 @@ from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.inference.cache import SlotCache
 from tiny_audio.inference.engine import Tokens
 from tiny_audio.inference.graphs import Graphed, next_size, padded
-from tiny_audio.inference.scheduler import Request
+from tiny_audio.inference.scheduler import Request, Token
 from tiny_audio.model.layers import (
     Layers,
     after_attention,
@@ -168,9 +168,9 @@ class Runner:
             bounds = padded(bounds, MAX_PREFILL_ROWS + 1, len(hidden))
             hidden, positions, where = padded(hidden, num_tokens), padded(positions, num_tokens), self._wasted(where, num_tokens)
             rows, predicting = padded(rows, MAX_PREFILL_ROWS), padded(predicting, MAX_PREFILL_ROWS)
-        ids = self.read_prompts(hidden, positions, where, rows, bounds, predicting)[: len(requests)]
-        self.ids.index_copy_(0, slots, ids)
-        return self._read(ids, np.argsort(order))
+        tokens = self.read_prompts(hidden, positions, where, rows, bounds, predicting)[:, : len(requests)]
+        self.ids.index_copy_(0, slots, tokens[0].long())
+        return self._read(tokens, np.argsort(order))
 
     def _project(
         self, frames: torch.Tensor, first_tokens: torch.Tensor, num_tokens: list[int], models: list[str | None]
@@ -226,11 +226,11 @@ class Runner:
         bounds: torch.Tensor,
         predicting: torch.Tensor,
     ) -> torch.Tensor:
-        """Reads prompts (N, D), of clips as `bounds` say, into their `slots` (B,); returns the first token of each, (B,)."""
+        """Reads prompts (N, D), of clips as `bounds` say, into their `slots` (B,); returns the first token of each, (2, B)."""
         lengths = positions[predicting] + 1  # a clip's last position predicts
         in_cache = Slots(pad(self.starts[slots], (0, 1)), lengths.int(), self.length)
         hidden, seen = self._layers(hidden, positions, where, Segments(bounds, self.length), in_cache)
-        return self._next_ids(hidden[predicting], seen[predicting])
+        return self._next_tokens(hidden[predicting], seen[predicting])
 
     @torch.no_grad()
     def decode(self, requests: list[Request]) -> Tokens:
@@ -245,12 +245,12 @@ class Runner:
         for request in requests:
             if request.num_launched in request.banned:  # it was set back, to ids that the host knows
                 plan[1:, request.slot] = torch.tensor([request.ids[-1], request.banned[request.num_launched]])
-        ids = self.step(self._moved(plan), self.ids[:num_rows])
-        self.ids[:num_rows] = ids
-        return self._read(ids, rows)
+        tokens = self.step(self._moved(plan), self.ids[:num_rows])
+        self.ids[:num_rows] = tokens[0]
+        return self._read(tokens, rows)
 
     def _step(self, plan: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Makes the next token of each of the first B slots, (B,), after `ids` (B,).
+        """Makes the next token of each of the first B slots, (2, B), after `ids` (B,).
 
         The `plan` (3, B) has the positions of `ids`, ids that replace them, and ids that may not follow; -1 where there are none.
         """
@@ -259,7 +259,7 @@ class Runner:
         where, lengths = self.starts[: len(ids)] + positions, (positions + 1).int()
         hidden = self.model.decoder.model.embed_tokens(ids)
         queries, slots = Segments(self.rows[: len(ids) + 1], 1), Slots(self.starts[: len(ids) + 1], lengths, self.length)
-        return self._next_ids(*self._layers(hidden, positions, where, queries, slots), banned)
+        return self._next_tokens(*self._layers(hidden, positions, where, queries, slots), banned)
 
     def _layers(
         self, hidden: torch.Tensor, positions: torch.Tensor, where: torch.Tensor, queries: Segments, slots: Slots
@@ -295,8 +295,8 @@ class Runner:
         rows = (x[: len(query) * self.length].unflatten(0, (-1, self.length))[:, :longest] for x in (keys, values))
         return attend_slots(query, *rows, slots.lengths)
 
-    def _next_ids(self, hidden: torch.Tensor, seen: torch.Tensor, banned: torch.Tensor | None = None) -> torch.Tensor:
-        """Finishes the last layer after its attention: (B, D) and (B, heads, d) -> the likeliest tokens, (B,).
+    def _next_tokens(self, hidden: torch.Tensor, seen: torch.Tensor, banned: torch.Tensor | None = None) -> torch.Tensor:
+        """Finishes the last layer after its attention: (B, D) and (B, heads, d) -> the likeliest tokens, (2, B).
 
         No `banned` (B,) id is among them; -1 bans none.
         """
@@ -306,7 +306,7 @@ class Runner:
         if banned is not None:
             column = banned.clamp(min=0)[:, None]
             logits.scatter_(1, column, logits.gather(1, column).masked_fill(banned[:, None] >= 0, -torch.inf))
-        return logits.argmax(dim=-1)
+        return self.layers.likeliest(logits)
 
     @torch.no_grad()
     def capture(self) -> None:
@@ -327,19 +327,21 @@ class Runner:
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return move(tensor.pin_memory(), self.device) if self.on_gpu else tensor
 
-    def _read(self, ids: torch.Tensor, rows: Sequence[int]) -> Tokens:
-        """Starts to copy the ids at `rows` to the host; the returned function waits for the copy."""
+    def _read(self, tokens: torch.Tensor, rows: Sequence[int]) -> Tokens:
+        """Starts to copy tokens (2, B) to the host; the returned function waits for the copy, and returns those of `rows`."""
+
+        def known(ids: list[float], logprobs: list[float]) -> list[Token]:
+            return [Token(int(ids[row]), logprobs[row]) for row in rows]
+
         if not self.on_gpu:
-            known = ids.tolist()
-            return lambda: [known[row] for row in rows]
-        host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-        host.copy_(ids, non_blocking=True)
+            return partial(known, *tokens.tolist())
+        host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+        host.copy_(tokens, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
 
-        def wait() -> list[int]:
+        def wait() -> list[Token]:
             copied.synchronize()
-            known = host.tolist()
-            return [known[row] for row in rows]
+            return known(*host.tolist())
 
         return wait

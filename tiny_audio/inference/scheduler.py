@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,17 +22,30 @@ LOOP_CHECK_EVERY = 8  # tokens
 MAX_RETRIES = 4  # of a clip; each costs about LOOP_TOKENS
 
 
+class Token(NamedTuple):
+    """Holds what the decoder chose at one place of a text."""
+
+    id: int
+    logprob: float  # natural logarithm of its probability
+
+
 @dataclass(frozen=True)
 class Answer:
-    """Holds the token ids that the decoder wrote, without the end of turn.
+    """Holds the token ids that the decoder wrote, without the end of turn, and the log-probability of each.
 
     `looped` says that they repeated themselves without end, and were written again from there on. `complete` is False if they
     were cut off: at the longest transcript, or where they first looped, if they did so however they were written.
     """
 
     ids: list[int]
+    logprobs: list[float]
     complete: bool
     looped: bool
+
+    @property
+    def tokens(self) -> list[Token]:
+        """The ids and their log-probabilities, in pairs."""
+        return list(map(Token, self.ids, self.logprobs))
 
 
 @dataclass(eq=False)
@@ -41,13 +55,14 @@ class Request:
     pcm: np.ndarray  # (S,) int16 at 16 kHz
     num_tokens: int  # positions of its prompt, including the audio
     max_new_tokens: int
-    on_token: Callable[[int], None] | None = None  # called with each id as it comes, on the engine's thread
+    on_token: Callable[[Token], None] | None = None  # called with each token as it comes, on the engine's thread
     model: str | None = None  # the model that is asked, of those that share the backbones; None is the first
     future: Future[Answer] = field(default_factory=Future)
     slot: int = -1
     num_launched: int = 0  # tokens that the device has made or is making
     num_stale: int = 0  # of those that it is making, the first so many are of a text that was given up
     ids: list[int] = field(default_factory=list)  # tokens known to the host
+    logprobs: list[float] = field(default_factory=list)  # theirs
     num_told: int = 0  # of them, the caller knows so many: not those that may prove to be a loop
     loop_starts: list[int] = field(default_factory=list)  # where it began to loop, each time that it did
     banned: dict[int, int] = field(default_factory=dict)  # the id that would begin a loop, by the place where it may not stand
@@ -72,20 +87,25 @@ class Request:
     def finish(self, complete: bool) -> None:
         self.tell(len(self.ids))
         with suppress(InvalidStateError):  # cancelled by its caller just now
-            self.future.set_result(Answer(self.ids, complete, bool(self.loop_starts)))
+            self.future.set_result(Answer(self.ids, self.logprobs, complete, bool(self.loop_starts)))
 
     def tell(self, num_ids: int) -> None:
         """Hands the first `num_ids` ids to the caller, if it wants them and does not know them yet."""
         for place in range(self.num_told, num_ids if self.on_token else 0):
             self.num_told = place + 1
-            self.on_token(self.ids[place])
+            self.on_token(Token(self.ids[place], self.logprobs[place]))
 
     def retry_from(self, start: int) -> None:
         """Gives up the ids from `start` on, which repeat themselves, and forbids the first of them there."""
         self.num_stale = self.num_launched - len(self.ids)
         self.banned = {place: id for place, id in self.banned.items() if place < start} | {start: self.ids[start]}
-        del self.ids[start:]
+        self.take_back(start)
         self.num_launched = start
+
+    def take_back(self, start: int) -> None:
+        """Removes the tokens from `start` on."""
+        del self.ids[start:]
+        del self.logprobs[start:]
 
 
 class Scheduler:
@@ -135,7 +155,7 @@ class Scheduler:
         """Lists the requests that run and need another token."""
         return [request for request in self.live.values() if request.num_launched < request.max_new_tokens]
 
-    def take_token(self, request: Request, token: int) -> bool:
+    def take_token(self, request: Request, token: Token) -> bool:
         """Adds a token to a running request; returns whether the request ends there, finished or cancelled by its caller.
 
         A text that loops is written again from where it began to. If it loops time after time, it ends where it first did.
@@ -146,10 +166,11 @@ class Scheduler:
             request.num_stale -= 1
             return False
         request.first_token_at = request.first_token_at or time.monotonic()
-        if token == self.end_id:
+        if token.id == self.end_id:
             request.finish(complete=True)
             return True
-        request.ids.append(token)
+        request.ids.append(token.id)
+        request.logprobs.append(token.logprob)
         if request.on_token and not request.loop_starts:
             request.tell(len(request.ids) - num_repeated(request.ids))
         start = loop_start(request.ids, request.loop_tokens) if len(request.ids) % LOOP_CHECK_EVERY == 0 else None
@@ -158,7 +179,7 @@ class Scheduler:
             if len(request.loop_starts) <= MAX_RETRIES:
                 request.retry_from(start)
                 return False
-            del request.ids[min(request.loop_starts) :]
+            request.take_back(min(request.loop_starts))
         if start is not None or len(request.ids) == request.max_new_tokens:
             request.finish(complete=False)
         return request.future.done()

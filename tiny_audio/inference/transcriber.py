@@ -12,7 +12,7 @@ from tiny_audio.audio.clip import SAMPLE_RATE, require_clips
 from tiny_audio.config import one_line
 from tiny_audio.inference.engine import Engine
 from tiny_audio.inference.runner import MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS, Runner
-from tiny_audio.inference.scheduler import Answer, Request, Scheduler
+from tiny_audio.inference.scheduler import Answer, Request, Scheduler, Token
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.prompt import clean_transcript
@@ -130,16 +130,16 @@ class Transcriber:
             self.engine.run()
         return [self.transcript(request.future.result()) for request in requests]
 
-    def submit(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None) -> Future[Answer]:
+    def submit(self, waveform: np.ndarray, on_token: Callable[[Token], None] | None = None) -> Future[Answer]:
         """Hands a clip to the engine's thread; returns the future of its answer, which `transcript` turns into text."""
         return self.engine.submit(self.request(waveform, on_token))
 
-    def request(self, waveform: np.ndarray, on_token: Callable[[int], None] | None = None, model: str | None = None) -> Request:
+    def request(self, waveform: np.ndarray, on_token: Callable[[Token], None] | None = None, model: str | None = None) -> Request:
         """Checks a clip and returns the engine's request for it.
 
         Args:
             waveform: (S,) int16 samples at 16 kHz.
-            on_token: is called with each token's id, on the engine's thread.
+            on_token: is called with each token, on the engine's thread.
             model: the name of a model that was added; None is the first.
 
         Raises:

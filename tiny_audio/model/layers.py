@@ -259,6 +259,15 @@ def label_losses(norm: nn.Module, head: nn.Module, hidden: torch.Tensor, labels:
     return cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
 
 
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """Returns the likeliest token of each row of logits, (B, V) -> (2, B) float32: its id, and its natural log-probability.
+
+    float32 holds ids up to 2**24 exactly.
+    """
+    logits = logits.float()
+    return torch.stack([logits.argmax(-1).float(), logits.amax(-1) - logits.logsumexp(-1)])
+
+
 class Layers(NamedTuple):
     """Holds the functions of this file that a model computes with, plain or compiled."""
 
@@ -267,12 +276,13 @@ class Layers(NamedTuple):
     last_decoder: Callable
     losses: Callable
     between_attentions: Callable
+    likeliest: Callable
 
 
 def plain_layers(family: Family) -> Layers:
     """Returns the functions for a decoder of that family."""
     decoder = (partial(function, family) for function in (decoder_layer, last_decoder_layer))
-    return Layers(encoder_layer, *decoder, label_losses, partial(between_attentions, family))
+    return Layers(encoder_layer, *decoder, label_losses, partial(between_attentions, family), likeliest)
 
 
 def compiled_layers(family: Family) -> Layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from tiny_audio.inference.lines import joined
 from tiny_audio.inference.subtitles import Cue, srt, vtt
+from tiny_audio.serving.pieces import Piece, as_logprobs
 
 DONE = "data: [DONE]\n\n"
 HEARTBEAT, HEARTBEAT_S = ": still at work\n\n", 10.0  # a comment; proxies close lines that are silent for long
@@ -30,11 +32,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Transcription:
-    """Holds the segments of a recording, in order."""
+    """Holds the segments of a recording, in order; of those that are not there yet, a stream adds them."""
 
     segments: list[Segment]
     duration_s: float
     language: str
+    with_logprobs: bool = False  # whether `json` answers, and the events of a stream, have those of the tokens
 
     @property
     def text(self) -> str:
@@ -45,6 +48,11 @@ class Transcription:
     def cues(self) -> list[Cue]:
         """The segments as subtitles."""
         return [Cue(segment.start_s, segment.end_s, segment.transcript["text"]) for segment in self.segments]
+
+    @property
+    def logprobs(self) -> list[dict[str, Any]]:
+        """The tokens of all segments and their log-probabilities, in OpenAI's words."""
+        return as_logprobs(token for segment in self.segments for token in segment.transcript["tokens"])
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -68,7 +76,7 @@ class Transcription:
             "complete": all(segment.transcript["complete"] for segment in self.segments),
             "looped": any(segment.transcript["looped"] for segment in self.segments),
             "usage": self.usage,
-        }
+        } | ({"logprobs": self.logprobs} if self.with_logprobs else {})
 
     def as_verbose_json(self) -> dict[str, Any]:
         """Returns the `verbose_json` answer; what this model does not know is null."""
@@ -83,16 +91,16 @@ class Transcription:
 
 
 def _verbose(number: int, segment: Segment) -> dict[str, Any]:
-    data = segment.transcript["text"].encode()
+    data, tokens = segment.transcript["text"].encode(), segment.transcript["tokens"]
     return {
         "id": number,
         "seek": round(100 * segment.start_s),  # mel frames, as Whisper counts
         "start": segment.start_s,
         "end": segment.end_s,
         "text": segment.transcript["text"],
-        "tokens": segment.transcript["ids"],
+        "tokens": [token.id for token in tokens],
         "temperature": 0.0,
-        "avg_logprob": None,
+        "avg_logprob": statistics.fmean(token.logprob for token in tokens) if tokens else None,
         "compression_ratio": len(data) / len(zlib.compress(data)),
         "no_speech_prob": None,
     }
@@ -116,9 +124,10 @@ def event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def delta_event(delta: str) -> str:
+def delta_event(piece: Piece, with_logprobs: bool) -> str:
     """Writes the event that brings the next piece of the text."""
-    return event({"type": "transcript.text.delta", "delta": delta})
+    logprobs = {"logprobs": as_logprobs(piece.tokens)} if with_logprobs else {}
+    return event({"type": "transcript.text.delta", "delta": piece.text} | logprobs)
 
 
 def segment_event(number: int, segment: Segment) -> str:
@@ -133,19 +142,21 @@ def done_event(transcription: Transcription) -> str:
 
 
 async def events_of(
-    pieces: AsyncIterator[str | Segment], duration_s: float, language: str, with_segments: bool
+    pieces: AsyncIterator[Piece | Segment], transcription: Transcription, with_segments: bool
 ) -> AsyncIterator[str]:
-    """Writes the events of a transcript: its pieces and, if they are asked for, segments; then one that says it is done."""
-    segments = []
+    """Writes the events of a transcript: its pieces and, if they are asked for, segments; then one that says it is done.
+
+    The transcription has no segments at first; it gets them as they come.
+    """
     async with aclosing(pieces):
         async for piece in pieces:
-            if isinstance(piece, str):
-                yield delta_event(piece)
+            if isinstance(piece, Piece):
+                yield delta_event(piece, transcription.with_logprobs)
                 continue
             if with_segments:
-                yield segment_event(len(segments), piece)
-            segments.append(piece)
-    yield done_event(Transcription(segments, duration_s, language))
+                yield segment_event(len(transcription.segments), piece)
+            transcription.segments.append(piece)
+    yield done_event(transcription)
     yield DONE
 
 

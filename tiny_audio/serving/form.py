@@ -46,7 +46,7 @@ class TranscriptionForm(BaseModel, extra="forbid"):
     temperature: float = 0.0
     timestamp_granularities: list[Annotated[Literal["segment", "word"], Lower]] = []
     stream: bool = False
-    include: list[str] = []
+    include: list[Literal["logprobs"]] = []
     chunking_strategy: Literal["auto"] | ServerVad | None = None
     known_speaker_names: Annotated[list[str], NothingTold] = []
     known_speaker_references: Annotated[list[str], NothingTold] = []
@@ -72,17 +72,12 @@ class TranscriptionForm(BaseModel, extra="forbid"):
             raise ValueError("this model knows no word times; take segment")
         return value
 
-    @field_validator("include")
-    @classmethod
-    def _has_nothing_more(cls, value: list[str]) -> list[str]:
-        if value:
-            raise ValueError(f"{value[0]} is not kept while the model decodes; leave it out")
-        return value
-
     @model_validator(mode="after")
     def _fits_together(self) -> TranscriptionForm:
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise ValueError("timestamp_granularities: wants response_format=verbose_json")
+        if self.include and self.response_format != "json":
+            raise ValueError("include: wants response_format=json, as at OpenAI; verbose_json has avg_logprob")
         if self.stream and self.response_format not in ("json", "text", "verbose_json"):
             raise ValueError("stream: wants response_format=json, text, or verbose_json, which brings the times")
         return self

@@ -93,14 +93,16 @@ class Ingress:
             language = self._language(form)
             model = self.offer.further_model(form.model)
             cut = await held.enter_async_context(self.recordings.cut(form.file.file, form.chunking_strategy))
+            transcription = Transcription([], cut.duration_s, language, bool(form.include))
             if form.stream:
                 with_segments = form.response_format == "verbose_json"
-                events = with_heartbeats(events_of(self.recordings.pieces(cut, model), cut.duration_s, language, with_segments))
+                events = with_heartbeats(events_of(self.recordings.pieces(cut, model), transcription, with_segments))
                 first = await anext(events)  # what fails before it still has a status
                 sent = _sent(first, events, held.pop_all())
                 return StreamingResponse(sent, media_type="text/event-stream", headers=UNBUFFERED)
-            segments = [segment async for segment in self.recordings.segments(cut, model)]
-        return ANSWERS[form.response_format](Transcription(segments, cut.duration_s, language))
+            async for segment in self.recordings.segments(cut, model):
+                transcription.segments.append(segment)
+        return ANSWERS[form.response_format](transcription)
 
     def _language(self, form: TranscriptionForm) -> str:
         """Returns the name of the language that is asked for, or of the model's first."""

@@ -11,6 +11,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from tiny_audio.serving.failures import UNAVAILABLE, said_as_api_error
+from tiny_audio.serving.pieces import Piece
 
 RETRY_PAUSES_S = (0.1, 0.5, 2.0)  # between attempts; a transcription may be asked for any number of times
 LINE_PAUSE_S = 0.5  # until a clip that waits in line looks again whether there is room
@@ -38,7 +39,7 @@ class ModelCalls:
 
     async def pieces(
         self, clip: np.ndarray, model: str | None = None, waits_in_line: bool = False
-    ) -> AsyncIterator[str | dict[str, Any]]:
+    ) -> AsyncIterator[Piece | dict[str, Any]]:
         """Yields the text of a clip piece by piece as it is written, and at last the transcript.
 
         With `waits_in_line`, a clip that finds too many others waiting tries again, as `transcript` does. A replica that dies

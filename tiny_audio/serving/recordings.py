@@ -20,6 +20,7 @@ from tiny_audio.serving.answers import Segment
 from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.form import ServerVad
 from tiny_audio.serving.model_calls import ModelCalls
+from tiny_audio.serving.pieces import Piece
 
 LONG_THREADS = 2  # that cut long recordings: Python runs little more at once, and the event loop wants its turns
 
@@ -65,7 +66,7 @@ class Recordings:
             async for segment in segments:
                 yield segment
 
-    async def pieces(self, cut: CutFile, model: str | None) -> AsyncIterator[str | Segment]:
+    async def pieces(self, cut: CutFile, model: str | None) -> AsyncIterator[Piece | Segment]:
         """Yields what `segments` does, and before each segment its text, the first one's token by token.
 
         The joined texts are the recording's.
@@ -75,12 +76,12 @@ class Recordings:
             return
         async with aclosing(self.model.pieces(window.pcm, model)) as pieces:
             async for piece in pieces:
-                has_text = True if isinstance(piece, str) else has_text
-                yield piece if isinstance(piece, str) else _segment(window, piece)
+                has_text = True if isinstance(piece, Piece) else has_text
+                yield piece if isinstance(piece, Piece) else _segment(window, piece)
         async with aclosing(self._transcribed(windows, model, is_taken_on=True)) as segments:
             async for segment in segments:
                 if text := segment.transcript["text"]:
-                    yield f" {text}" if has_text else text
+                    yield Piece(f" {text}" if has_text else text, segment.transcript["tokens"])
                     has_text = True
                 yield segment
 

@@ -12,6 +12,7 @@ from ray import serve
 
 from tiny_audio.audio.clip import SAMPLE_RATE, num_audio_tokens
 from tiny_audio.serving.metrics import ClipMonitor
+from tiny_audio.serving.pieces import Piece, Written
 
 
 @serve.deployment
@@ -26,6 +27,7 @@ class Transcriber:
         import torch
 
         from tiny_audio.inference import transcriber as transcribe
+        from tiny_audio.inference.vocabulary import token_bytes
 
         started = time.monotonic()
         torch.set_num_threads(num_threads)
@@ -35,6 +37,7 @@ class Transcriber:
         self.model.warm_up()
         self.model([np.zeros(SAMPLE_RATE, dtype=np.int16)])  # a model that cannot transcribe fails here
         self.model.engine.start()
+        self.token_bytes = token_bytes(self.model.model.tokenizer, self.model.model.decoder.config.vocab_size)
         self.monitor = ClipMonitor(self.model.engine.scheduler, time.monotonic() - started, self.model.runner.fallback)
 
     def describe(self) -> dict[str, Any]:
@@ -49,14 +52,14 @@ class Transcriber:
         """Transcribes (S,) int16 samples at 16 kHz by the first model or a sibling of that name.
 
         Returns:
-            The transcript's text, ids and numbers of tokens.
+            The transcript's text, and its tokens and how many there were of each kind.
         """
         request = self.model.request(clip, model=model)
         with self.monitor.clip(request):
             answer = await asyncio.wrap_future(self.model.engine.submit(request))
         return self._transcript(request, answer)
 
-    async def stream(self, clip: np.ndarray, model: str | None = None) -> AsyncIterator[str | dict[str, Any]]:
+    async def stream(self, clip: np.ndarray, model: str | None = None) -> AsyncIterator[Piece | dict[str, Any]]:
         """Transcribes as a call does; yields pieces of the text while it is written, and at last what the call returns."""
         from tiny_audio.inference.deltas import Deltas
 
@@ -64,16 +67,18 @@ class Transcriber:
         request = self.model.request(clip, lambda token: loop.call_soon_threadsafe(tokens.put_nowait, token), model)
         future = self.model.engine.submit(request)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(tokens.put_nowait, None))
-        deltas = Deltas(self.model.model.tokenizer)
+        deltas, unsaid = Deltas(self.model.model.tokenizer), []
         try:
             with self.monitor.clip(request):
                 while (token := await tokens.get()) is not None:
-                    if delta := deltas.add([token]):
-                        yield delta
+                    unsaid += self._written([token])
+                    if delta := deltas.add([token.id]):
+                        yield Piece(delta, unsaid)
+                        unsaid = []
                 answer = future.result()
             transcript = self._transcript(request, answer)
             if delta := deltas.rest(transcript["text"]):
-                yield delta
+                yield Piece(delta, unsaid)
             yield transcript
         finally:
             future.cancel()
@@ -86,6 +91,9 @@ class Transcriber:
             "text": transcript.text,
             "complete": transcript.complete,
             "looped": transcript.looped,
-            "ids": answer.ids,
+            "tokens": self._written(answer.tokens),
             "num_tokens": tokens,
         }
+
+    def _written(self, tokens) -> list[Written]:
+        return [Written(token.id, token.logprob, self.token_bytes[token.id]) for token in tokens]

@@ -52,8 +52,8 @@ async def until(connection, *kinds: str, number: int = 1) -> list:
     return events
 
 
-async def set_up(connection, **of_input):
-    await connection.session.update(session={"type": "transcription", "audio": {"input": of_input}})
+async def set_up(connection, include=(), **of_input):
+    await connection.session.update(session={"type": "transcription", "audio": {"input": of_input}, "include": list(include)})
     return (await until(connection, "session.updated", "error"))[-1]
 
 
@@ -105,10 +105,10 @@ def test_what_the_client_commits_has_the_text_of_an_upload(client, spoken, texts
     assert done[2].usage.total_tokens == 0
 
 
-def test_a_turn_longer_than_the_model_takes_is_cut_at_its_pauses(client, spoken):
+def test_a_turn_longer_than_the_model_takes_is_cut_at_its_pauses_and_its_tokens_have_their_log_probabilities(client, spoken):
     async def talk():
         async with session(client) as connection:
-            await set_up(connection, turn_detection=None)
+            await set_up(connection, include=["item.input_audio_transcription.logprobs"], turn_detection=None)
             said = np.concatenate([np.concatenate([pcm, silence(0.4)]) for pcm in spoken * 5])
             assert len(said) > 10 * RATE
             await append(connection, as_pcm(said))
@@ -117,7 +117,10 @@ def test_a_turn_longer_than_the_model_takes_is_cut_at_its_pauses(client, spoken)
 
     events = asyncio.run(talk())
     assert events[-1].type == f"{TEXT}completed"
-    assert "".join(event.delta for event in events if event.type == f"{TEXT}delta") == events[-1].transcript
+    *deltas, done = (event for event in events if event.type.startswith(TEXT))
+    assert "".join(event.delta for event in deltas) == done.transcript
+    assert [one for event in deltas for one in event.logprobs] == done.logprobs
+    assert "".join(one.token for one in done.logprobs).replace(" ", "") == done.transcript.replace(" ", "")
 
 
 def test_mistakes_are_answered_and_the_session_lives(client):

@@ -34,14 +34,15 @@ def item_events(item_id: str, previous_item_id: str | None) -> list[dict[str, An
     return [event(f"conversation.item.{kind}", **fields) for kind in kinds]
 
 
-def delta_event(item_id: str, delta: str) -> dict[str, Any]:
-    """Makes the event that brings the next piece of an item's text."""
-    return event(f"{TRANSCRIPTION}.delta", item_id=item_id, content_index=0, delta=delta)
+def delta_event(item_id: str, delta: str, logprobs: list[dict] | None) -> dict[str, Any]:
+    """Makes the event that brings the next piece of an item's text, and the `logprobs` of its tokens if they are wanted."""
+    return event(f"{TRANSCRIPTION}.delta", item_id=item_id, content_index=0, delta=delta, logprobs=logprobs)
 
 
-def completed_event(item_id: str, transcript: str, usage: dict[str, Any]) -> dict[str, Any]:
-    """Makes the event that brings an item's whole text."""
-    return event(f"{TRANSCRIPTION}.completed", item_id=item_id, content_index=0, transcript=transcript, usage=usage)
+def completed_event(item_id: str, transcript: str, logprobs: list[dict] | None, usage: dict[str, Any]) -> dict[str, Any]:
+    """Makes the event that brings an item's whole text, as `delta_event` does a piece."""
+    texts = {"transcript": transcript, "logprobs": logprobs}
+    return event(f"{TRANSCRIPTION}.completed", item_id=item_id, content_index=0, **texts, usage=usage)
 
 
 def failed_event(item_id: str, error: APIError) -> dict[str, Any]:

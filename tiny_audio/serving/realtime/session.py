@@ -28,13 +28,14 @@ FRAMES_AT_ONCE = 3, 64  # that the detector hears: fewer cost too much each, mor
 class Turn:
     """Holds the sound of an item that was committed, (S,) int16 at 16 kHz, and whether speech was found in it already.
 
-    `model` is one of the further models, or None for the first.
+    `model` is one of the further models, or None for the first; `with_logprobs` says whether the client wants its tokens' too.
     """
 
     item_id: str
     pcm: np.ndarray
     is_speech: bool
     model: str | None
+    with_logprobs: bool
 
 
 class Session:
@@ -157,7 +158,7 @@ class Session:
         yield from item_events(item_id, self.last_item_id)
         self.last_item_id = item_id
         model = self.offer.further_model(self.settings.input.transcription.model)
-        self.turns.append(Turn(item_id, pcm, is_speech, model))
+        self.turns.append(Turn(item_id, pcm, is_speech, model, bool(self.settings.include)))
 
     def _update(self, given: Any) -> None:
         if not isinstance(given, dict):

@@ -95,20 +95,13 @@ class Settings(Part):
 
     type: Literal["transcription"] = "transcription"
     audio: Audio = Audio()
-    include: list[str] | None = None
+    include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
 
     @field_validator("type", mode="before")
     @classmethod
     def _is_transcription(cls, value: Any) -> Any:
         if value == "realtime":
             raise ValueError("this service transcribes, and does not converse; take transcription")
-        return value
-
-    @field_validator("include")
-    @classmethod
-    def _has_nothing_more(cls, value: list[str] | None) -> list[str] | None:
-        if value:
-            raise ValueError(f"{value[0]} is not kept while the model decodes; leave it out")
         return value
 
     @property

@@ -21,6 +21,7 @@ from tiny_audio.serving.errors import APIError, too_many_requests
 from tiny_audio.serving.failures import as_api_error
 from tiny_audio.serving.model_calls import ModelCalls
 from tiny_audio.serving.offer import Offer
+from tiny_audio.serving.pieces import Piece, as_logprobs
 from tiny_audio.serving.realtime.events import completed_event, delta_event, error_event, failed_event
 from tiny_audio.serving.realtime.flow import CLOSED_BY_US, END, HEARD, MAX_AHEAD_BYTES, num_bytes
 from tiny_audio.serving.realtime.listener import Listener
@@ -60,7 +61,7 @@ class Realtime:
             return await asyncio.to_thread(lambda: list(windows([turn.pcm], window_samples(max_duration_s), VadConfig())))
         return await asyncio.to_thread(whole_clip, turn.pcm, not turn.is_speech, VadConfig())
 
-    async def pieces(self, clip: np.ndarray, model: str | None) -> AsyncIterator[str | dict]:
+    async def pieces(self, clip: np.ndarray, model: str | None) -> AsyncIterator[Piece | dict]:
         """Yields the text of a clip as `ModelCalls.pieces` does, but waits where the replicas are full: a client that speaks
         cannot ask again."""
         try:
@@ -166,7 +167,8 @@ class Connection:
             turn = await self.turns.get()
             try:
                 transcription = await self._transcription(turn)
-                await self._say(completed_event(turn.item_id, transcription.text, transcription.usage))
+                logprobs = transcription.logprobs if turn.with_logprobs else None
+                await self._say(completed_event(turn.item_id, transcription.text, logprobs, transcription.usage))
             except Exception as error:
                 if not isinstance(error, APIError):
                     logger.exception("a turn failed")
@@ -179,8 +181,9 @@ class Connection:
         for window in await self.realtime.windows(turn):
             space = " " if transcription.text else ""
             async for piece in self.realtime.pieces(window.pcm, turn.model):
-                if isinstance(piece, str):
-                    await self._say(delta_event(turn.item_id, space + piece))
+                if isinstance(piece, Piece):
+                    logprobs = as_logprobs(piece.tokens) if turn.with_logprobs else None
+                    await self._say(delta_event(turn.item_id, space + piece.text, logprobs))
                     space = ""
                 else:
                     start_s = window.start / SAMPLE_RATE
