@@ -1,6 +1,8 @@
 """A real Prometheus scrapes a real training and a real service: every expression of dashboards and alerts finds data in it."""
 
+import base64
 import io
+import json
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import soundfile
 import yaml
 from ray import serve
 from ray._private import worker
+from websockets.sync.client import connect
 
 from tests.conftest import ROOT
 from tests.monitoring.expressions import ALERTS, DASHBOARDS, DISCOVERY, alert_value, finds, panel_expressions, prometheus, query
@@ -49,6 +52,16 @@ def trained(api, shards, tmp_path_factory):
     return config, began, time.time()
 
 
+def say_something(url):
+    """Opens a realtime session, and commits an item of it."""
+    silence = {"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(48_000)).decode()}
+    with connect(url.replace("http", "ws", 1)) as session:
+        for event in (silence, {"type": "input_audio_buffer.commit"}):
+            session.send(json.dumps(event))
+        while not json.loads(session.recv(timeout=60))["type"].endswith("transcription.completed"):
+            pass
+
+
 def answer_to(url, data):
     return requests.post(url, files={"file": ("clip.wav", data)}, data={"model": "tiny_audio"}, timeout=60).status_code
 
@@ -69,6 +82,7 @@ def served(api, trained):
     url = f"http://127.0.0.1:{port}/v1/audio/transcriptions"
     for _ in range(2):  # some seconds apart, so that there are rates
         assert [answer_to(url, clip.getvalue()), answer_to(url, b"no audio")] == [200, 400]
+        say_something(f"http://127.0.0.1:{port}/v1/realtime")
         time.sleep(2.5)
     yield began, time.time()
     serve.shutdown()

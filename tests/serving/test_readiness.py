@@ -90,6 +90,23 @@ def test_answers_are_counted_and_refusals_logged_with_their_id_and_reason(monkey
     assert not [secret for secret in ("SECRET", "AUDIO", "\n") if secret in line]
 
 
+@pytest.mark.parametrize(
+    ("answer", "status", "outcome"),
+    [({"type": "websocket.accept"}, "101", "ok"), ({"type": "websocket.http.response.start", "status": 429}, "429", "429")],
+)
+def test_realtime_sessions_are_counted_as_answers(monkeypatch, answer, status, outcome):
+    async def answering(scope, receive, send):
+        await send(answer)
+
+    async def send(message: dict) -> None:
+        pass
+
+    counted = []
+    monkeypatch.setattr(Recorder, "add", lambda self, metric, value, **labels: counted.append((metric, labels)))
+    asyncio.run(AnswerMonitor(answering)({"type": "websocket", "path": "/v1/realtime"}, None, send))
+    assert counted == [(metrics.REQUESTS, {"status": status, "outcome": outcome})]
+
+
 def test_outcomes_are_the_codes_of_errors():
     assert outcome_of(200, b"") == "ok"
     assert outcome_of(413, b'{"error": {"code": "file_too_large"}}') == "file_too_large"

@@ -82,6 +82,12 @@ CLIPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 REQUESTS = _of_answers("requests", "counter", "Answers, by HTTP status and outcome: ok, or an error's code.", "status", "outcome")
 REQUEST_S = _of_answers("request_seconds", "histogram", "Seconds from a request's head to the end of its answer.", bounds=SECONDS)
 
+# ---- what realtime sessions do, in each ingress
+SESSIONS = _of_answers("realtime_sessions", "gauge", "Realtime sessions that are open.")
+SESSIONS_ENDED = _of_answers("realtime_ends", "counter", "Realtime sessions that ended: client_gone, or the code told.", "reason")
+ITEMS = _of_answers("realtime_items", "counter", "Items that got their text, ok, or an error, its code.", "outcome")
+ITEM_S = _of_answers("realtime_item_seconds", "histogram", "Seconds from an item's commit to its whole text.", bounds=SECONDS)
+
 # ---- what each replica of the model does
 AUDIO_IN_S = _of_replicas("audio_in_seconds", "counter", "Seconds of audio that a replica was given.")
 TRANSCRIBED_S = _of_replicas("transcribed_seconds", "counter", "Seconds of audio that it transcribed to their end.")
@@ -97,6 +103,7 @@ MODEL_LOAD_S = _of_replicas("model_load_seconds", "gauge", "Seconds until it had
 WITHOUT_GRAPHS = _of_replicas("without_graphs", "gauge", "1 where it lacks the CUDA graphs that a GPU should have.")
 
 SERVING = (
-    *(REQUESTS, REQUEST_S, AUDIO_IN_S, TRANSCRIBED_S, ENDED, TOKENS, QUEUE_S, FIRST_TOKEN_S, BATCH),
+    *(REQUESTS, REQUEST_S, SESSIONS, SESSIONS_ENDED, ITEMS, ITEM_S),
+    *(AUDIO_IN_S, TRANSCRIBED_S, ENDED, TOKENS, QUEUE_S, FIRST_TOKEN_S, BATCH),
     *(QUEUED_S, SLOTS_IN_USE, SLOTS, MODEL_LOAD_S, WITHOUT_GRAPHS),
 )

@@ -17,26 +17,30 @@ from tiny_audio.monitoring.recorder import Recorder
 from tiny_audio.serving.autoscaling import AUDIO_S, CLIPS
 
 LOG = logging.getLogger("ray.serve")  # in replicas, Serve adds the request's id to its lines
+OPENED = 101  # HTTP's status of a WebSocket that is open
 CLIENT_GONE = 499  # nginx's number for a client that left before its answer began
 LONGEST_ERROR = 4096  # bytes of an answer in which an error's code is looked for
 
 
 class AnswerMonitor:
-    """Counts and times every HTTP answer, and logs why a request was refused, as the outermost ASGI middleware."""
+    """Counts and times every HTTP answer, and logs why a request was refused, as the outermost ASGI middleware.
+
+    The answer to a WebSocket, which is counted when it ends, is 101, or the refusal.
+    """
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
         self.app, self.recorder = app, Recorder()
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         started, status, request_id, body = time.monotonic(), CLIENT_GONE, b"", b""
 
         async def watched(message: dict) -> None:
             nonlocal status, request_id, body
-            if message["type"] == "http.response.start":
-                status, request_id = int(message["status"]), dict(message["headers"]).get(b"x-request-id", b"")
+            if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+                status, request_id = message.get("status", OPENED), dict(message.get("headers", ())).get(b"x-request-id", b"")
             if status >= 400:
                 body = (body + message.get("body", b""))[:LONGEST_ERROR]
             await send(message)
@@ -49,9 +53,10 @@ class AnswerMonitor:
         finally:
             outcome, seconds = outcome_of(status, body), time.monotonic() - started
             self.recorder.add(metrics.REQUESTS, 1, status=str(status), outcome=outcome)
-            self.recorder.observe(metrics.REQUEST_S, seconds)
+            if scope["type"] == "http":
+                self.recorder.observe(metrics.REQUEST_S, seconds)
             if status >= 400:
-                told = (request_id.decode("latin-1"), scope["method"], scope["path"], status, outcome, seconds)
+                told = (request_id.decode("latin-1"), scope.get("method", "WebSocket"), scope["path"], status, outcome, seconds)
                 LOG.warning("request %s: %s %r refused: %d %s after %.3f s", *told)
 
 

@@ -6,6 +6,8 @@ import json
 import pytest
 
 from tests.serving.realtime.test_session import COMMIT, MANUAL, OFFER, append, as_pcm, silence
+from tiny_audio.monitoring import metrics
+from tiny_audio.monitoring.recorder import Recorder
 from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.errors import unavailable
 from tiny_audio.serving.model_calls import ModelCalls
@@ -55,7 +57,10 @@ def test_a_session_that_ends_says_why(args, messages, code, says):
     assert (close["type"], close["code"], close["reason"]) == ("websocket.close", 1000, code)
 
 
-def test_an_item_that_has_no_text_fails_once_and_the_session_goes_on():
+def test_an_item_that_has_no_text_fails_once_and_the_session_goes_on(monkeypatch):
+    counted = []
+    monkeypatch.setattr(Recorder, "add", lambda self, metric, value, **labels: counted.append((metric, labels)))
+    monkeypatch.setattr(Recorder, "observe", lambda self, metric, value, **labels: counted.append((metric, value < 5)))
     speech = text(append(as_pcm(silence(1))))
     sent = asyncio.run(talked(realtime(session_idle_s=1.0), text(MANUAL), *[speech, text(COMMIT)] * 3))
     failed = [event for event in sent if event["type"].endswith("transcription.failed")]
@@ -64,6 +69,8 @@ def test_an_item_that_has_no_text_fails_once_and_the_session_goes_on():
     assert len(failed) == 3
     assert failed[0]["error"]["code"] == "internal_error"
     assert sent[-2]["error"]["code"] == "session_idle"
+    of_item = [(metrics.ITEMS, {"outcome": "internal_error"}), (metrics.ITEM_S, True)]
+    assert counted == [*of_item * 3, (metrics.SESSIONS_ENDED, {"reason": "session_idle"})]
 
 
 def test_no_more_sessions_than_there_are_places():

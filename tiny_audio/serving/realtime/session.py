@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Turn:
     is_speech: bool
     model: str | None
     with_logprobs: bool
+    committed_at: float = field(default_factory=time.monotonic)  # seconds of that clock
 
 
 class Session:

@@ -15,6 +15,8 @@ import numpy as np
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.audio.windows import Window, whole_clip, window_samples, windows
+from tiny_audio.monitoring import metrics
+from tiny_audio.monitoring.recorder import Recorder
 from tiny_audio.serving.answers import Segment, Transcription
 from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.errors import APIError, too_many_requests
@@ -42,6 +44,8 @@ class Realtime:
         self.listener = Listener()
         self.slots = asyncio.Semaphore(max(1, args.slots_per_ingress))
         self.num_sessions = 0
+        self.recorder = Recorder()
+        self.recorder.set(metrics.SESSIONS, lambda: self.num_sessions)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if self.num_sessions >= self.args.max_sessions:
@@ -107,6 +111,7 @@ class Connection:
             await self._send({"type": "websocket.close", "code": 1011, "reason": "internal_error"})
         finally:
             writer.cancel()
+            self.realtime.recorder.add(metrics.SESSIONS_ENDED, 1, reason=reason)
             logger.info("realtime session of %.1f s with %d turns ended: %s", time.monotonic() - began, self.num_turns, reason)
 
     async def _talk(self, query: dict[str, list[str]]) -> None:
@@ -163,8 +168,9 @@ class Connection:
 
     async def _transcribe(self) -> None:
         """Gives each item that is committed its text, or says why it has none: one of the two, once."""
+        recorder = self.realtime.recorder
         while True:
-            turn = await self.turns.get()
+            turn, outcome = await self.turns.get(), "ok"
             try:
                 transcription = await self._transcription(turn)
                 logprobs = transcription.logprobs if turn.with_logprobs else None
@@ -172,8 +178,12 @@ class Connection:
             except Exception as error:
                 if not isinstance(error, APIError):
                     logger.exception("a turn failed")
-                await self._say(failed_event(turn.item_id, as_api_error(error)))
+                told = as_api_error(error)
+                outcome = told.code
+                await self._say(failed_event(turn.item_id, told))
             self.turns.task_done()
+            recorder.add(metrics.ITEMS, 1, outcome=outcome)
+            recorder.observe(metrics.ITEM_S, time.monotonic() - turn.committed_at)
 
     async def _transcription(self, turn: Turn) -> Transcription:
         """Transcribes a turn, window by window, and sends the text as it is written."""
