@@ -2,13 +2,16 @@
 
 import base64
 import hashlib
+import io
 import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import requests
+import soundfile
 
 from tests.serving.browser import CHROMIUM, chromium
 from tests.serving.conftest import TONES, audio_file, error_of, tone, transcribe
@@ -163,13 +166,18 @@ def test_a_recording_and_a_dropped_file_are_transcribed(page):
     page.run("ui.record.click()")
     page.wait_for("recorder?.state === 'recording' && ui.detail.textContent === '0:01'")
     page.run("ui.record.click()")
-    page.wait_for("job.file.name === 'recording.webm' && ui.status.textContent.startsWith('Done')")
+    page.wait_for("job.file.name === 'recording.wav' && ui.status.textContent.startsWith('Done')")
     assert page.run("job.segments[0].end") == pytest.approx(1.2, abs=0.8)
+    data = page.run("job.file.arrayBuffer().then((data) => btoa(String.fromCharCode(...new Uint8Array(data))))")
+    recorded = soundfile.SoundFile(io.BytesIO(base64.b64decode(data)))
+    assert (recorded.format, recorded.subtype, recorded.samplerate, recorded.channels) == ("WAV", "PCM_16", 16_000, 1)
+    spectrum = np.abs(np.fft.rfft(recorded.read()))
+    assert spectrum.argmax() * 16_000 / recorded.frames == pytest.approx(300, abs=20)  # what the microphone heard
     page.run(
-        "globalThis.data = new DataTransfer(); data.items.add(new File([job.file], 'dropped.webm'));"
+        "globalThis.data = new DataTransfer(); data.items.add(new File([job.file], 'dropped.wav'));"
         "document.body.dispatchEvent(new DragEvent('drop', {bubbles: true, dataTransfer: data}))"
     )
-    page.wait_for("job.file.name === 'dropped.webm' && ui.status.textContent.startsWith('Done')")
+    page.wait_for("job.file.name === 'dropped.wav' && ui.status.textContent.startsWith('Done')")
 
 
 @in_a_browser

@@ -4,6 +4,8 @@
 const BASE = location.pathname.replace(/\/*$/, "/"); // the service may stand behind a prefix
 const KEY = "tiny_audio.key"; // in sessionStorage, which ends with the tab
 const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
+const RATE = 16000; // samples a second of what is recorded, as the model hears them
+const MAX_WAV_S = 720; // 22 MiB; a longer recording is sent as the browser wrote it
 let model; // the served one's name
 let job; // the file that is transcribed, or was: {file, segments, request}
 let recorder;
@@ -260,18 +262,41 @@ async function record() {
   if (!navigator.mediaDevices) throw new Error("browsers record only over HTTPS or on localhost");
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const [pieces, begun] = [[], Date.now()];
+  const seconds = () => (Date.now() - begun) / 1000;
   recorder = new MediaRecorder(stream); // WebM; on Safari, MP4
   recorder.ondataavailable = (event) => pieces.push(event.data);
-  const ticks = setInterval(() => say("Recording", clock((Date.now() - begun) / 1000)), 500);
-  recorder.onstop = () => {
+  const ticks = setInterval(() => say("Recording", clock(seconds())), 500);
+  recorder.onstop = async () => {
     clearInterval(ticks);
     stream.getTracks().forEach((track) => track.stop());
     Object.assign(ui.record, { textContent: "Record", className: "" });
-    const type = recorder.mimeType.split(";")[0];
-    transcribe(new File(pieces, `recording.${type.split("/")[1]}`, { type }));
+    const [type, isLong] = [recorder.mimeType.split(";")[0], seconds() > MAX_WAV_S];
+    const recording = new File(pieces, `recording.${type.split("/")[1]}`, { type });
+    transcribe(isLong ? recording : await asWav(recording).catch(() => recording));
   };
   recorder.start();
   Object.assign(ui.record, { textContent: "Stop", className: "on" });
+}
+
+/** Turns what a browser recorded into WAV, which every service reads: WebM and MP4 want a package that not all have. */
+async function asWav(recording) {
+  const sound = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await recording.arrayBuffer());
+  const channels = Array.from({ length: sound.numberOfChannels }, (_, number) => sound.getChannelData(number));
+  const samples = new DataView(new ArrayBuffer(2 * sound.length));
+  for (let place = 0; place < sound.length; place++) {
+    const mean = channels.reduce((sum, channel) => sum + channel[place], 0) / channels.length;
+    samples.setInt16(2 * place, Math.round(32767 * Math.max(-1, Math.min(1, mean))), true);
+  }
+  return new File([wavHead(samples.byteLength), samples], "recording.wav", { type: "audio/wav" });
+}
+
+/** Returns the head of a WAV file of `size` bytes of mono PCM16. */
+function wavHead(size) {
+  const [bytes, words] = [new TextEncoder().encode("RIFF....WAVEfmt ....................data...."), new DataView(new ArrayBuffer(44))];
+  bytes.forEach((byte, place) => words.setUint8(place, byte));
+  for (const [place, number] of [[4, 36 + size], [16, 16], [24, RATE], [28, 2 * RATE], [40, size]]) words.setUint32(place, number, true);
+  for (const [place, number] of [[20, 1], [22, 1], [32, 2], [34, 16]]) words.setUint16(place, number, true); // PCM, channels, sizes
+  return words;
 }
 
 async function recordOrStop() {
