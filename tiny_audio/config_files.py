@@ -166,13 +166,13 @@ def _override(cls: type, values: dict, override: str) -> None:
         raise ConfigError(f"{key}: cannot read the value {text!r}; {remedy} ({error})") from None
 
 
-def load_config(cls: type[T], path: str | Path, overrides: list[str] | None = None) -> T:
-    """Reads settings: the defaults, changed by a YAML file, changed by `key=value` overrides.
+def load_config(cls: type[T], path: str | Path | None, overrides: list[str] | None = None) -> T:
+    """Reads settings: the defaults, changed by a YAML file if there is one, changed by `key=value` overrides.
 
     Raises:
         ConfigError: the file cannot be read, or `build` refuses the values.
     """
-    values = _read_yaml(storage_path(str(path)))
+    values = _read_yaml(storage_path(str(path))) if path else {}
     for override in overrides or []:
         _override(cls, values, override)
     return build(cls, values)

@@ -1,6 +1,7 @@
 """The command: what cannot work is one line before anything starts, and the end waits for what was taken on."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,11 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import requests
 import yaml
+from click.testing import CliRunner
+from ray.serve import scripts
 
 from tests.conftest import ROOT
 from tests.serving.conftest import CONFIG, TONES
@@ -59,6 +63,31 @@ def test_what_is_wrong_is_one_line(tmp_path, saved_model, wrong, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["model=runs/none"], "runs/none: no saved model there"),
+        (["model=MODEL", "modell=x"], "unknown key modell; did you mean model"),
+        (["model=MODEL", "max_batch_size=none"], "max_batch_size must be a whole number"),
+        (["model=MODEL", "device=cuda"], "asks for a GPU and this machine has none"),
+        (["model=MODEL", "max_batch_size=8"], "http_options.port=8000"),
+    ],
+)
+def test_rays_own_command_says_what_is_wrong_in_one_line(saved_model, monkeypatch, arguments, says):
+    """Before it starts a Ray, as with the import path of an application it can."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # if somebody has the port already, that is as good
+            other.bind(("127.0.0.1", 8000))
+            other.listen()
+        command = ["run", "tiny_audio.serving.app:build", *(one.replace("MODEL", saved_model) for one in arguments)]
+        result = CliRunner().invoke(scripts.cli, command)
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert says in line
+    assert result.exit_code == 2
+
+
 def test_a_port_that_another_server_has_is_refused():
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -85,6 +114,32 @@ def running(config: str) -> Iterator[tuple[str, subprocess.Popen]]:
             yield line.split()[-1], server
         finally:
             server.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_rays_own_command_serves_behind_our_edge_once_on_a_port(saved_model):
+    require_free_port("127.0.0.1", 8000)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    serve = shutil.which("serve", path=Path(sys.executable).parent)
+    command = [serve, "run", "tiny_audio.serving.app:build", f"model={saved_model}"]
+    options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options | {"stderr": subprocess.DEVNULL}) as server:
+        try:
+            while not is_ready("http://127.0.0.1:8000"):
+                time.sleep(0.5)
+            second = subprocess.run(command, **options, timeout=60)
+            assert (second.returncode, second.stderr.count("Error: http_options.port=8000")) == (2, 1)
+            form = {"files": {"file": ("clip", TONES[0])}, "data": {"model": "tiny_audio"}}
+            answer = requests.post("http://127.0.0.1:8000/v1/audio/transcriptions", **form, timeout=60)
+            assert (answer.status_code, "x-request-id" in answer.headers) == (200, True)
+        finally:
+            server.send_signal(signal.SIGINT)
+
+
+def is_ready(url: str) -> bool:
+    with suppress(requests.ConnectionError):
+        return requests.get(f"{url}/readyz", timeout=10).ok
+    return False
 
 
 @pytest.mark.slow

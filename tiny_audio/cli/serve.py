@@ -17,9 +17,8 @@ from pathlib import Path
 import yaml
 
 from tiny_audio.config import require
+from tiny_audio.serving.arguments import CONFIG
 from tiny_audio.storage import require_model
-
-CONFIG = Path(__file__).parents[1] / "serving/config.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

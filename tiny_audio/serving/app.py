@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve
 
 from tiny_audio import config_files
+from tiny_audio.serving import serve_run
 from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.autoscaling import AudioPolicy
 from tiny_audio.serving.ingress import Ingress
@@ -21,7 +22,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: a key of `args` is unknown, a value out of range, or there is no such model.
     """
-    args = config_files.build(Arguments, args)
+    args = serve_run.arguments_of(args) if serve_run.is_serve_run() else config_files.build(Arguments, args)
     siblings = {name: require_model(path) for name, path in args.models.items()}
     in_flight = 2 * args.max_batch_size  # clips in a replica: those that wait there join as soon as another clip is done
     of_both = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
@@ -14,6 +15,7 @@ from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import AtLeastOne, Text, require, settings
 from tiny_audio.config_files import build
 
+CONFIG = Path(__file__).with_name("config.yaml")  # the service's own Serve config
 MIDDLEWARES = "tiny_audio.serving.proxy:middlewares"  # what Serve's proxies call
 PREFIX = "TINY_AUDIO_"  # of the environment variables that set EdgeSettings
 Seconds = Annotated[float, Field(gt=0)]

@@ -13,6 +13,7 @@ import socket
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pydantic
@@ -79,7 +80,7 @@ def read_config(path: str) -> ServeDeploySchema:
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     for application in config.applications:
         if application.import_path == APP:
-            _check(config_files.build(Arguments, application.args))
+            require_parts(config_files.build(Arguments, application.args))
     own = {PROXY_CALLBACK: MIDDLEWARES, f"{PREFIX}DRAIN_TOKEN": secrets.token_urlsafe()}
     given = values.get("controller_options", {}).get("runtime_env", {}).get("env_vars", {})
     environment = {name: text for name, text in os.environ.items() if name.startswith(PREFIX)} | given | own
@@ -87,7 +88,8 @@ def read_config(path: str) -> ServeDeploySchema:
     return ServeDeploySchema.model_validate({**values, "controller_options": {"runtime_env": {"env_vars": environment}}})
 
 
-def _check(args: Arguments) -> None:
+def require_parts(args: Arguments) -> None:
+    """Raises a ConfigError unless the models are there, and the GPU, if one is wanted of this machine."""
     for model in (args.model, *args.models.values()):
         require_model(model)
     if args.device == "cuda" and not os.environ.get("RAY_ADDRESS"):
@@ -126,8 +128,9 @@ class Service:
             print("no new requests; ends when those that it has are answered", flush=True)
             try:
                 headers = {"Authorization": f"Bearer {self.token}"}
-                # The certificate of TLS is for the service's name, and this is the machine itself.
-                requests.post(f"{self.url}/-/drain", headers=headers, timeout=self.patience_s, verify=False)
+                with warnings.catch_warnings(action="ignore"):
+                    # The certificate of TLS is for the service's name, and this is the machine itself.
+                    requests.post(f"{self.url}/-/drain", headers=headers, timeout=self.patience_s, verify=False)
             except requests.RequestException as error:
                 print(f"not all were answered: {one_line(error)}", flush=True)
         raise KeyboardInterrupt
