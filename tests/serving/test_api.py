@@ -46,6 +46,7 @@ REFUSED_FIELDS = [
         "chunking_strategy[silence_duration_ms]",
         "32",
     ),
+    ({"chunking_strategy": '{"type":' * 5000 + "}" * 5000}, 400, "chunking_strategy", "auto"),
     ({"chunking_strategy[type]": "server_vad", "chunking_strategy[x]": "1"}, 400, "chunking_strategy", "not permitted"),
     ({"known_speaker_names[]": "Ann"}, 400, "known_speaker_names", "trained without it"),
     ({"hotwords": "x"}, 400, "hotwords", "known: file, model"),

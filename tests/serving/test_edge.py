@@ -87,6 +87,15 @@ def test_what_is_no_request_is_answered_in_openais_shape(client):
         assert body["error"]["type"] == "invalid_request_error"
 
 
+def test_a_body_or_a_handshake_that_is_none_is_answered_in_openais_shape(client):
+    body = f"{HEAD}{FORM_TYPE}Transfer-Encoding: chunked\r\n\r\nmany\r\n"
+    handshake = "GET /v1/realtime HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    for nonsense, says in ((body, "not a valid HTTP request"), (handshake, "missing Sec-WebSocket-Key")):
+        status, answer = answer_on(connect(client, nonsense.encode()))
+        assert status == "HTTP/1.1 400 Bad Request"
+        assert says in answer["error"]["message"]
+
+
 def test_an_offer_of_http_2_loses_no_body(client, alone):
     offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
     connection = connect(client, f"{HEAD}{FORM_TYPE}{offer}Content-Length: {len(FORM)}\r\n\r\n".encode() + FORM)

@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from http import HTTPStatus
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
+from websockets.http11 import Response
 
 from tiny_audio.serving.errors import error_body
 
 HEAD_S = 20.0  # how long the first line and the headers of a request may take
+
+
+def refusal(status: int, message: str) -> Response:
+    """Returns the error in OpenAI's shape for what is no request, and closes its connection."""
+    status = HTTPStatus(status)
+    body = json.dumps(error_body(status, message, status.name.lower())).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    return Response(status.value, status.phrase, Headers(headers | {"x-request-id": str(uuid.uuid4())}), body)
 
 
 class Protocol(H11Protocol):
@@ -36,32 +47,34 @@ class Protocol(H11Protocol):
         self._unwatch_head()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "this is not a valid HTTP request", "bad_request")
+        self._refuse(400, "this is not a valid HTTP request")
 
     def _watch_head(self) -> None:
         """Starts the timer where a head is awaited and none runs yet; stops it where a request has begun."""
         if self.conn.their_state is not h11.IDLE or self.conn.our_state is not h11.IDLE:
             self._unwatch_head()
         elif not self.head_timer:
-            self.head_timer = self.loop.call_later(HEAD_S, self._refuse, 408, "the request did not come", "request_timeout")
+            self.head_timer = self.loop.call_later(HEAD_S, self._refuse, 408, "the request did not come")
 
     def _unwatch_head(self) -> None:
         if self.head_timer:
             self.head_timer.cancel()
             self.head_timer = None
 
-    def _refuse(self, status: int, message: str, code: str) -> None:
+    def _refuse(self, status: int, message: str) -> None:
         """Answers with an error and closes the connection; only closes it where an answer is already under way."""
-        if self.cycle is None or self.cycle.response_complete:
-            body = json.dumps(error_body(status, message, code)).encode()
-            reason = {400: "Bad Request", 408: "Request Timeout"}[status]
-            head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            self.transport.write(f"{head}x-request-id: {uuid.uuid4()}\r\nconnection: close\r\n\r\n".encode() + body)
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(refusal(status, message).serialize())
         self.transport.close()
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """Ends the WebSocket of a client that answers no ping, and drops what it did not read: uvicorn would wait for it for ever."""
+    """Answers a wrong handshake in OpenAI's shape. Ends the WebSocket of a client that answers no ping, and drops what it did not
+    read: uvicorn would wait for it for ever."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.conn.reject = lambda status, text: refusal(status, text.partition("\n")[0])
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()

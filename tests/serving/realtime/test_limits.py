@@ -29,7 +29,7 @@ async def talked(realtime: Realtime, *messages: dict) -> list[dict]:
         queue.put_nowait(message)
 
     async def send(message: dict) -> None:
-        sent.append(json.loads(message["text"]) if "text" in message else message)
+        sent.append(json.loads(message["text"].encode()) if "text" in message else message)
 
     async with asyncio.timeout(20):
         await realtime(SCOPE, queue.get, send)
@@ -71,6 +71,11 @@ def test_an_item_that_has_no_text_fails_once_and_the_session_goes_on(monkeypatch
     assert sent[-2]["error"]["code"] == "session_idle"
     of_item = [(metrics.ITEMS, {"outcome": "internal_error"}), (metrics.ITEM_S, True)]
     assert counted == [*of_item * 3, (metrics.SESSIONS_ENDED, {"reason": "session_idle"})]
+
+
+def test_what_is_no_unicode_is_an_error_like_others():
+    sent = asyncio.run(talked(realtime(), text({"type": "x", "event_id": "\ud800"}), LEAVE))
+    assert (sent[-1]["error"]["event_id"], sent[-1]["error"]["param"]) == ("\ud800", "type")
 
 
 def test_no_more_sessions_than_there_are_places():

@@ -196,6 +196,7 @@ REFUSED = [
     (update(transcription={"prompt": "Mrs Dalloway"}), "session.audio.input.transcription.prompt", "without it"),
     (update(echo=True), "session.audio.input.echo", "unknown"),
     ({"type": "session.update", "session": {"type": "realtime"}}, "session.type", "transcription"),
+    ({"type": "transcription_session.update", "session": {"input_audio_format": [1]}}, "session.audio.input.format.type", "pcm"),
     ({"type": "session.update"}, "session", "missing"),
     ({"type": "response.create"}, "type", "response.create"),
     ({}, "type", "None"),

@@ -162,7 +162,7 @@ def from_flat(given: Any) -> Any:
     update, inputs = {}, {}
     for name, value in given.items():
         if name == "input_audio_format":
-            inputs["format"] = {"type": FLAT_FORMATS.get(value, value)}
+            inputs["format"] = {"type": FLAT_FORMATS.get(value, value) if isinstance(value, str) else value}
         elif name in (*FLAT_INPUTS, "turn_detection"):
             inputs[FLAT_INPUTS.get(name, name)] = value
         elif (name, value) != ("modalities", ["text"]):

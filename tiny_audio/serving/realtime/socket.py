@@ -164,7 +164,7 @@ class Connection:
             self.num_turns += 1
 
     async def _say(self, event: dict) -> None:
-        await self._send({"type": "websocket.send", "text": json.dumps(event, ensure_ascii=False)})
+        await self._send({"type": "websocket.send", "text": json.dumps(event)})  # in ASCII: what clients send may be no Unicode
 
     async def _transcribe(self) -> None:
         """Gives each item that is committed its text, or says why it has none: one of the two, once."""
