@@ -9,7 +9,7 @@ from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8
-from tiny_audio.model.layers import attend_slots, attend_slots_each, compiled_layers, flash_attend_slots
+from tiny_audio.model.layers import attend_slots, attend_slots_each, compiled_layers, flash_attend_slots, likeliest
 from tiny_audio.model.packing import pack
 from tiny_audio.model.segments import Segments, Slots
 from tiny_audio.training.budget import find_micro_batch_s
@@ -95,6 +95,15 @@ def test_flash_attention_of_prompts_to_slots_in_any_order_is_plain_attention():
     seen = flash_attend_slots(query, keys, values, queries, slots)
     expected = attend_slots_each(query.float(), keys.float(), values.float(), queries, slots)
     torch.testing.assert_close(seen.float(), expected, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("num_rows", [2, 64, 512])
+def test_the_compiled_choice_of_a_token_and_its_log_probability_are_the_plain_ones(num_rows):
+    logits = 5 * torch.randn(num_rows, 128_256, device="cuda", dtype=torch.bfloat16)
+    ids, logprobs = torch.compile(likeliest, dynamic=True)(logits)
+    expected = torch.log_softmax(logits.float(), dim=-1)
+    torch.testing.assert_close(logprobs, expected.amax(-1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(expected.gather(1, ids.long()[:, None])[:, 0], expected.amax(-1))  # of equals, any
 
 
 @pytest.mark.parametrize("window", ["trimmed", "full"])
