@@ -48,6 +48,7 @@ REFUSED_FIELDS = [
     ),
     ({"chunking_strategy": '{"type":' * 5000 + "}" * 5000}, 400, "chunking_strategy", "auto"),
     ({"chunking_strategy[type]": "server_vad", "chunking_strategy[x]": "1"}, 400, "chunking_strategy", "not permitted"),
+    ({"chunking_strategy[type]": ["server_vad", "server_vad"]}, 400, "chunking_strategy", "twice"),
     ({"known_speaker_names[]": "Ann"}, 400, "known_speaker_names", "trained without it"),
     ({"hotwords": "x"}, 400, "hotwords", "known: file, model"),
     ({"model": ["tiny_audio", "tiny_audio"]}, 400, "model", "twice"),

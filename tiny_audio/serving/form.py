@@ -117,7 +117,7 @@ def _put(values: dict[str, Any], name: str, value: str | FilePart) -> None:
         values.setdefault(base, []).append(value)
     elif match := PART_OF_OBJECT.fullmatch(name):
         fields = values.setdefault(match[1], {})
-        if not isinstance(fields, dict):
+        if not isinstance(fields, dict) or match[2] in fields:
             raise _refusal(match[1], "is given twice")
         fields[match[2]] = value
     elif base in values:
