@@ -119,6 +119,8 @@ def test_clips_of_many_threads_are_answered_as_alone(model):
     for thread in threads:
         thread.join()
     transcriber.engine.close()
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        transcriber.submit(CLIPS[0]).result(timeout=1)
     assert [transcriber.transcript(answers[i]) for i in range(len(clips))] == alone
     assert [tokens[i] for i in range(len(clips))] == [answers[i].tokens for i in range(len(clips))]
 

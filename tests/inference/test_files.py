@@ -15,7 +15,7 @@ from tests.conftest import encode_audio, tone
 from tiny_audio.audio.config import VadConfig
 from tiny_audio.config import ConfigError
 from tiny_audio.data.audio_files import find_audio
-from tiny_audio.inference import files
+from tiny_audio.inference import files, pool
 from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.inference.file_windows import Cutting
 from tiny_audio.inference.files import file_parts, transcribe_files
@@ -146,7 +146,7 @@ def transcribed(monkeypatch) -> list[str]:
             yield {"path": path, "error": reason} if reason else {"path": path, "text": f"of {path}", "duration_s": 1.0}
 
     monkeypatch.setattr(files, "_transcribed", transcribe)
-    monkeypatch.setattr(files, "require_model", lambda model: model)
+    monkeypatch.setattr(pool, "require_model", lambda model: model)
     monkeypatch.setattr(files, "read_model_window_s", lambda model: 8.0)
     return given
 

@@ -45,19 +45,6 @@ SETS = {  # set -> its label and note on the report page
 }
 
 
-def transcribe_settings(config: EvaluateConfig, untrained: bool = False) -> TranscribeSettings:
-    """The actor pool's settings for the model, or for the model with a fresh projector."""
-    return TranscribeSettings(
-        model=require_model(config.model),
-        num_actors=config.num_actors,
-        use_gpu=config.use_gpu,
-        fp8=config.fp8,
-        num_threads=config.num_threads,
-        batch_rows=config.batch_rows,
-        untrained_seed=config.seed if untrained else None,
-    )
-
-
 def score_row(row: dict) -> dict:
     """Turns a transcribed row into a line of utterances.jsonl.
 
@@ -159,7 +146,7 @@ def _count_rejects(rows: list[dict]) -> dict[str, dict[str, int]]:
 def _untrained_score(config: EvaluateConfig, max_duration_s: float) -> dict:
     groups = read_dataset(absolute_data(config.data), config.control_rows, columns=config.columns)
     clips = clip_dataset(plan_pass(groups), max_duration_s, config.columns)
-    rows = transcribed_rows(clips, transcribe_settings(config, untrained=True))
+    rows = transcribed_rows(clips, TranscribeSettings.of(config, untrained_seed=config.seed))
     lines = [score_row(row) for row in rows if not row["reason"]]
     note = f"the same model with a fresh projector; the first {len(lines)} utterances"
     return _score(lines, "untrained projector", note)
@@ -186,7 +173,7 @@ def evaluate(
         clips = clips.union(memory_dataset(silent_clips(config.seed, max_duration_s)))
     start_s = time.perf_counter()
     num_rows = sum(group.num_rows for group in groups)
-    rows = list(show_progress(transcribed_rows(clips, transcribe_settings(config)), num_rows))
+    rows = list(show_progress(transcribed_rows(clips, TranscribeSettings.of(config)), num_rows))
     duration_s = time.perf_counter() - start_s
     rejected = _count_rejects(rows)
     lines = sorted((score_row(row) for row in rows if not row["reason"]), key=lambda line: line["id"])

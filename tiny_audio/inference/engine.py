@@ -46,7 +46,13 @@ class Engine:
         self.closed = False
 
     def submit(self, request: Request) -> Future[Answer]:
-        """Queues a request and returns the future of its answer. Cancelling it frees what it holds at the next step."""
+        """Queues a request and returns the future of its answer. Cancelling it frees what it holds at the next step.
+
+        After `close` the future fails with a RuntimeError.
+        """
+        if self.closed:
+            request.fail(RuntimeError("the engine is closed"))
+            return request.future
         self.scheduler.waiting.append(request)
         self.arrived.set()
         return request.future

@@ -26,7 +26,6 @@ from tiny_audio.inference.lines import error_line, file_line, segment_line
 from tiny_audio.inference.output import Output
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
 from tiny_audio.model.window import read_model_window_s
-from tiny_audio.storage import require_model
 
 NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)
 TABLE_SAMPLES = 2**24  # of the tables in which decoded sound travels: 32 MiB
@@ -78,12 +77,11 @@ def transcribe_files(
     Raises:
         ConfigError: the model does not exist, or the output's name is invalid.
     """
-    model = require_model(config.model)
-    settings = TranscribeSettings(model, config.num_actors, config.use_gpu, config.fp8, config.num_threads, config.batch_rows)
-    encoder_window_s = read_model_window_s(model)
+    settings = TranscribeSettings.of(config)
+    encoder_window_s = read_model_window_s(settings.model)
     cutting = Cutting.of(config.window_s, encoder_window_s, config.max_duration_s, config.skip_silence, config.vad)
     output = Output.of(config.output, paths)
-    journal = Journal(output.journal, {"model": model, **asdict(cutting)})
+    journal = Journal(output.journal, {"model": settings.model, **asdict(cutting)})
     to_do = [path for path in paths if path not in journal.lines]
     if to_do:
         start_ray()

@@ -11,7 +11,9 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from tiny_audio.data.clip_table import table_pcm
+from tiny_audio.inference.config import PoolConfig
 from tiny_audio.model.fp8 import require_fp8
+from tiny_audio.storage import require_model
 
 CALLS_AT_ONCE = 8  # threads of an actor: clips of the next batches join while the last ones of a batch are still running
 
@@ -56,6 +58,16 @@ class TranscribeSettings:
     batch_rows: int = 64
     untrained_seed: int | None = None  # seed of a fresh projector that replaces the trained one
 
+    @classmethod
+    def of(cls, config: PoolConfig, untrained_seed: int | None = None) -> TranscribeSettings:
+        """Returns the settings that a config gives.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        fields = (config.num_actors, config.use_gpu, config.fp8, config.num_threads, config.batch_rows)
+        return cls(require_model(config.model), *fields, untrained_seed)
+
 
 def transcribed_rows(clips: ray.data.Dataset, settings: TranscribeSettings) -> Iterator[dict]:
     """Transcribes the clips of a `clip_dataset` or `file_dataset`; yields its rows with transcripts instead of PCM.
@@ -72,7 +84,7 @@ def transcribed_rows(clips: ray.data.Dataset, settings: TranscribeSettings) -> I
         fallback = row.pop("fallback")
         if fallback and fallback not in warned:
             warned.add(fallback)
-            print(f"warning: transcription runs without CUDA graphs, and several times slower: {fallback}", file=sys.stderr)
+            print(f"warning: {fallback}", file=sys.stderr)
         yield row
 
 

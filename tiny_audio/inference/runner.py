@@ -50,9 +50,7 @@ PROMPT_SIZES = (
     768,
     1024,
     1536,
-    2048,
-    3072,
-    *range(4096, MAX_PREFILL_TOKENS + 1, 512),
+    *range(2048, MAX_PREFILL_TOKENS + 1, 512),
 )  # tokens; twice as many frames
 WINDOW_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # clips, each padded to the encoder's window
 STEP_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # slots; 1 would compile the layers again
@@ -119,8 +117,8 @@ class Runner:
 
     def fall_back(self, reason: str) -> None:
         """Computes without graphs and compiled layers from now on, and says so."""
-        self.fallback = reason
-        log.warning("transcription runs without CUDA graphs, and several times slower: %s", reason)
+        self.fallback = f"transcription runs without CUDA graphs, and several times slower: {reason}"
+        log.warning(self.fallback)
         self.model.layers = plain_layers(self.model.family)
         self._compute_with(self.model.layers, plain)
 
