@@ -125,6 +125,17 @@ def test_clips_of_many_threads_are_answered_as_alone(model):
     assert [tokens[i] for i in range(len(clips))] == [answers[i].tokens for i in range(len(clips))]
 
 
+def test_clips_that_come_together_join_in_groups(model):
+    """So they also end apart, and their callers' next clips come while others run."""
+    engine, num_live = Transcriber(model, max_slots=24, max_joining=8).engine, []
+    engine.scheduler.end_id = -1  # no text ends before its limit
+    for clip in CLIPS:
+        submit(engine, clip)
+    while engine._round():
+        num_live.append(engine.scheduler.most_live)
+    assert num_live[:4] == [8, 16, 24, 24]
+
+
 def test_a_clip_that_cannot_be_computed_fails_alone(model, monkeypatch):
     engine = Transcriber(model).engine
     encode = ASRModel.encode_batch

@@ -15,7 +15,6 @@ from typing import Protocol
 
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler, Token
 
-PREFILLS_IN_A_ROW = 4  # limit between two decode steps: a step for a few transcripts takes nearly as long as one for many
 SWITCH_S = 0.0005  # that another thread may keep Python from the engine's when it wants it; Python's own 5 ms are half a step
 Tokens = Callable[[], list[Token]]  # waits for the device; returns a token for each row
 
@@ -85,16 +84,12 @@ class Engine:
     def _round(self) -> bool:
         """Runs one round; returns whether there is more to do."""
         try:
-            prefilled = False
-            for _ in range(PREFILLS_IN_A_ROW):
-                if not (admitted := self.scheduler.admit()):
-                    break
+            if admitted := self.scheduler.admit():
                 self._prefill(admitted)
-                prefilled = True
             rows = self.scheduler.rows()
             if rows:
                 # behind a prefill both stay in flight, so that the next one is laid out meanwhile
-                self._launched(rows, self.runner.decode(rows), self.runner.lookahead * (1 + prefilled))
+                self._launched(rows, self.runner.decode(rows), self.runner.lookahead * (1 + bool(admitted)))
             else:
                 self._collect(0)
         except Exception as error:

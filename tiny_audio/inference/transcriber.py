@@ -40,20 +40,34 @@ class Transcriber:
         max_slots: the most clips at once, by default 512 on a GPU and 32 elsewhere; a GPU's fit into half of its free memory.
         graphs: whether layers are compiled and run as CUDA graphs (see `warm_up`), which is the default on a GPU. The model
             keeps its compiled layers.
+        max_joining: the most clips that join between two decode steps. All at once is fastest where all are there. But those
+            that begin together also end together: where each has a caller who then sends the next one, the device waits.
     """
 
     def __init__(
-        self, model: ASRModel, max_new_tokens: int | None = None, max_slots: int | None = None, graphs: bool | None = None
+        self,
+        model: ASRModel,
+        max_new_tokens: int | None = None,
+        max_slots: int | None = None,
+        graphs: bool | None = None,
+        max_joining: int = MAX_PREFILL_ROWS,
     ):
         graphs = model.decoder.device.type == "cuda" if graphs is None else graphs
         self.model, self.max_new_tokens = model, max_new_tokens or model.config.max_new_tokens
         self.runner = Runner(model, self.max_new_tokens, max_slots, graphs)
-        limits = (MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS)
+        limits = (min(max_joining, MAX_PREFILL_ROWS), MAX_PREFILL_TOKENS)
         scheduler = Scheduler(self.runner.cache.num_slots, model.prompt.end_id, *limits, num_shared_tokens=len(self.runner.head))
         self.engine = Engine(self.runner, scheduler)
 
     @classmethod
-    def load(cls, model_path: str, device: str = "cpu", fp8: bool = False, max_slots: int | None = None) -> Transcriber:
+    def load(
+        cls,
+        model_path: str,
+        device: str = "cpu",
+        fp8: bool = False,
+        max_slots: int | None = None,
+        max_joining: int = MAX_PREFILL_ROWS,
+    ) -> Transcriber:
         """Loads a model that `ASRModel.save_pretrained` wrote, from a folder, a URL or the hub.
 
         Args:
@@ -61,16 +75,17 @@ class Transcriber:
             device: a torch device.
             fp8: whether the backbones' linear layers compute in FP8, and all else in bfloat16.
             max_slots: the most clips at once.
+            max_joining: the most clips that join between two decode steps.
 
         Raises:
             ConfigError: this machine's GPU, or its lack of one, cannot compute in FP8.
         """
         if not fp8:
-            return cls(ASRModel.from_pretrained(model_path).to(device), max_slots=max_slots)
+            return cls(ASRModel.from_pretrained(model_path).to(device), max_slots=max_slots, max_joining=max_joining)
         require_fp8()
         model = ASRModel.from_pretrained(model_path, dtype="bfloat16").to(device)
         freeze_to_fp8(model, trains=False)
-        return cls(model, max_slots=max_slots)
+        return cls(model, max_slots=max_slots, max_joining=max_joining)
 
     def add(self, name: str, model_path: str) -> None:
         """Loads the projector of another saved model with the same backbones, which `request` then knows by its name.

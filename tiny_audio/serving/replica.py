@@ -14,6 +14,8 @@ from tiny_audio.audio.clip import SAMPLE_RATE, num_audio_tokens
 from tiny_audio.serving.metrics import ClipMonitor
 from tiny_audio.serving.pieces import Piece, Written
 
+GROUPS = 12  # in which the slots fill, so that clips end apart, and their callers' next ones come while others run
+
 
 @serve.deployment
 class Transcriber:
@@ -31,7 +33,7 @@ class Transcriber:
 
         started = time.monotonic()
         torch.set_num_threads(num_threads)
-        self.model = transcribe.Transcriber.load(model, device, fp8, max_batch_size)
+        self.model = transcribe.Transcriber.load(model, device, fp8, max_batch_size, max(1, max_batch_size // GROUPS))
         for name, path in siblings.items():
             self.model.add(name, path)
         self.model.warm_up()
