@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 
 from tiny_audio.ray_names import NO_TIMEOUT, PROXY_HINTS
 from tiny_audio.serving.arguments import EdgeSettings
+from tiny_audio.serving.body import attached
 from tiny_audio.serving.errors import RETRY_AFTER, APIError, too_many_requests, unavailable
 from tiny_audio.serving.keys import Keys, presented_key
 from tiny_audio.serving.paths import DRAIN_PATH, LOCAL_PATHS, OPEN_PATHS, path_of
@@ -114,9 +115,9 @@ class Edge:
     async def _pass_on(self, scope: dict, body: list[bytes], receive: Receive, answer: Answer) -> None:
         """Has Serve answer a request, and asks again where a replica died before it began to answer."""
         for pause_s in (*RETRY_PAUSES_S, None):
-            replay = Replay(body, receive)
+            request, replay = attached(scope, body, receive)
             answer.own_error = None
-            await self.app({**scope, "headers": list(scope["headers"])}, replay.receive, answer.pass_on)
+            await self.app(request, replay.receive, answer.pass_on)
             if answer.has_begun or replay.is_gone:
                 await answer.end()
                 return
@@ -179,23 +180,6 @@ def error_of_serve(status: int | None, path: str) -> APIError:
         case 503:
             return unavailable("the service is starting or restarting")
     return APIError(500, "the service failed; its log says why", "internal_error", headers=RETRY_AFTER)
-
-
-class Replay:
-    """Gives a body that was received to the application, then waits until the client leaves."""
-
-    def __init__(self, body: list[bytes], receive: Receive):
-        self.rest, self._receive = list(reversed(body)), receive
-        self.is_gone = False
-
-    async def receive(self) -> dict:
-        """Returns the next ASGI message."""
-        if self.rest:
-            return {"type": "http.request", "body": self.rest.pop(), "more_body": bool(self.rest)}
-        while (message := await self._receive())["type"] == "http.request":
-            pass  # of a request without a body, its end
-        self.is_gone = True
-        return message
 
 
 class Answer:
