@@ -8,8 +8,10 @@ waveforms in host memory and ends with token ids there.
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -30,8 +32,9 @@ from tiny_audio.model.fp8 import freeze_to_fp8
 NUM_TOKENS = 31  # tokens of each text
 NO_END = -1  # an id that no token has, so that no text ends before its limit
 NUM_CLIPS = 1024  # offline
+IN_FLIGHT = 128  # clips at a time, as many as clients of the service give it
 SEED_CLIPS, CLIENT_CLIPS = 8, 40
-GENERATE_BATCHES, GENERATE_CLIPS = (128, 256), 256
+GENERATE_ROWS, GENERATE_CLIPS = 128, 256  # the fastest batch of 64, 128 and 256, on an H100
 PROFILED_CLIPS, PROFILED_ROWS = 34, 256  # rows of a prefill (about as many tokens as join at once) and of a decode step
 COMPARED_CLIPS = 32  # compared with the engine's ids for each clip alone
 KERNELS = {  # kinds of kernels, by parts of their names
@@ -83,6 +86,16 @@ def engine_ids(transcriber: Transcriber, clips: list[np.ndarray]) -> list[list[i
         transcriber.engine.submit(request)
     transcriber.engine.run()
     return [request.future.result().ids for request in requests]
+
+
+def ids_in_flight(transcriber: Transcriber, clips: list[np.ndarray], most: int) -> list[list[int]]:
+    """Returns the ids of a running engine that is given the next clip whenever fewer than `most` are in its hands."""
+    room, answers = threading.Semaphore(most), []
+    for clip in clips:
+        room.acquire()
+        answers.append(transcriber.submit(clip))
+        answers[-1].add_done_callback(lambda _: room.release())
+    return [answer.result().ids for answer in answers]
 
 
 def timed(name: str, transcribe: Callable[[list[np.ndarray]], object], clips: list[np.ndarray], **figures: object) -> dict:
@@ -198,6 +211,8 @@ def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray]) -> Iterator
     row = timed(f"engine, {kind}", lambda clips: answers.extend(engine_ids(transcriber, clips)), clips, **figures)
     yield row | divergence(answers[:COMPARED_CLIPS], alone)
     transcriber.engine.start()
+    at_once = partial(ids_in_flight, transcriber, most=IN_FLIGHT)
+    yield timed(f"engine, {kind}, {IN_FLIGHT} clips in flight", at_once, clips)
     yield one_client(f"engine, {kind}, one client", transcriber, noise_pcm(CLIENT_CLIPS, seed=9))
     transcriber.engine.close()
     yield from profiles(f"engine, {kind}", transcriber, PROFILED_ROWS)
@@ -223,15 +238,12 @@ def offline_rows(folder: Path) -> Iterator[dict]:
 
 def generate_rows(model: ASRModel, clips: list[np.ndarray]) -> Iterator[dict]:
     """Measures transformers' `generate` in batches, with the exact and the trimmed encoder."""
-    alone = generate_ids(model, clips[:SEED_CLIPS], 1)
-    for rows in GENERATE_BATCHES:
-        generate_ids(model, clips[:rows], rows)
+    for window, kind in (("full", "exact encoder"), ("trimmed", "trimmed")):
+        model.config.encoder_window = window
+        alone = generate_ids(model, clips[:SEED_CLIPS], 1)
+        generate_ids(model, clips[:GENERATE_ROWS], GENERATE_ROWS)
         ids: list[list[int]] = []
-        name = f"transformers' generate, exact encoder, batches of {rows}"
-        row = timed(name, lambda clips, rows=rows, ids=ids: ids.extend(generate_ids(model, clips, rows)), clips[:GENERATE_CLIPS])
+        name = f"transformers' generate, {kind}, batches of {GENERATE_ROWS}"
+        row = timed(name, lambda clips, ids=ids: ids.extend(generate_ids(model, clips, GENERATE_ROWS)), clips[:GENERATE_CLIPS])
         yield row | divergence(ids[:SEED_CLIPS], alone)
-    model.config.encoder_window = "trimmed"
-    generate_ids(model, clips[:rows], rows)
-    name = f"transformers' generate, trimmed, batches of {rows}"
-    yield timed(name, lambda clips: generate_ids(model, clips, rows), clips[:GENERATE_CLIPS])
     model.config.encoder_window = "full"

@@ -21,19 +21,19 @@ from tiny_audio.lab.benchmarks.inputs import count_gpus, gpu_facts
 from tiny_audio.lab.benchmarks.noise import write_noise_shards
 from tiny_audio.lab.durations import LONGEST_S, MEAN_S
 from tiny_audio.lab.load_test import load
-from tiny_audio.lab.load_test.clips import uploads
+from tiny_audio.lab.load_test.clips import Upload, uploads
 from tiny_audio.lab.load_test.config import LoadTestConfig
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.lab.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
 from tiny_audio.lab.ray_cli import Cluster
 from tiny_audio.lab.serve_cli import serve_app
-from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.projectors import MLPProjector
 from tiny_audio.model.saved import save_model
 
+SERVED = "bf16, trimmed"  # the engine that is measured behind HTTP and in a job
 CLIENTS = [1, 32, 128]
 WARM_UP_S, DURATION_S = 3.0, 6.0  # of each number of clients
-ARGS = {"device": "cuda", "num_ingresses": 4}
+ARGS = {"num_ingresses": 8}
 JOB_ROWS, JOB_BATCH_ROWS = 4096, 64
 
 
@@ -41,10 +41,11 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     """Runs all measurements on one GPU, in several minutes; prints each row as it comes.
 
     Raises:
-        ConfigError: there is no GPU here.
+        ConfigError: there is no GPU here, or no espeak-ng to make speech.
     """
     count_gpus(config)
-    folder = config.output_folder / "inputs/backbones"
+    folder = config.output_folder
+    speech = uploads(_loads(""))  # the service gives the model no noise
     rows: list[dict] = []
 
     def keep(measured: Iterator[dict]) -> None:
@@ -52,43 +53,39 @@ def measure(config: BenchmarkConfig) -> list[dict]:
             rows.append(row | gpu_facts())
             print(rows[-1], flush=True)
 
-    keep(offline_rows(folder))
+    keep(offline_rows(folder / "inputs/backbones"))
     gc.collect()
     torch.cuda.empty_cache()  # what follows runs in processes of its own
-    offline = {row["name"].removeprefix("engine, "): row["audio_s_per_s"] for row in rows if "slots" in row}
-    models = {"bf16, trimmed": model_config(folder, "trimmed"), "bf16, exact encoder": model_config(folder, "full")}
-    keep(service_rows(models, offline, config.output_folder))
+    offline = next(row["audio_s_per_s"] for row in rows if row["name"] == f"engine, {SERVED}")
+    model = folder / "models/trimmed"
+    projector = MLPProjector(WHISPER_LARGE_V3_TURBO["d_model"], SMOLLM3_3B["hidden_size"])
+    save_model(model_config(folder / "inputs/backbones", "trimmed"), projector.state_dict(), None, model)
+    shards = write_noise_shards(folder / "inputs/transcribe", JOB_ROWS, seed=0)
+    with local_cluster() as cluster:
+        served = chain(http_rows(cluster, model, speech, "cuda"), job_rows(model, shards, use_gpu=True))
+        keep(row | {"share_of_offline": row["audio_s_per_s"] / offline} for row in served)
     return rows
 
 
-def service_rows(models: dict[str, ASRConfig], offline: dict[str, float], folder: Path) -> Iterator[dict]:
-    """Yields the speeds of the HTTP service and of a batch job with each model, and their shares of its `offline` speed."""
-    shards = write_noise_shards(folder / "inputs/transcribe", JOB_ROWS, seed=0)
-    with local_cluster() as cluster:
-        for kind, config in models.items():
-            model = folder / f"models/{kind.replace(', ', '-').replace(' ', '-')}"
-            projector = MLPProjector(WHISPER_LARGE_V3_TURBO["d_model"], SMOLLM3_3B["hidden_size"])
-            save_model(config, projector.state_dict(), None, model)
-            for row in chain(_http_rows(cluster, model, kind), _job_rows(model, shards, kind)):
-                yield row | {"share_of_offline": row["audio_s_per_s"] / offline[kind]}
+def _loads(url: str) -> LoadTestConfig:
+    times = {"warm_up_s": WARM_UP_S, "duration_s": DURATION_S}
+    return LoadTestConfig(servers={f"{url}/v1": "tiny_audio"}, clients=CLIENTS, mean_s=MEAN_S, longest_s=LONGEST_S, **times)
 
 
-def _http_rows(cluster: Cluster, model: Path, kind: str) -> Iterator[dict]:
-    with serve_app(cluster, model, {"model": str(model), **ARGS}) as url:
-        clips = {"made_of": "noise", "mean_s": MEAN_S, "longest_s": LONGEST_S}
-        loads = {"clients": CLIENTS, "warm_up_s": WARM_UP_S, "duration_s": DURATION_S}
-        config = LoadTestConfig(servers={f"{url}/v1": "tiny_audio"}, **loads, **clips)
-        for row in load.measure(config, uploads(config)):
-            yield {"name": f"HTTP, {kind}, {row['clients']} clients", **row, **ARGS}
+def http_rows(cluster: Cluster, model: Path, speech: list[Upload], device: str) -> Iterator[dict]:
+    """Yields the speed and the latencies of the HTTP service, for each number of clients."""
+    with serve_app(cluster, model, {"model": str(model), "device": device, **ARGS}) as url:
+        for row in load.measure(_loads(url), speech):
+            yield {"name": f"HTTP, {SERVED}, {row['clients']} clients", **row, **ARGS}
 
 
-def _job_rows(model: Path, shards: str, kind: str) -> Iterator[dict]:
+def job_rows(model: Path, shards: str, use_gpu: bool) -> Iterator[dict]:
     """Measures a job from its first answer to its last: before that, models load. What was in work by then does not count."""
     clips = clip_dataset(plan_pass(read_dataset(shards)), LONGEST_S)
     durations_s, started = [], 0.0
-    for row in transcribed_rows(clips, TranscribeSettings(str(model), use_gpu=True, batch_rows=JOB_BATCH_ROWS)):
+    for row in transcribed_rows(clips, TranscribeSettings(str(model), use_gpu=use_gpu, batch_rows=JOB_BATCH_ROWS)):
         started = started or time.perf_counter()
         durations_s.append(row["num_samples"] / SAMPLE_RATE)
     counted = durations_s[CALLS_AT_ONCE * JOB_BATCH_ROWS :]
     seconds = time.perf_counter() - started
-    yield {"name": f"Ray Data, {kind}", "audio_s_per_s": sum(counted) / seconds, "num_clips": len(counted)}
+    yield {"name": f"Ray Data, {SERVED}", "audio_s_per_s": sum(counted) / seconds, "num_clips": len(counted)}
