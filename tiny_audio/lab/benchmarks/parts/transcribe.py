@@ -32,7 +32,7 @@ from tiny_audio.model.saved import save_model
 
 SERVED = "bf16, trimmed"  # the engine that is measured behind HTTP and in a job
 CLIENTS = [1, 32, 128]
-WARM_UP_S, DURATION_S = 3.0, 6.0  # of each number of clients
+WARM_UP_S, DURATION_S = 3.0, 15.0  # of each number of clients
 ARGS = {"num_ingresses": 8}
 JOB_ROWS, JOB_BATCH_ROWS = 4096, 64
 
