@@ -23,6 +23,7 @@ from tiny_audio.lab.load_test.config import LoadTestConfig
 from tiny_audio.lab.pretraining.config import PretrainConfig
 from tiny_audio.lab.synthetic.config import SyntheticConfig
 from tiny_audio.storage import with_absolute_paths
+from tiny_audio.training.ctc_head_config import CTCHeadConfig
 
 QUICKSTART = ROOT / "ray_jobs/configs/quickstart.yaml"
 
@@ -197,6 +198,7 @@ def test_an_error_in_one_line_is_short_and_never_empty():
 def config_class_of(path) -> type:
     """The settings of the job that a YAML file in ray_jobs/configs is for."""
     others = {"evaluate": EvaluateConfig, "transcribe": TranscribeConfig, "synthetic": SyntheticConfig, "prepare": PrepareConfig}
+    others |= {"ctc_head": CTCHeadConfig}
     others |= {"backbones": PretrainConfig, "benchmark": BenchmarkConfig, "load_test": LoadTestConfig}
     return others.get(path.stem, TrainConfig)
 

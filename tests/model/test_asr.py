@@ -44,7 +44,7 @@ def test_the_seeds_usage_works(tmp_path):
     assert ids.shape[1] <= 5
     assert isinstance(model.tokenizer.decode(ids[0], skip_special_tokens=True), str)
     model.save_pretrained(tmp_path / "saved")
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors", "ctc_head.safetensors"}
     again = ASRModel.from_pretrained(tmp_path / "saved")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert (again.generate(input_features=features, max_new_tokens=5) == ids).all()

@@ -169,7 +169,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(model, monkeypatch):
     monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
     model.push_to_hub("someone/speech")
     assert [(name, files - {"README.md"}) for name, files in uploads] == [
-        ("someone/speech", {"config.json", "model.safetensors"})
+        ("someone/speech", {"config.json", "model.safetensors", "ctc_head.safetensors"})
     ]
 
 

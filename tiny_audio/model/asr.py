@@ -18,6 +18,7 @@ from tiny_audio.audio.masks import apply_masks
 from tiny_audio.config import require
 from tiny_audio.model.config import SETTINGS, ASRConfig, require_no_keywords
 from tiny_audio.model.ctc import AudioCTC
+from tiny_audio.model.ctc_head import load_ctc_head, load_encoders_ctc_head
 from tiny_audio.model.decoder import FAMILIES, load_decoder, load_tokenizer
 from tiny_audio.model.encoder import load_encoder, load_feature_extractor, window_num_samples
 from tiny_audio.model.layers import encoder_layers, plain_layers, stem
@@ -68,6 +69,7 @@ class ASRModel(PreTrainedModel):
         self.layers = plain_layers(self.family)
         self.adapter: Adapter | None = None  # what is merged into the decoder's weights
         self.ctc: AudioCTC | None = None  # the second loss of a training, if it has one
+        self.ctc_head = load_encoders_ctc_head(config.audio_model_id, self.encoder.config.d_model)  # None: it has none
         self.eval()
 
     def fresh_projector(self) -> nn.Module:
@@ -279,7 +281,7 @@ class ASRModel(PreTrainedModel):
         )
 
     def save_pretrained(self, save_directory, *, push_to_hub: bool = False, max_shard_size=None, **upload) -> None:
-        """Writes config.json, the projector, and an adapter that was loaded: what `from_pretrained` needs beside the backbones.
+        """Writes config.json, the projector, an adapter and a CTC head: what `from_pretrained` needs beside the backbones.
 
         Args:
             save_directory: a folder, which is made where there is none.
@@ -292,7 +294,7 @@ class ASRModel(PreTrainedModel):
         """
         if not push_to_hub:
             require_no_keywords("save_pretrained", upload)
-        save_model(self.config, self.projector.state_dict(), self.adapter, save_directory)
+        save_model(self.config, self.projector.state_dict(), self.adapter, save_directory, self.ctc_head)
         if push_to_hub:
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
 
@@ -336,7 +338,8 @@ class ASRModel(PreTrainedModel):
             config = config or ASRConfig.from_pretrained(folder, **hub)
             require_readable(str(pretrained_model_name_or_path), config)
             state, adapter = load_projector(folder, **hub), load_saved_adapter(folder, **hub)
-        model = cls(config.replaced(**settings))
+            model = cls(config.replaced(**settings))
+            model.ctc_head = load_ctc_head(folder, model.encoder.config.d_model, **hub) or model.ctc_head
         put_weights(model.projector, state, str(pretrained_model_name_or_path), config)
         if adapter:
             model.adapter = merge_adapter(model.decoder, adapter)

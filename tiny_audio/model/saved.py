@@ -1,4 +1,4 @@
-"""Saves and loads a model's folder: config.json, the projector, and an adapter. Of the backbones it holds the ids alone."""
+"""Saves and loads a model's folder: config.json, projector, adapter and CTC head. Of the backbones it holds the ids alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save
 from transformers.utils import cached_file, find_adapter_config_file
 
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.ctc_head import save_ctc_head
 from tiny_audio.model.lora import ADAPTER_FOLDER, ADAPTER_WEIGHTS, TRAINED_PREFIX, Adapter, load_adapter, save_adapter
 from tiny_audio.storage import local_folder
 from tiny_audio.versions import require_version
@@ -21,8 +22,14 @@ MODEL_VERSION = 2  # of a saved model's format, which config.json holds: 2 has a
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def save_model(config: ASRConfig, weights: dict[str, torch.Tensor], adapter: Adapter | None, folder: str | Path) -> None:
-    """Writes a saved model: config.json, the projector's `weights` in float32, and the adapter if there is one."""
+def save_model(
+    config: ASRConfig,
+    weights: dict[str, torch.Tensor],
+    adapter: Adapter | None,
+    folder: str | Path,
+    ctc_head: torch.nn.Linear | None = None,
+) -> None:
+    """Writes a saved model: config.json, the projector's `weights` in float32, and the adapter and the head if there are any."""
     config.architectures, config.format_version = [ARCHITECTURE], MODEL_VERSION if adapter else 1
     config.save_pretrained(folder)
     if adapter:
@@ -30,6 +37,8 @@ def save_model(config: ASRConfig, weights: dict[str, torch.Tensor], adapter: Ada
     state = {PROJECTOR_PREFIX + name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
     # Written by us, with the rights that new files get here: safetensors' own files are for their owner alone.
     (Path(folder) / PROJECTOR_FILE).write_bytes(save(state, metadata={"format": "pt"}))
+    if ctc_head:
+        save_ctc_head(ctc_head, folder)
 
 
 def load_projector(model: str, **hub_options) -> dict[str, torch.Tensor]:
