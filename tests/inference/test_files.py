@@ -227,13 +227,22 @@ def test_parts_make_a_line_with_segments_in_whatever_order_they_come():
         "is_long": True,
         "num_samples": 9,
         "num_parts": 0,
+        "offset_s": 0.0,
+        "doubtful": False,
+        "words": None,
     }
     first = {**common, "hypothesis": "one", "start_s": 0.12345, "end_s": 9.0, "looped": False}
     last = {**common, "hypothesis": "two", "start_s": 30.0, "end_s": 39.0, "looped": True, "complete": False, "num_parts": 2}
+    last |= {"offset_s": 29.8, "doubtful": True, "words": [{"text": "two", "start_s": 0.2, "end_s": 0.5}]}
     line = files._output_line([last, first])
     assert (line["text"], line["duration_s"], line["complete"], line["looped"]) == ("one two", 60.0, False, True)
-    assert line["segments"][0] == {"start_s": 0.123, "end_s": 9.0, "text": "one", "complete": True, "looped": False}
-    assert "segments" not in files._output_line([{**last, "is_long": False}])
+    of_first = {"start_s": 0.123, "end_s": 9.0, "text": "one", "complete": True, "looped": False, "doubtful": False}
+    assert line["segments"][0] == of_first
+    assert line["doubtful"]
+    assert line["segments"][1]["words"] == [{"word": "two", "start_s": 30.0, "end_s": 30.3}]
+    short = files._output_line([{**last, "is_long": False}])
+    assert "segments" not in short
+    assert short["words"] == line["segments"][1]["words"]
     assert files._output_line([first, {**last, "reason": "damaged"}]) == {"path": "a.wav", "error": "damaged"}
     nothing = {**last, "num_samples": 0, "hypothesis": "", "looped": False, "complete": True, "num_parts": 1}
     assert files._output_line([nothing])["segments"] == []

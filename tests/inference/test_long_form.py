@@ -23,9 +23,13 @@ def transcriber(model):
 
 
 def test_segments_come_in_order_with_the_texts_of_their_windows(transcriber):
-    alone = [transcriber([window.pcm])[0] for window in CUT]
+    alone = [transcriber([window.pcm], with_words=True)[0] for window in CUT]
     segments = list(transcribe_windows(transcriber, iter(CUT)))
-    assert [segment.transcript for segment in segments] == alone
+    assert [segment.transcript.text for segment in segments] == [transcript.text for transcript in alone]
+    assert any(transcript.words for transcript in alone[1:])
+    for number, (segment, transcript) in enumerate(zip(segments, alone, strict=True)):
+        words = transcript.words and [word.later(2.0 * number) for word in transcript.words]
+        assert segment.transcript.words == words  # on the recording's clock
     assert [(segment.start_s, segment.end_s) for segment in segments] == [(2.0 * i + 0.1, 2.0 * i + 0.5) for i in range(5)]
     assert transcriber.engine.scheduler.most_live > 1
     assert list(transcribe_windows(transcriber, iter([]))) == []

@@ -23,7 +23,7 @@ from tiny_audio.audio.config import VadConfig
 from tiny_audio.audio.decode import AudioError
 from tiny_audio.data.audio_files import STDIN, find_audio
 from tiny_audio.data.rows import UNREADABLE
-from tiny_audio.inference.lines import error_line, file_line, segment_line
+from tiny_audio.inference.lines import error_line, file_line, segment_line, word_line
 from tiny_audio.inference.long_form import Segment
 from tiny_audio.inference.output import FORMS, Output
 from tiny_audio.storage import require_model
@@ -80,8 +80,10 @@ def _transcribed(transcriber, path: str, arguments: argparse.Namespace, shown: b
 
 
 def _as_line(segment: Segment) -> dict:
-    transcript = segment.transcript
-    return segment_line(segment.start_s, segment.end_s, transcript.text, transcript.complete, transcript.looped)
+    transcript, words = segment.transcript, segment.transcript.words
+    words = words and [word_line(word.text, word.start_s, word.end_s) for word in words]
+    of_text = (transcript.text, transcript.complete, transcript.looped, transcript.doubtful, words)
+    return segment_line(segment.start_s, segment.end_s, *of_text)
 
 
 def _with_progress(segments: Iterable[Segment], path: str, duration_s: float, shown: bool) -> Iterator[Segment]:

@@ -41,5 +41,6 @@ class TranscribeConfig(PoolConfig):
     max_duration_s: Annotated[float, Field(ge=1)] = MAX_DURATION_S  # longer recordings are rejected
     # recordings longer than this are cut at pauses; null: what the encoder takes, and windows of 28 s at most
     window_s: Annotated[float, Field(ge=1)] | None = None
+    words: bool = False  # adds the times of the words to .jsonl, from a model with a CTC head
     skip_silence: bool = True  # clips without speech have no text, and are not given to the model
     vad: VadConfig = field(default_factory=VadConfig)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from tiny_audio.audio.clip import Clip
+from tiny_audio.audio.clip import SAMPLE_RATE, Clip
 from tiny_audio.audio.decode import AudioError
 from tiny_audio.audio.windows import Window
 from tiny_audio.data.audio_files import STDIN
@@ -22,7 +22,7 @@ from tiny_audio.data.rows import UNREADABLE, Reject
 from tiny_audio.inference.config import TranscribeConfig
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_file, open_audio
 from tiny_audio.inference.journal import Journal
-from tiny_audio.inference.lines import error_line, file_line, segment_line
+from tiny_audio.inference.lines import error_line, file_line, segment_line, word_line
 from tiny_audio.inference.output import Output
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
 from tiny_audio.model.window import read_model_window_s
@@ -30,7 +30,7 @@ from tiny_audio.model.window import read_model_window_s
 NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)
 TABLE_SAMPLES = 2**24  # of the tables in which decoded sound travels: 32 MiB
 STDIN_BYTES = 2**30  # longest standard input: it travels to a task in memory
-PLACES = ("start_s", "end_s", "duration_s")
+PLACES = ("start_s", "end_s", "offset_s", "duration_s")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Part:
     clip: Clip | Reject
     start_s: float = 0.0
     end_s: float = 0.0
+    offset_s: float = 0.0  # of the clip's first sample
     duration_s: float = 0.0
     is_long: bool = False
     num_parts: int = 0
@@ -51,12 +52,17 @@ def _output_line(rows: list[dict]) -> dict:
     last = next(row for row in rows if row["num_parts"])
     if last["reason"]:
         return error_line(last["id"], last["reason"])
-    segments = [
-        segment_line(row["start_s"], row["end_s"], row["hypothesis"], row["complete"], row["looped"])
-        for row in rows
-        if row["num_samples"]
-    ]
+    segments = [_segment_line(row) for row in rows if row["num_samples"]]
     return file_line(last["id"], last["duration_s"], segments, last["is_long"])
+
+
+def _segment_line(row: dict) -> dict:
+    """Makes the line of a window from its row, in which the times of words are from the window's beginning."""
+    offset_s, words = row["offset_s"], row["words"]
+    if words is not None:
+        words = [word_line(word["text"], word["start_s"] + offset_s, word["end_s"] + offset_s) for word in words]
+    of_text = (row["hypothesis"], row["complete"], row["looped"], row["doubtful"], words)
+    return segment_line(row["start_s"], row["end_s"], *of_text)
 
 
 def transcribe_files(
@@ -77,11 +83,11 @@ def transcribe_files(
     Raises:
         ConfigError: the model does not exist, or the output's name is invalid.
     """
-    settings = TranscribeSettings.of(config)
+    settings = TranscribeSettings.of(config, with_words=config.words)
     encoder_window_s = read_model_window_s(settings.model)
     cutting = Cutting.of(config.window_s, encoder_window_s, config.max_duration_s, config.skip_silence, config.vad)
     output = Output.of(config.output, paths)
-    journal = Journal(output.journal, {"model": settings.model, **asdict(cutting)})
+    journal = Journal(output.journal, {"model": settings.model, "words": config.words, **asdict(cutting)})
     to_do = [path for path in paths if path not in journal.lines]
     if to_do:
         start_ray()
@@ -159,4 +165,5 @@ def file_parts(path: str, data: bytes | None, cutting: Cutting) -> Iterator[Part
 
 
 def _part(path: str, window: Window, cut: CutFile, num_parts: int) -> Part:
-    return Part(Clip(path, window.pcm, ""), window.start_s, window.end_s, cut.duration_s, cut.is_long, num_parts)
+    places = (window.start_s, window.end_s, window.start / SAMPLE_RATE, cut.duration_s)
+    return Part(Clip(path, window.pcm, ""), *places, cut.is_long, num_parts)

@@ -10,9 +10,18 @@ def joined(texts: Iterable[str]) -> str:
     return " ".join(filter(None, texts))
 
 
-def segment_line(start_s: float, end_s: float, text: str, complete: bool, looped: bool) -> dict:
-    """Returns a segment as an output holds it; its times are from the recording's beginning."""
-    return {"start_s": round(start_s, 3), "end_s": round(end_s, 3), "text": text, "complete": complete, "looped": looped}
+def segment_line(
+    start_s: float, end_s: float, text: str, complete: bool, looped: bool, doubtful: bool, words: list[dict] | None = None
+) -> dict:
+    """Returns a segment as an output holds it, with its words where there are some; times are from the recording's beginning."""
+    line = {"start_s": round(start_s, 3), "end_s": round(end_s, 3), "text": text}
+    line |= {"complete": complete, "looped": looped, "doubtful": doubtful}
+    return line if words is None else {**line, "words": words}
+
+
+def word_line(word: str, start_s: float, end_s: float) -> dict:
+    """Returns a word as an output holds it; its times are from the recording's beginning."""
+    return {"word": word, "start_s": round(start_s, 3), "end_s": round(end_s, 3)}
 
 
 def file_line(path: str, duration_s: float, segments: list[dict], is_long: bool) -> dict:
@@ -23,8 +32,12 @@ def file_line(path: str, duration_s: float, segments: list[dict], is_long: bool)
         "duration_s": duration_s,
         "complete": all(segment["complete"] for segment in segments),
         "looped": any(segment["looped"] for segment in segments),
+        "doubtful": any(segment["doubtful"] for segment in segments),
     }
-    return {**line, "segments": segments} if is_long else line
+    if is_long:
+        return {**line, "segments": segments}
+    window = segments[0] if segments else {}
+    return {**line, "words": window["words"]} if "words" in window else line
 
 
 def error_line(path: str, reason: str) -> dict:

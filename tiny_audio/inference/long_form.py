@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.windows import Window
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ WINDOWS_AT_ONCE = 64  # of a recording, in the engine; a longer one waits outsid
 
 @dataclass(frozen=True)
 class Segment:
-    """Holds the transcript of a window; `start_s` and `end_s` say where its speech lies, from the recording's beginning."""
+    """Holds the transcript of a window; all times are from the recording's beginning, those of `transcript.words` too.
+
+    `start_s` and `end_s` say where its speech lies.
+    """
 
     start_s: float
     end_s: float
@@ -53,5 +57,6 @@ def transcribe_windows(
 
 
 def _segment(transcriber: Transcriber, window: Window, future) -> Segment:
-    transcript = transcriber.transcript(future.result())
-    return Segment(window.start_s, window.end_s, transcript)
+    transcript = transcriber.transcript(future.result(), with_words=True)
+    words = transcript.words and [word.later(window.start / SAMPLE_RATE) for word in transcript.words]
+    return Segment(window.start_s, window.end_s, replace(transcript, words=words))

@@ -15,7 +15,7 @@ from tiny_audio.data.audio_files import STDIN
 from tiny_audio.inference.subtitles import Cue, srt, vtt
 from tiny_audio.storage import output_path, put
 
-COLUMNS = ("path", "text", "duration_s", "complete", "looped", "error")
+COLUMNS = ("path", "text", "duration_s", "complete", "looped", "doubtful", "error")
 REJECTED_S = 0.001  # duration of the subtitle that says a file was rejected
 
 

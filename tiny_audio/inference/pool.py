@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray.data
@@ -15,18 +16,23 @@ from tiny_audio.inference.config import PoolConfig
 from tiny_audio.model.fp8 import require_fp8
 from tiny_audio.storage import require_model
 
+if TYPE_CHECKING:
+    from tiny_audio.inference.transcriber import Transcript
+
+WORDS = pa.list_(pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())]))
 CALLS_AT_ONCE = 8  # threads of an actor: clips of the next batches join while the last ones of a batch are still running
 
 
 class TranscribeRows:
-    """Holds an engine in an actor and adds `hypothesis`, `complete`, `looped` and `fallback` to tables of decoded clips."""
+    """Holds an engine in an actor and adds its transcripts to tables of decoded clips, in the columns of `_columns`."""
 
-    def __init__(self, model: str, device: str, fp8: bool, num_threads: int, untrained_seed: int | None):
+    def __init__(self, model: str, device: str, fp8: bool, num_threads: int, untrained_seed: int | None, with_words: bool):
         import torch
 
         from tiny_audio.inference.transcriber import Transcriber
 
         torch.set_num_threads(num_threads)
+        self.with_words = with_words
         self.transcriber = Transcriber.load(model, device, fp8)
         if untrained_seed is not None:
             torch.manual_seed(untrained_seed)
@@ -36,14 +42,26 @@ class TranscribeRows:
         self.transcriber.engine.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        from tiny_audio.inference.transcriber import Transcript
+
         clips = table_pcm(table)  # empty for a reject, and where nothing was said
-        clip_transcripts = iter(self.transcriber([pcm for pcm in clips if len(pcm)]))
-        transcripts = [next(clip_transcripts) if len(pcm) else None for pcm in clips]
+        clip_transcripts = iter(self.transcriber([pcm for pcm in clips if len(pcm)], self.with_words))
+        nothing = Transcript("", 0, complete=True)
+        transcripts = [next(clip_transcripts) if len(pcm) else nothing for pcm in clips]
         table = table.drop_columns(["pcm"])
-        table = table.append_column("hypothesis", pa.array([t.text if t else "" for t in transcripts], pa.string()))
-        table = table.append_column("complete", pa.array([not t or t.complete for t in transcripts], pa.bool_()))
-        table = table.append_column("looped", pa.array([bool(t and t.looped) for t in transcripts], pa.bool_()))
-        return table.append_column("fallback", pa.array([self.transcriber.runner.fallback] * len(table), pa.string()))
+        for name, values, kind in self._columns(transcripts):
+            table = table.append_column(name, pa.array(values, kind))
+        return table
+
+    def _columns(self, transcripts: list[Transcript]) -> Iterator[tuple[str, list, pa.DataType]]:
+        """Yields the name, the values and the type of each column."""
+        yield "hypothesis", [transcript.text for transcript in transcripts], pa.string()
+        for name in ("complete", "looped", "doubtful"):
+            yield name, [getattr(transcript, name) for transcript in transcripts], pa.bool_()
+        yield "heard", [transcript.heard for transcript in transcripts], pa.string()
+        words = [t.words and [asdict(word) for word in t.words] for t in transcripts]
+        yield "words", words, WORDS
+        yield "fallback", [self.transcriber.runner.fallback] * len(transcripts), pa.string()
 
 
 @dataclass(frozen=True)
@@ -57,16 +75,17 @@ class TranscribeSettings:
     num_threads: int = 1  # CPU threads of an actor
     batch_rows: int = 64
     untrained_seed: int | None = None  # seed of a fresh projector that replaces the trained one
+    with_words: bool = False  # finds the times of the words, where the model has a CTC head
 
     @classmethod
-    def of(cls, config: PoolConfig, untrained_seed: int | None = None) -> TranscribeSettings:
+    def of(cls, config: PoolConfig, untrained_seed: int | None = None, with_words: bool = False) -> TranscribeSettings:
         """Returns the settings that a config gives.
 
         Raises:
             ConfigError: there is no such model.
         """
         fields = (config.num_actors, config.use_gpu, config.fp8, config.num_threads, config.batch_rows)
-        return cls(require_model(config.model), *fields, untrained_seed)
+        return cls(require_model(config.model), *fields, untrained_seed, with_words)
 
 
 def transcribed_rows(clips: ray.data.Dataset, settings: TranscribeSettings) -> Iterator[dict]:
@@ -113,5 +132,6 @@ def _transcribe(clips: ray.data.Dataset, settings: TranscribeSettings) -> ray.da
             "fp8": settings.fp8,
             "num_threads": settings.num_threads,
             "untrained_seed": settings.untrained_seed,
+            "with_words": settings.with_words,
         },
     )

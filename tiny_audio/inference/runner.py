@@ -22,6 +22,7 @@ from tiny_audio.audio.clip import Clip, num_audio_tokens
 from tiny_audio.inference.cache import SlotCache
 from tiny_audio.inference.engine import Tokens
 from tiny_audio.inference.graphs import Graphed, next_size, padded
+from tiny_audio.inference.hearing import hear
 from tiny_audio.inference.scheduler import Request, Token
 from tiny_audio.model.layers import (
     Layers,
@@ -158,6 +159,8 @@ class Runner:
         positions, where, slots = map(self._moved, (positions, where, torch.from_numpy(slots)))
         batch = (batch.pin() if self.on_gpu else batch).to(self.device)
         frames = self.model.encode_batch(batch, self._encode)
+        for number, letters in zip(order, hear(self.model.ctc_head, frames, batch.num_frames), strict=True):
+            requests[number].letters = letters
         audio = self._project(frames, batch.first_tokens, num_tokens, [requests[number].model for number in order])
         hidden = self.model.decoder.model.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
         rows, bounds, predicting = slots, batch.clips.bounds, batch.predicting

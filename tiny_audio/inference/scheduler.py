@@ -8,12 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.inference.loops import loop_start, num_repeated
+
+if TYPE_CHECKING:
+    import torch
 
 LOOP_TOKENS = 64  # a phrase repeated over this many tokens is a loop: 13 s of speech at SmolLM3's rate
 LOOP_TOKENS_PER_S = 12.5  # in a short clip, fewer are: so many a second, about nine words, are no speech
@@ -41,6 +44,7 @@ class Answer:
     logprobs: list[float]
     complete: bool
     looped: bool
+    letters: torch.Tensor | None = None  # (E, classes) log-probabilities of what the model's CTC head heard, if it has one
 
     @property
     def tokens(self) -> list[Token]:
@@ -63,6 +67,7 @@ class Request:
     num_stale: int = 0  # of those that it is making, the first so many are of a text that was given up
     ids: list[int] = field(default_factory=list)  # tokens known to the host
     logprobs: list[float] = field(default_factory=list)  # theirs
+    letters: torch.Tensor | None = None  # those of the answer; on their way to the host until the first token is known
     num_told: int = 0  # of them, the caller knows so many: not those that may prove to be a loop
     loop_starts: list[int] = field(default_factory=list)  # where it began to loop, each time that it did
     banned: dict[int, int] = field(default_factory=dict)  # the id that would begin a loop, by the place where it may not stand
@@ -87,7 +92,7 @@ class Request:
     def finish(self, complete: bool) -> None:
         self.tell(len(self.ids))
         with suppress(InvalidStateError):  # cancelled by its caller just now
-            self.future.set_result(Answer(self.ids, self.logprobs, complete, bool(self.loop_starts)))
+            self.future.set_result(Answer(self.ids, self.logprobs, complete, bool(self.loop_starts), self.letters))
 
     def tell(self, num_ids: int) -> None:
         """Hands the first `num_ids` ids to the caller, if it wants them and does not know them yet."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tiny_audio.audio.clip import SAMPLE_RATE, require_clips
 from tiny_audio.config import one_line
 from tiny_audio.inference.engine import Engine
+from tiny_audio.inference.hearing import DOUBTFUL, Word, align_words, disagreement
 from tiny_audio.inference.runner import MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS, Runner
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler, Token
 from tiny_audio.model.asr import ASRModel
+from tiny_audio.model.ctc_head import heard_text
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8
 from tiny_audio.model.prompt import clean_transcript
 from tiny_audio.model.siblings import load_sibling
@@ -24,12 +26,23 @@ class Transcript:
     """Holds what the decoder wrote for one clip.
 
     `complete` and `looped` are those of an `Answer`.
+
+    Where the model has a CTC head, `heard` are the letters that it heard by itself, and `disagreement` is how far the text is
+    from them, from 0 to 1. `words` has the times of the words, where they were asked for and can be known.
     """
 
     text: str
     num_tokens: int
     complete: bool
     looped: bool = False
+    heard: str | None = None
+    disagreement: float | None = None
+    words: list[Word] | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the text is far from what the CTC head heard, or one of them is silent; False where there is no head."""
+        return self.disagreement is not None and self.disagreement > DOUBTFUL
 
 
 class Transcriber:
@@ -115,6 +128,7 @@ class Transcriber:
             "largest_batch": self.engine.scheduler.most_live,
             "cuda_graphs": self.runner.graphed,
             "fallback": self.runner.fallback,
+            "word_times": self.model.ctc_head is not None,
         }
 
     @property
@@ -131,8 +145,12 @@ class Transcriber:
         """Transcribes clips as a call does, but returns only their texts."""
         return [transcript.text for transcript in self(waveforms)]
 
-    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+    def __call__(self, waveforms: Sequence[np.ndarray], with_words: bool = False) -> list[Transcript]:
         """Transcribes (S,) int16 clips at 16 kHz, in the order given.
+
+        Args:
+            waveforms: the clips.
+            with_words: whether to find the times of the words, too.
 
         Raises:
             ValueError: a clip is empty, longer than the encoder's window, or has several channels.
@@ -143,7 +161,7 @@ class Transcriber:
             self.engine.submit(request)
         if self.engine.thread is None:
             self.engine.run()
-        return [self.transcript(request.future.result()) for request in requests]
+        return [self.transcript(request.future.result(), with_words) for request in requests]
 
     def submit(self, waveform: np.ndarray, on_token: Callable[[Token], None] | None = None) -> Future[Answer]:
         """Hands a clip to the engine's thread; returns the future of its answer, which `transcript` turns into text."""
@@ -165,10 +183,14 @@ class Transcriber:
             raise ValueError("a clip has no samples")
         return Request(waveform, self.runner.prompt_tokens(len(waveform)), self.max_new_tokens, on_token, model)
 
-    def transcript(self, answer: Answer) -> Transcript:
-        """Turns an answer of the engine into a transcript."""
-        text = self.model.tokenizer.decode(answer.ids, skip_special_tokens=True)
-        return Transcript(clean_transcript(text), len(answer.ids), answer.complete, answer.looped)
+    def transcript(self, answer: Answer, with_words: bool = False) -> Transcript:
+        """Turns an answer of the engine into a transcript, with the times of its words if they are asked for."""
+        text = clean_transcript(self.model.tokenizer.decode(answer.ids, skip_special_tokens=True))
+        transcript = Transcript(text, len(answer.ids), answer.complete, answer.looped)
+        if answer.letters is None:
+            return transcript
+        heard, words = heard_text(answer.letters), align_words(text, answer.letters) if with_words else None
+        return replace(transcript, heard=heard, disagreement=disagreement(text, heard), words=words)
 
 
 MAX_PASSING_ROWS = 64
