@@ -1,5 +1,6 @@
 """OpenAI's API over real HTTP, with OpenAI's own client: the fields of the form, the forms of answers, and errors."""
 
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ import numpy as np
 import openai
 import pytest
 from ray import serve
+from starlette.datastructures import FormData, UploadFile
 
 from tests.serving.conftest import GOOD, TONES, WINDOW_S, audio_file, error_of, refusal, tone, transcribe
 from tiny_audio.audio.clip import SAMPLE_RATE
@@ -15,6 +17,8 @@ from tiny_audio.config import ConfigError
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.serving.app import build
 from tiny_audio.serving.arguments import EdgeSettings
+from tiny_audio.serving.errors import APIError
+from tiny_audio.serving.form import read_form
 
 CAPACITY = 2 * 8 + 16  # clips in flight and queued, with the arguments of `url`
 BAD_AUDIO = {
@@ -33,7 +37,7 @@ REFUSED_FIELDS = [
     ({"temperature": "0.7"}, 400, "temperature", "greedy"),
     ({"response_format": "diarized_json"}, 400, "response_format", "speakers"),
     ({"response_format": "xml"}, 400, "response_format", "verbose_json"),
-    ({"response_format": "verbose_json", "timestamp_granularities[]": "word"}, 400, "timestamp_granularities", "word times"),
+    ({"timestamp_granularities[]": "word"}, 400, "timestamp_granularities", "verbose_json"),
     ({"timestamp_granularities": "segment"}, 400, "timestamp_granularities", "verbose_json"),
     ({"stream": "true", "response_format": "srt"}, 400, "stream", "verbose_json"),
     ({"include[]": "speakers"}, 400, "include", "logprobs"),
@@ -107,6 +111,27 @@ def test_a_stream_brings_the_times_where_they_are_asked_for(client, alone):
     assert {event.type for event in deltas} == {"transcript.text.delta"}
     assert (segment.type, segment.id, segment.start, segment.end) == ("transcript.text.segment", "0", 0.0, 1.0)
     assert segment.text == done.text == alone[0]
+
+
+def test_words_have_times_where_they_are_asked_for(client):
+    clip = audio_file(tone(110, 4.0))
+    answer = transcribe(client, clip, response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert [word.word for word in answer.words] == answer.text.split()
+    times = [time for word in answer.words for time in (word.start, word.end)]
+    assert times == sorted(times)
+    assert 0 <= times[0] <= times[-1] <= 4.1
+    assert transcribe(client, clip, response_format="verbose_json").words is None
+    events = transcribe(client, clip, response_format="verbose_json", stream=True)
+    (segment,) = [event for event in events if event.type == "transcript.text.segment"]
+    assert segment.words == [word.model_dump() for word in answer.words]
+
+
+def test_word_times_are_refused_by_a_model_that_knows_none():
+    fields = [("model", "m"), ("response_format", "verbose_json"), ("timestamp_granularities[]", "word")]
+    form = read_form(FormData([("file", UploadFile(io.BytesIO(), filename="a.wav")), *fields]))
+    assert form.wants_words(known=True)
+    with pytest.raises(APIError, match="knows no word times; take segment"):
+        form.wants_words(known=False)
 
 
 def test_tokens_come_with_their_log_probabilities_where_they_are_asked_for(client, alone):

@@ -63,6 +63,9 @@ def test_a_stream_brings_window_after_window(client, long):
     assert "".join(deltas) == done.text == " ".join(segment.text for segment in segments)
     assert done.usage.seconds == LONG_S
     assert events.index(segments[0]) < events.index(segments[-1]) - len(segments)  # they came one by one
+    assert sum(bool(segment.words) for segment in segments) > len(segments) / 2
+    for segment in segments:
+        assert all(segment.start - 0.5 <= word["start"] <= word["end"] <= segment.end + 0.5 for word in segment.words)
 
 
 def test_server_vad_makes_each_turn_a_segment(client):

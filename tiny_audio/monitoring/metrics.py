@@ -93,6 +93,7 @@ AUDIO_IN_S = _of_replicas("audio_in_seconds", "counter", "Seconds of audio that 
 TRANSCRIBED_S = _of_replicas("transcribed_seconds", "counter", "Seconds of audio that it transcribed to their end.")
 ENDED = _of_replicas("clips", "counter", "Clips that it answered: whole, mended where they looped, or cut.", labels=("outcome",))
 TOKENS = _of_replicas("tokens", "counter", "Tokens that it wrote, the end of each text among them.")
+DOUBTFUL = _of_replicas("doubtful", "counter", "Texts of it that are far from what the model's CTC head heard.")
 QUEUE_S = _of_replicas("queue_seconds", "histogram", "Seconds that a clip waited in it for a slot.", SECONDS)
 FIRST_TOKEN_S = _of_replicas("first_token_seconds", "histogram", "Seconds from a clip's arrival to its first token.", SECONDS)
 BATCH = _of_replicas("batch_clips", "histogram", "Clips that ran together when one ended.", CLIPS)
@@ -104,6 +105,6 @@ WITHOUT_GRAPHS = _of_replicas("without_graphs", "gauge", "1 where it lacks the C
 
 SERVING = (
     *(REQUESTS, REQUEST_S, SESSIONS, SESSIONS_ENDED, ITEMS, ITEM_S),
-    *(AUDIO_IN_S, TRANSCRIBED_S, ENDED, TOKENS, QUEUE_S, FIRST_TOKEN_S, BATCH),
+    *(AUDIO_IN_S, TRANSCRIBED_S, ENDED, TOKENS, DOUBTFUL, QUEUE_S, FIRST_TOKEN_S, BATCH),
     *(QUEUED_S, SLOTS_IN_USE, SLOTS, MODEL_LOAD_S, WITHOUT_GRAPHS),
 )

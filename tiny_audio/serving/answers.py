@@ -23,11 +23,12 @@ HEARTBEAT, HEARTBEAT_S = ": still at work\n\n", 10.0  # a comment; proxies close
 
 @dataclass(frozen=True)
 class Segment:
-    """Holds what a replica answered for a stretch of a recording, and where that lies, in seconds."""
+    """Holds what a replica answered for a stretch of a recording, where that lies, in seconds, and its words as `as_word`."""
 
     start_s: float
     end_s: float
     transcript: dict[str, Any]
+    words: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Transcription:
     duration_s: float
     language: str
     with_logprobs: bool = False  # whether `json` answers, and the events of a stream, have those of the tokens
+    with_words: bool = False  # whether `verbose_json` answers, and the segments of a stream, have the times of the words
 
     @property
     def text(self) -> str:
@@ -70,11 +72,12 @@ class Transcription:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the `json` answer; `complete` and `looped` are ours."""
+        """Returns the `json` answer; `complete`, `looped` and `doubtful` are ours."""
         return {
             "text": self.text,
             "complete": all(segment.transcript["complete"] for segment in self.segments),
             "looped": any(segment.transcript["looped"] for segment in self.segments),
+            "doubtful": any(segment.transcript["doubtful"] for segment in self.segments),
             "usage": self.usage,
         } | ({"logprobs": self.logprobs} if self.with_logprobs else {})
 
@@ -87,7 +90,12 @@ class Transcription:
             "text": self.text,
             "segments": [_verbose(number, segment) for number, segment in enumerate(self.segments)],
             "usage": {"type": "duration", "seconds": self.duration_s},
-        }
+        } | ({"words": [word for segment in self.segments for word in segment.words]} if self.with_words else {})
+
+
+def as_word(text: str, start_s: float, end_s: float) -> dict[str, Any]:
+    """Returns a word as OpenAI's `words` have it, its times in seconds from the recording's beginning."""
+    return {"word": text, "start": round(start_s, 3), "end": round(end_s, 3)}
 
 
 def _verbose(number: int, segment: Segment) -> dict[str, Any]:
@@ -130,9 +138,9 @@ def delta_event(piece: Piece, with_logprobs: bool) -> str:
     return event({"type": "transcript.text.delta", "delta": piece.text} | logprobs)
 
 
-def segment_event(number: int, segment: Segment) -> str:
-    """Writes the event that ends a segment and brings its times; OpenAI's, but for the speaker."""
-    times = {"start": segment.start_s, "end": segment.end_s}
+def segment_event(number: int, segment: Segment, with_words: bool) -> str:
+    """Writes the event that ends a segment and brings its times; OpenAI's, but for the speaker, and for the words, ours."""
+    times = {"start": segment.start_s, "end": segment.end_s} | ({"words": segment.words} if with_words else {})
     return event({"type": "transcript.text.segment", "id": str(number), **times, "text": segment.transcript["text"]})
 
 
@@ -154,7 +162,7 @@ async def events_of(
                 yield delta_event(piece, transcription.with_logprobs)
                 continue
             if with_segments:
-                yield segment_event(len(transcription.segments), piece)
+                yield segment_event(len(transcription.segments), piece, transcription.with_words)
             transcription.segments.append(piece)
     yield done_event(transcription)
     yield DONE

@@ -65,13 +65,6 @@ class TranscriptionForm(BaseModel, extra="forbid"):
             raise ValueError("decoding is greedy, so only 0 is possible; leave it out")
         return value
 
-    @field_validator("timestamp_granularities")
-    @classmethod
-    def _has_no_word_times(cls, value: list[str]) -> list[str]:
-        if "word" in value:
-            raise ValueError("this model knows no word times; take segment")
-        return value
-
     @model_validator(mode="after")
     def _fits_together(self) -> TranscriptionForm:
         if self.timestamp_granularities and self.response_format != "verbose_json":
@@ -81,6 +74,20 @@ class TranscriptionForm(BaseModel, extra="forbid"):
         if self.stream and self.response_format not in ("json", "text", "verbose_json"):
             raise ValueError("stream: wants response_format=json, text, or verbose_json, which brings the times")
         return self
+
+    def wants_words(self, known: bool) -> bool:
+        """Says whether words get times: where they are asked for, and in a stream with times if nothing else is asked for.
+
+        Args:
+            known: whether the model knows the times of words.
+
+        Raises:
+            APIError: they are asked for, and the model does not know them.
+        """
+        asked = self.timestamp_granularities
+        if "word" in asked and not known:
+            raise _refusal("timestamp_granularities", "this model knows no word times; take segment")
+        return known and ("word" in asked or (self.stream and self.response_format == "verbose_json" and not asked))
 
 
 LISTS = {name for name, field in TranscriptionForm.model_fields.items() if str(field.annotation).startswith("list")}

@@ -97,15 +97,16 @@ class Ingress:
             await self.get_model(form.model)
             language = self._language(form)
             model = self.offer.further_model(form.model)
+            with_words = form.wants_words((await self.model.description())["word_times"])
             cut = await held.enter_async_context(self.recordings.cut(form.file.file, form.chunking_strategy))
-            transcription = Transcription([], cut.duration_s, language, bool(form.include))
+            transcription = Transcription([], cut.duration_s, language, bool(form.include), with_words)
             if form.stream:
                 with_segments = form.response_format == "verbose_json"
-                events = with_heartbeats(events_of(self.recordings.pieces(cut, model), transcription, with_segments))
+                events = with_heartbeats(events_of(self.recordings.pieces(cut, model, with_words), transcription, with_segments))
                 first = await anext(events)  # what fails before it still has a status
                 sent = _sent(first, events, held.pop_all())
                 return StreamingResponse(sent, media_type="text/event-stream", headers=UNBUFFERED)
-            async for segment in self.recordings.segments(cut, model):
+            async for segment in self.recordings.segments(cut, model, with_words):
                 transcription.segments.append(segment)
         return ANSWERS[form.response_format](transcription)
 

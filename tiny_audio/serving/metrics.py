@@ -92,6 +92,10 @@ class ClipMonitor:
         audio_s = sum(len(request.pcm) for request in self.requests) / SAMPLE_RATE
         return {AUDIO_S: audio_s, CLIPS: len(self.requests)}
 
+    def judged(self, doubtful: bool) -> None:
+        """Counts a text that the model's CTC head doubts."""
+        self.recorder.add(metrics.DOUBTFUL, doubtful)
+
     @contextmanager
     def clip(self, request: Request) -> Iterator[None]:
         """Counts a clip that was given to the engine; the context lasts until its transcript is there, or is given up."""

@@ -22,23 +22,29 @@ class ModelCalls:
 
     def __init__(self, transcriber: DeploymentHandle, timeout_s: float):
         self.transcriber, self.timeout_s = transcriber, timeout_s
-        self._max_duration_s: float | None = None
+        self._description: dict[str, Any] | None = None
+
+    async def description(self) -> dict[str, Any]:
+        """Returns what the replicas say of themselves; waits until a model is loaded the first time."""
+        if self._description is None:
+            self._description = await self._first_of(self.transcriber.describe)
+        return self._description
 
     async def max_duration_s(self) -> float:
-        """Returns the longest clip that the model takes, in seconds; waits until a model is loaded the first time."""
-        if self._max_duration_s is None:
-            self._max_duration_s = (await self._first_of(self.transcriber.describe))["max_duration_s"]
-        return self._max_duration_s
+        """Returns the longest clip that the model takes, in seconds."""
+        return (await self.description())["max_duration_s"]
 
-    async def transcript(self, clip: np.ndarray, model: str | None = None, waits_in_line: bool = False) -> dict[str, Any]:
+    async def transcript(
+        self, clip: np.ndarray, model: str | None = None, waits_in_line: bool = False, with_words: bool = False
+    ) -> dict[str, Any]:
         """Returns a replica's transcript of (S,) int16 samples at 16 kHz, by the first model or the one of `Arguments.models`.
 
         A clip that finds too many others waiting is refused; with `waits_in_line` it tries again until its time is over.
         """
-        return await self._first_of(self.transcriber, clip, model, waits_in_line=waits_in_line)
+        return await self._first_of(self.transcriber, clip, model, with_words, waits_in_line=waits_in_line)
 
     async def pieces(
-        self, clip: np.ndarray, model: str | None = None, waits_in_line: bool = False
+        self, clip: np.ndarray, model: str | None = None, waits_in_line: bool = False, with_words: bool = False
     ) -> AsyncIterator[Piece | dict[str, Any]]:
         """Yields the text of a clip piece by piece as it is written, and at last the transcript.
 
@@ -50,7 +56,7 @@ class ModelCalls:
         pauses_s, piece = iter(RETRY_PAUSES_S), None
         with said_as_api_error():
             while True:
-                answer = self.transcriber.options(stream=True).stream.remote(clip, model)
+                answer = self.transcriber.options(stream=True).stream.remote(clip, model, with_words)
                 try:
                     while piece := await asyncio.wait_for(anext(answer, None), until - loop.time()):
                         yield piece

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.windows import Window
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_long, cut_short
-from tiny_audio.serving.answers import Segment
+from tiny_audio.serving.answers import Segment, as_word
 from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.form import ServerVad
 from tiny_audio.serving.model_calls import ModelCalls
@@ -57,16 +58,18 @@ class Recordings:
             return Cutting(*limits, skip_silence=True, vad=chunking.config(), cuts_short=True)
         return Cutting(*limits, self.args.skip_silence or chunking == "auto", self.args.vad)
 
-    async def segments(self, cut: CutFile, model: str | None) -> AsyncIterator[Segment]:
+    async def segments(self, cut: CutFile, model: str | None, with_words: bool) -> AsyncIterator[Segment]:
         """Yields the segments of a recording by a model, in order, each as soon as it and all before it are transcribed.
+
+        With `with_words`, they have the times of their words.
 
         Where too many requests wait, the first window is refused; those behind it wait too, since the recording was taken on.
         """
-        async with aclosing(self._transcribed(self._windows(cut), model, is_taken_on=False)) as segments:
+        async with aclosing(self._transcribed(self._windows(cut), model, with_words, is_taken_on=False)) as segments:
             async for segment in segments:
                 yield segment
 
-    async def pieces(self, cut: CutFile, model: str | None) -> AsyncIterator[Piece | Segment]:
+    async def pieces(self, cut: CutFile, model: str | None, with_words: bool) -> AsyncIterator[Piece | Segment]:
         """Yields what `segments` does, and before each segment its text, the first one's token by token.
 
         The joined texts are the recording's.
@@ -74,11 +77,11 @@ class Recordings:
         windows, has_text = self._windows(cut), False
         if (window := await anext(windows, None)) is None:
             return
-        async with aclosing(self.model.pieces(window.pcm, model)) as pieces:
+        async with aclosing(self.model.pieces(window.pcm, model, with_words=with_words)) as pieces:
             async for piece in pieces:
                 has_text = True if isinstance(piece, Piece) else has_text
                 yield piece if isinstance(piece, Piece) else _segment(window, piece)
-        async with aclosing(self._transcribed(windows, model, is_taken_on=True)) as segments:
+        async with aclosing(self._transcribed(windows, model, with_words, is_taken_on=True)) as segments:
             async for segment in segments:
                 if text := segment.transcript["text"]:
                     yield Piece(f" {text}" if has_text else text, segment.transcript["tokens"])
@@ -90,13 +93,15 @@ class Recordings:
         while (window := await loop.run_in_executor(threads, next, cut.windows, None)) is not None:
             yield window
 
-    async def _transcribed(self, windows: AsyncIterator[Window], model: str | None, is_taken_on: bool) -> AsyncIterator[Segment]:
+    async def _transcribed(
+        self, windows: AsyncIterator[Window], model: str | None, with_words: bool, is_taken_on: bool
+    ) -> AsyncIterator[Segment]:
         """Asks for `windows_at_once` windows at a time; who closes the generator takes the questions back."""
         waiting: deque[tuple[Window, asyncio.Task]] = deque()
         try:
             async for window in windows:
                 ask = self._transcript if is_taken_on else self.model.transcript
-                waiting.append((window, asyncio.create_task(ask(window.pcm, model))))
+                waiting.append((window, asyncio.create_task(ask(window.pcm, model, with_words=with_words))))
                 is_taken_on = True
                 while waiting and (len(waiting) >= self.windows_at_once or waiting[0][1].done()):
                     window, answer = waiting.popleft()
@@ -109,10 +114,12 @@ class Recordings:
                 answer.cancel()
             await asyncio.gather(*(answer for _, answer in waiting), return_exceptions=True)
 
-    async def _transcript(self, pcm: np.ndarray, model: str | None) -> dict[str, Any]:
+    async def _transcript(self, pcm: np.ndarray, model: str | None, with_words: bool) -> dict[str, Any]:
         async with self.places:
-            return await self.model.transcript(pcm, model, waits_in_line=True)
+            return await self.model.transcript(pcm, model, waits_in_line=True, with_words=with_words)
 
 
 def _segment(window: Window, transcript: dict[str, Any]) -> Segment:
-    return Segment(window.start_s, window.end_s, transcript)
+    offset_s = window.start / SAMPLE_RATE
+    words = [as_word(text, start_s + offset_s, end_s + offset_s) for text, start_s, end_s in transcript["words"] or []]
+    return Segment(window.start_s, window.end_s, transcript, words)

@@ -50,8 +50,10 @@ class Transcriber:
         """Tells Serve's autoscaling what the replica has in hand."""
         return self.monitor.in_hand()
 
-    async def __call__(self, clip: np.ndarray, model: str | None = None) -> dict[str, Any]:
+    async def __call__(self, clip: np.ndarray, model: str | None = None, with_words: bool = False) -> dict[str, Any]:
         """Transcribes (S,) int16 samples at 16 kHz by the first model or a sibling of that name.
+
+        With `with_words`, it finds the times of the words too, from the beginning of the clip.
 
         Returns:
             The transcript's text, and its tokens and how many there were of each kind.
@@ -59,9 +61,11 @@ class Transcriber:
         request = self.model.request(clip, model=model)
         with self.monitor.clip(request):
             answer = await asyncio.wrap_future(self.model.engine.submit(request))
-        return self._transcript(request, answer)
+        return self._transcript(request, answer, with_words)
 
-    async def stream(self, clip: np.ndarray, model: str | None = None) -> AsyncIterator[Piece | dict[str, Any]]:
+    async def stream(
+        self, clip: np.ndarray, model: str | None = None, with_words: bool = False
+    ) -> AsyncIterator[Piece | dict[str, Any]]:
         """Transcribes as a call does; yields pieces of the text while it is written, and at last what the call returns."""
         from tiny_audio.inference.deltas import Deltas
 
@@ -78,21 +82,24 @@ class Transcriber:
                         yield Piece(delta, unsaid)
                         unsaid = []
                 answer = future.result()
-            transcript = self._transcript(request, answer)
+            transcript = self._transcript(request, answer, with_words)
             if delta := deltas.rest(transcript["text"]):
                 yield Piece(delta, unsaid)
             yield transcript
         finally:
             future.cancel()
 
-    def _transcript(self, request, answer) -> dict[str, Any]:
-        transcript = self.model.transcript(answer)
+    def _transcript(self, request, answer, with_words: bool) -> dict[str, Any]:
+        transcript = self.model.transcript(answer, with_words)
+        self.monitor.judged(transcript.doubtful)
         audio_tokens = num_audio_tokens(len(request.pcm), self.model.model.frames_per_token)
         tokens = {"audio": audio_tokens, "prompt": request.num_tokens - audio_tokens, "output": transcript.num_tokens}
         return {
             "text": transcript.text,
             "complete": transcript.complete,
             "looped": transcript.looped,
+            "doubtful": transcript.doubtful,
+            "words": transcript.words and [(word.text, word.start_s, word.end_s) for word in transcript.words],
             "tokens": self._written(answer.tokens),
             "num_tokens": tokens,
         }

@@ -197,5 +197,5 @@ class Connection:
                     space = ""
                 else:
                     start_s = window.start / SAMPLE_RATE
-                    transcription.segments.append(Segment(start_s, start_s + len(window.pcm) / SAMPLE_RATE, piece))
+                    transcription.segments.append(Segment(start_s, start_s + len(window.pcm) / SAMPLE_RATE, piece, []))
         return transcription
