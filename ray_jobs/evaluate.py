@@ -33,6 +33,10 @@ def run(config: EvaluateConfig) -> None:
         rates = result["silence_rates"]
         heard = f"{rates['clips_with_words']:.0%} have words, {rates['words_per_minute']:.1f} a minute"
         print(f"{len(result['silence'])} clips of silence and noise: {heard}")
+    opinion = result["second_opinion"]
+    if opinion and (opinion["num_doubtful_texts"] or opinion["num_doubtful_labels"]):
+        doubtful = f"{opinion['num_doubtful_texts']} texts and {opinion['num_doubtful_labels']} labels"
+        print(f"the CTC head doubts {doubtful} of {opinion['num_utterances']}: see doubtful_labels in evaluation.json")
     if result["rejected"]:
         print("rejected: " + rejects_line(result["rejected"]))
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tiny_audio.evaluation.evaluate import score_row, score_sets, score_silence, shuffle_audio
+from tiny_audio.evaluation.evaluate import score_row, score_sets, score_silence, second_opinion, shuffle_audio
 from tiny_audio.evaluation.wer import (
     ErrorCount,
     count_char_errors,
@@ -142,7 +142,7 @@ def test_a_loop_is_a_phrase_four_times_over_that_nobody_said(reference, hypothes
 
 def test_a_line_carries_both_rates_and_a_set_their_sums():
     row = {"id": "voices-1", "source": "voices", "text": "Twenty-five, please", "hypothesis": "25 please"}
-    row |= {"num_samples": 16_000, "speaker": "a", "looped": False}
+    row |= {"num_samples": 16_000, "speaker": "a", "looped": False, "doubtful": False, "heard": None, "words": None}
     line = score_row({**row, "complete": True})
     assert (line["num_errors"], line["num_words"], line["plain_errors"], line["plain_words"]) == (0, 2, 2, 3)
     assert (line["reference"], line["text"], line["pred_text"]) == ("25 please", "Twenty-five, please", "25 please")
@@ -156,6 +156,17 @@ def test_a_line_carries_both_rates_and_a_set_their_sums():
     assert (rates["loop_rate"], rates["unguarded_loop_rate"]) == (0.0, 0.75)
     assert score_silence([line, {**line, "hypothesis": ""}]) == {"clips_with_words": 0.5, "words_per_minute": 60.0}
     assert "transformers" in normalizer_names()["headline"]
+
+
+def test_labels_that_the_head_heard_otherwise_are_listed_the_worst_first():
+    row = {"source": "voices", "hypothesis": "", "num_samples": 16_000, "speaker": "a", "words": None}
+    row |= {"complete": True, "looped": False, "doubtful": True}
+    heard = {"right": "the old bakr", "wrong": "a quiet river", "silent": ""}
+    lines = [score_row({**row, "id": name, "text": "The old baker", "heard": text}) for name, text in heard.items()]
+    opinion = second_opinion(lines)
+    assert [label["id"] for label in opinion["doubtful_labels"]] == ["silent", "wrong"]
+    assert (opinion["num_doubtful_texts"], opinion["num_doubtful_labels"], opinion["num_utterances"]) == (3, 2, 3)
+    assert second_opinion([score_row({**row, "id": "a", "text": "The old baker", "heard": None})]) is None
 
 
 def test_normalize_keeps_words_and_drops_the_rest():

@@ -33,11 +33,13 @@ from tiny_audio.evaluation.wer import (
     normalizer_names,
     word_error_rate,
 )
+from tiny_audio.inference.hearing import DOUBTFUL, disagreement
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
 from tiny_audio.model.window import read_model_window_s
 from tiny_audio.storage import output_path, require_model
 
 NUM_SILENT_CLIPS = 12
+NUM_DOUBTFUL_LABELS = 50  # of the worst, in evaluation.json
 SETS = {  # set -> its label and note on the report page
     "sentences": ("unseen sentences", "not used to train the projector; spoken by its training voices"),
     "voices": ("unseen voices", "unseen sentences, spoken by voices that no training used"),
@@ -71,6 +73,29 @@ def score_row(row: dict) -> dict:
         "speaker": row["speaker"],
         "complete": row["complete"],
         "looped": row["looped"],
+        "doubtful": row["doubtful"],
+        "heard": row["heard"],
+        "label_disagreement": None if row["heard"] is None else disagreement(row["text"], row["heard"]),
+        "words": row["words"],
+    }
+
+
+def second_opinion(utterances: list[dict]) -> dict | None:
+    """Sums up what the CTC head makes of texts and of labels; None where the model has none.
+
+    A label is doubtful by the encoder's own hearing, whatever the decoder wrote. The worst come first.
+    """
+    measured = [line for line in utterances if line["label_disagreement"] is not None]
+    if not measured:
+        return None
+    worst = sorted(measured, key=lambda line: (-line["label_disagreement"], line["id"]))
+    labels = [line for line in worst if line["label_disagreement"] > DOUBTFUL]
+    keys = ("id", "label_disagreement", "text", "heard")
+    return {
+        "num_utterances": len(measured),
+        "num_doubtful_texts": sum(line["doubtful"] for line in measured),
+        "num_doubtful_labels": len(labels),
+        "doubtful_labels": [{key: line[key] for key in keys} for line in labels[:NUM_DOUBTFUL_LABELS]],
     }
 
 
@@ -173,7 +198,7 @@ def evaluate(
         clips = clips.union(memory_dataset(silent_clips(config.seed, max_duration_s)))
     start_s = time.perf_counter()
     num_rows = sum(group.num_rows for group in groups)
-    rows = list(show_progress(transcribed_rows(clips, TranscribeSettings.of(config)), num_rows))
+    rows = list(show_progress(transcribed_rows(clips, TranscribeSettings.of(config, with_words=True)), num_rows))
     duration_s = time.perf_counter() - start_s
     rejected = _count_rejects(rows)
     lines = sorted((score_row(row) for row in rows if not row["reason"]), key=lambda line: line["id"])
@@ -184,7 +209,7 @@ def evaluate(
     )
     overall = _rates(utterances, "overall", "all sets together")
     result = {"normalizers": normalizer_names(), "overall": overall, "sets": score_sets(utterances), "controls": {}}
-    result |= {"silence": [], "rejected": rejected}
+    result |= {"silence": [], "rejected": rejected, "second_opinion": second_opinion(utterances)}
     if config.control_rows:
         shuffled = _score(shuffle_audio(utterances), "shuffled audio", "every reference against another row's audio")
         result["controls"] = {"untrained": _untrained_score(config, max_duration_s), "shuffled_audio": shuffled}

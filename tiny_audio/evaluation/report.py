@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+import numpy as np
+import soundfile
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -51,6 +53,8 @@ CHART_STYLE = {
 TRAIN_LINE = {"color": COLOURS["train"]}
 VALIDATION_LINE = {"color": COLOURS["validation"], "linestyle": "--", "marker": "o", "markersize": 3.5}
 LARGE, SMALL = (4.8, 2.7), (3.5, 1.75)  # inches, drawn as 72 units each: the text stays legible at a phone's width
+IN_TIME = (10.0, 1.9)
+WAVE_POINTS, WORD_ROWS = 500, 3
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -241,14 +245,34 @@ def _http(summary: dict[str, Any]) -> list[tuple[str, str, str]] | None:
 
 
 def _worst(run_dir: Path, clips: dict[str, bytes], sets: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for line in worst_utterances(run_dir):
+    for number, line in enumerate(worst_utterances(run_dir)):
         clip = clips.get(line["id"])
         yield {
             **line,
             "set_label": sets[line["set"]]["label"] if line["set"] in sets else line["set"],
             "diff": word_diff(line["reference"], line["hypothesis"]),
+            "in_time": clip and line.get("words") and _words_in_time(f"words-{number}", clip, line["words"]),
             "audio": clip and f"data:audio/wav;base64,{base64.b64encode(clip).decode()}",
         }
+
+
+def _words_in_time(name: str, clip: bytes, words: list[dict[str, Any]]) -> Markup:
+    """Draws the sound of a WAV, and above it each word where it begins, in rows that leave room for them."""
+    samples, rate = soundfile.read(io.BytesIO(clip), dtype="float32")
+    loudest = [float(np.abs(part).max(initial=0)) for part in np.array_split(samples, WAVE_POINTS)]
+
+    def draw(axes: Any) -> None:
+        wave = np.array(loudest) / max(loudest, default=1) if any(loudest) else np.zeros(WAVE_POINTS)
+        axes.fill_between(np.linspace(0, len(samples) / rate, WAVE_POINTS), -wave, wave, color=COLOURS["train"], linewidth=0)
+        for number, word in enumerate(words):
+            height = 1.25 + 0.6 * (WORD_ROWS - 1 - number % WORD_ROWS)
+            axes.vlines(word["start_s"], -1, height, color=COLOURS["muted"], linewidth=0.6)
+            axes.annotate(word["text"], (word["start_s"], height), (2, 0), textcoords="offset points", parse_math=False)
+        axes.set(xlim=(0, len(samples) / rate), ylim=(-1.05, 1.25 + 0.6 * WORD_ROWS), yticks=[], xlabel="seconds")
+        axes.spines["left"].set_visible(False)
+
+    spoken = "; ".join(f"{word['text']} at {word['start_s']:.2f} s" for word in words)
+    return _svg(name, f"Words in time: {spoken}", IN_TIME, draw)
 
 
 def _comparison(run_dir: Path) -> dict[str, Any] | None:
@@ -280,6 +304,7 @@ def _content(run_dir: Path, clips: dict[str, bytes]) -> dict[str, Any]:
         "http": _http(summary),
         "worst": list(_worst(run_dir, clips, sets)),
         "evaluated": (run_dir / "utterances.jsonl").is_file(),
+        "opinion": evaluation.get("second_opinion"),
         "rejected": _rejected(evaluation, summary),
         "reject_files": _read_json(run_dir / "training.json").get("reject_files", []),
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
