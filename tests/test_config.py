@@ -82,7 +82,8 @@ def test_a_bad_override_is_one_clear_line(override, message):
     ("overrides", "message"),
     [
         (["cache_features_gib=1", "zero_stage=3"], "which zero_stage=3 shares out"),
-        (["cache_features_gib=1", "augment.time_masks=2"], "augment changes clips every epoch"),
+        (["ctc_alone_steps=9"], "ctc_alone_steps trains by CTC: it wants ctc_weight, say 0.3"),
+        (["cache_features_gib=1", "augment.time_masks=2"], "augment changes it every epoch"),
         (["fp8=true", "zero_stage=3"], "it wants zero_stage 0, 1 or 2"),
     ],
 )

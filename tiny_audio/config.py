@@ -165,7 +165,7 @@ Text = Annotated[str, BeforeValidator(_as_text)]  # a run may be named 2026
 AtLeastOne = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
-ProjectorType = Literal["mlp", "stack", "swiglu", "moe"]
+ProjectorType = Literal["mlp", "stack", "swiglu", "moe", "conv"]
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ColumnName = Literal["ID", "wav", "text", "spk_id", "duration", "source"]  # see data/columns.py
 Weight = Annotated[float, Field(ge=0.01, le=100)]  # beyond these a slip is likelier than a wish
@@ -177,7 +177,7 @@ class ModelConfig:
 
     audio_model_id: Text = "openai/whisper-large-v3-turbo"  # the encoder: a Whisper checkpoint's hub id or local folder
     text_model_id: Text = "HuggingFaceTB/SmolLM3-3B"  # the decoder: SmolLM3, Llama, Qwen2, Qwen3; hub id or folder
-    projector_type: ProjectorType = "mlp"  # the trained part: mlp (the seed's), stack, swiglu or moe; see projectors.py
+    projector_type: ProjectorType = "mlp"  # the trained part: mlp (the seed's), stack, swiglu, moe, conv; see projectors.py
     frames_per_token: AtLeastOne | None = None  # encoder frames (50/s) in an audio token; null: mlp 2, the others 4
     encoder_window: Literal["full", "trimmed"] = "full"  # full: clips padded to 30 s, as Whisper was trained | trimmed: unpadded
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the backbones; the projector is always float32
@@ -291,8 +291,8 @@ class TrainConfig:
     seed: NonNegativeInt = 42  # of the projector's first weights, the order of the rows, and augmentation
     init_from: Text | None = None  # a run, or a saved model, whose trained weights are the first of this one
     num_steps: AtLeastOne = 500  # optimizer steps of the whole run
-    # of CTC on the audio tokens beside the decoder's loss, say 0.3: a fresh projector begins to listen far sooner, see ctc.py
-    ctc_weight: NonNegativeFloat = 0.0
+    ctc_weight: NonNegativeFloat = 0.0  # of CTC beside the decoder's loss, say 0.3: a projector listens far sooner, see ctc.py
+    ctc_alone_steps: NonNegativeInt = 0  # the first steps, in which CTC trains the projector without the decoder: far faster
     num_workers: AtLeastOne = 1  # training processes, one for each GPU
     min_workers: AtLeastOne | None = None  # the fewest to go on with where nodes are lost; null: num_workers exactly
     use_gpu: bool = True  # false trains on CPUs
@@ -322,16 +322,15 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self):
-        cached, sharded = bool(self.cache_features_gib), self.zero_stage == 3
-        require(not (cached and sharded), "cache_features_gib skips the encoder, which zero_stage=3 shares out: choose one")
-        changing = cached and self.augment.is_on
-        require(not changing, "cache_features_gib keeps a clip's frames, but augment changes clips every epoch: choose one")
+        kept, sharded, varied = bool(self.cache_features_gib), self.zero_stage == 3, self.augment.is_on
+        require(not (kept and sharded), "cache_features_gib skips the encoder, which zero_stage=3 shares out: choose one")
+        require(not (kept and varied), "cache_features_gib keeps a clip's frames, but augment changes it every epoch: choose one")
+        require(self.ctc_weight > 0 or not self.ctc_alone_steps, "ctc_alone_steps trains by CTC: it wants ctc_weight, say 0.3")
         require(not (self.fp8 and sharded), "fp8=true keeps the backbones whole: it wants zero_stage 0, 1 or 2")
         in_bfloat16 = self.use_gpu and self.model.dtype == "bfloat16"
         require(in_bfloat16 or not self.fp8, "fp8=true runs beside bfloat16 on a GPU: it wants model.dtype=bfloat16")
-        has_secret = "://" in self.runs_dir and "@" in self.runs_dir
-        remedy = "leave it to the environment (AWS_PROFILE)"
-        require(not has_secret, f"runs_dir holds a user or key, which the run would keep: {remedy}")
+        secret = "://" in self.runs_dir and "@" in self.runs_dir
+        require(not secret, "runs_dir holds a user or key, which the run would keep: leave it to the environment (AWS_PROFILE)")
         storage_path(self.runs_dir)
         too_few = f"data.batch_rows={self.data.batch_rows} is less than a row for each of num_workers={self.num_workers}"
         require(self.data.batch_rows >= self.num_workers, too_few)

@@ -50,3 +50,18 @@ def test_a_training_pass_adds_it_to_the_loss_but_not_to_what_is_logged(clips):
     assert (both.loss_sum > plain.loss_sum) == bool(clips)
     assert both.clips.loss_sum == plain.clips.loss_sum
     assert all(weight.grad.isfinite().all() for weight in model.projector.parameters())
+
+
+def test_alone_it_trains_the_projector_without_the_decoder():
+    torch.manual_seed(0)
+    model = ASRModel(ASRConfig(audio_model_id=ENCODER, text_model_id=DECODER))
+    batch = pack([Clip("a", tone(1.0), "the old baker"), Clip("b", tone(0.5), "")], model.packing())
+    model.ctc = AudioCTC.of(0.3, model.tokenizer, model.prompt)
+    added = model(batch).loss_sum - model(batch).clips.loss_sum
+    model.ctc_alone, model.decode = True, None
+    alone = model(batch)
+    torch.testing.assert_close(alone.loss_sum * 0.3, added, rtol=1e-4, atol=1e-4)
+    alone.loss_sum.backward()
+    assert alone.clips.loss_sum == alone.loss_sum
+    assert all(weight.grad.norm() > 0 for weight in model.projector.parameters())
+    assert model(pack([], model.packing())).loss_sum == 0

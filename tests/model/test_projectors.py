@@ -22,7 +22,7 @@ CLIPS = [
     Clip("c", tone(0.3), ""),
     Clip("d", tone(8.0, 500), "a quiet river"),  # the whole window
 ]
-KINDS = [("mlp", None), ("stack", 4), ("stack", 7), ("stack", 1), ("swiglu", 4), ("moe", 8)]
+KINDS = [("mlp", None), ("stack", 4), ("stack", 7), ("stack", 1), ("swiglu", 4), ("moe", 8), ("conv", 4)]
 
 
 def build(kind, frames_per_token, **settings) -> ASRModel:
@@ -39,6 +39,7 @@ def build(kind, frames_per_token, **settings) -> ASRModel:
         ("stack", 5, 17_301_504),
         ("swiglu", 4, 25_170_944),
         ("moe", 4, 29_385_728),
+        ("conv", 4, 31_978_048),
     ],
 )
 def test_their_sizes_between_the_real_backbones(kind, frames_per_token, num_parameters):
@@ -57,11 +58,12 @@ def test_every_name_in_the_settings_is_a_kind():
         "stack": 4,
         "swiglu": 4,
         "moe": 4,
+        "conv": 4,
     }
 
 
 def test_the_seeds_projector_makes_no_other_tokens():
-    with pytest.raises(ConfigError, match="projector_type=mlp makes a token of 2 frames, not 4; take stack, swiglu or moe"):
+    with pytest.raises(ConfigError, match="projector_type=mlp makes a token of 2 frames, not 4; take stack, swiglu, moe or conv"):
         MLPProjector(8, 8, 4)
 
 
@@ -94,7 +96,7 @@ def test_tokens_are_made_of_whispers_own_frames(kind, frames_per_token):
         torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "frames_per_token"), [("stack", 7), ("swiglu", 4), ("moe", 4)])
+@pytest.mark.parametrize(("kind", "frames_per_token"), [("stack", 7), ("swiglu", 4), ("moe", 4), ("conv", 4)])
 def test_it_transcribes_as_generate_does_and_is_saved_and_loaded(kind, frames_per_token, tmp_path):
     model = build(kind, frames_per_token)
     model.save_pretrained(tmp_path)
@@ -108,7 +110,7 @@ def test_it_transcribes_as_generate_does_and_is_saved_and_loaded(kind, frames_pe
         assert transcript.text == " ".join(text.split())
 
 
-@pytest.mark.parametrize("kind", ["stack", "swiglu", "moe"])
+@pytest.mark.parametrize("kind", ["stack", "swiglu", "moe", "conv"])
 def test_its_weights_are_float32_beside_backbones_in_bf16(kind):
     model = build(kind, 4, dtype="bfloat16")
     assert {weight.dtype for weight in model.projector.parameters()} == {torch.float32}

@@ -26,7 +26,7 @@ from tiny_audio.model.lora import TRAINED_PREFIX, Adapter, adapter_weights, merg
 from tiny_audio.model.non_finite import ClipCheck
 from tiny_audio.model.output import ASROutput
 from tiny_audio.model.packing import Group, PackedBatch, Packing, count_tokens, packed_log_mels, padded_rows, prompted_log_mels
-from tiny_audio.model.projectors import make_projector
+from tiny_audio.model.projectors import fresh_projector
 from tiny_audio.model.prompt import build_prompt
 from tiny_audio.model.saved import (
     HUB_OPTIONS,
@@ -70,11 +70,12 @@ class ASRModel(PreTrainedModel):
         self.adapter: Adapter | None = None  # what is merged into the decoder's weights
         self.ctc: AudioCTC | None = None  # the second loss of a training, if it has one
         self.ctc_head = load_encoders_ctc_head(config.audio_model_id, self.encoder.config.d_model)  # None: it has none
+        self.ctc_alone = False  # whether a training pass leaves out the decoder, and with it the first loss
         self.eval()
 
     def fresh_projector(self) -> nn.Module:
         """Makes a projector of this model's kind, with first weights."""
-        return make_projector(self.config, self.encoder.config.d_model, self.decoder.config.hidden_size)
+        return fresh_projector(self.config, self.encoder.config.d_model, self.decoder.get_input_embeddings().weight)
 
     def trained_groups(self) -> list[dict[str, nn.Parameter]]:
         """Lists the weights that train, by name: the projector's, and those of an adapter if the decoder has one."""
@@ -230,11 +231,12 @@ class ASRModel(PreTrainedModel):
         frames = torch.cat([part for part in (batch.known, encoded) if part is not None])
         clips = ClipCheck(batch.first_tokens, len(batch.audio), batch.labels, batch.answers)
         audio = clips.check_gradients(self.project(clips.check_frames(frames), batch.first_tokens))
-        loss_sum = clips.check_losses(self.decode(audio, batch)).sum()
-        if self.ctc and audio.requires_grad:
-            head, sizes = self.decoder.lm_head, (batch.num_tokens, batch.num_labels)
-            losses = self.ctc.losses(audio, head, batch.labels, *sizes)
-            loss_sum = loss_sum + losses.sum() * (batch.num_label_tokens > 0)  # a silent clip in place of none counts nothing
+        ctc = self.ctc if audio.requires_grad else None
+        spoken = (audio, self.decoder.lm_head, batch.labels, batch.num_tokens, batch.num_labels)
+        losses = ctc.label_losses(*spoken) if ctc and self.ctc_alone else self.decode(audio, batch)
+        loss_sum = clips.check_losses(losses).sum()
+        if ctc and not self.ctc_alone:
+            loss_sum = loss_sum + ctc.losses(*spoken).sum() * (batch.num_label_tokens > 0)  # silence in place of none is nothing
         return ASROutput(loss_sum, batch.num_label_tokens, clips, encoded)
 
     @classmethod

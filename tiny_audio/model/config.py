@@ -29,7 +29,7 @@ class ASRConfig(PretrainedConfig):
     Args:
         audio_model_id: Whisper checkpoint: a hub id, a local folder in the hub's format, or an embedded backbone.
         text_model_id: SmolLM3, Llama, Qwen2 or Qwen3 checkpoint, likewise; its tokenizer must have a chat template.
-        projector_type: "mlp" (Conv1d of stride 2, Linear, GELU, Linear), "stack", "swiglu" or "moe"; see `projectors.py`.
+        projector_type: "mlp" (Conv1d of stride 2, Linear, GELU, Linear), "stack", "swiglu", "moe" or "conv"; see `projectors.py`.
         frames_per_token: encoder frames (50/s) that an audio token is made of; None is the projector's own number.
         encoder_window: "full" pads each clip to the encoder's window (30 s), as Whisper was trained; "trimmed" encodes
             each at its own length: less work, slightly different encodings.

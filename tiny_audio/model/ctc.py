@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import ctc_loss
 from torch.nn.utils.rnn import pad_sequence
 
-from tiny_audio.model.prompt import Prompt, label_ids
+from tiny_audio.model.prompt import IGNORED_LABEL, Prompt, label_ids
 
 LOGIT_SCALE = 1.5  # where it began and nearly stayed, when it was trained
 
@@ -59,6 +59,18 @@ class AudioCTC:
         """Makes that of a decoder with this tokenizer and prompt."""
         (ending,) = label_ids(tokenizer, prompt, [""])
         return cls(weight, tokenizer(" ", add_special_tokens=False)["input_ids"][-1], len(ending))
+
+    def label_losses(
+        self, audio: torch.Tensor, head: nn.Module, labels: torch.Tensor, num_tokens: list[int], num_labels: list[int]
+    ) -> torch.Tensor:
+        """Computes what stands for the decoder's losses where CTC trains alone, (L,): each clip's, shared out over its labels.
+
+        They are not weighted. The arguments are those of `losses`.
+        """
+        sizes = torch.tensor(num_labels, device=audio.device)
+        shares = self.losses(audio, head, labels, num_tokens, num_labels) / self.weight / sizes
+        shares = shares.repeat_interleave(sizes, output_size=len(labels))
+        return torch.where(labels == IGNORED_LABEL, 0, shares)
 
     def losses(
         self, audio: torch.Tensor, head: nn.Module, labels: torch.Tensor, num_tokens: list[int], num_labels: list[int]

@@ -142,6 +142,7 @@ class Worker:
         """
         config, ids = self.run.config, [clip.id for clip in step.batch.clips]
         self.tell(OTHERS, ids)
+        self.model.ctc_alone = self.progress.step < config.ctc_alone_steps
         num_tokens = torch.full((), float(step.num_label_tokens), device=self.device)
         distributed.all_reduce(num_tokens)
         scale = self.num_workers / num_tokens.clamp(min=1)  # the engine averages over the workers
@@ -198,7 +199,8 @@ class Worker:
         self.take_out(skipped)
         step = self.progress.step
         fault = self.interval.fault(step, sums, skipped, self.lowest_loss, config.max_loss_rise)
-        self.lowest_loss = min(self.lowest_loss, sums.mean_loss)
+        if step >= config.ctc_alone_steps + config.log_every:  # CTC's own loss is on another scale
+            self.lowest_loss = min(self.lowest_loss, sums.mean_loss)
         self.progress.audio_s += sums.audio_s
         self.progress.train_s += seconds
         if self.rank == 0:
