@@ -18,8 +18,8 @@ from tiny_audio.storage import without_secrets
 
 MODEL_VARIABLE = "TINY_AUDIO_MODEL"
 NO_MODEL = (
-    f"name a model: --model FOLDER, URL or OWNER/NAME, or set {MODEL_VARIABLE}. None comes with the package, for its projector "
-    "must be trained first: `make quickstart` in a clone trains a tiny one, runs/quickstart/model"
+    f"name a model: --model FOLDER, URL or OWNER/NAME, or set {MODEL_VARIABLE}. A clone has a small one for read "
+    "English, tiny_audio/models/people; `make quickstart` trains a tiny one for made speech, runs/quickstart/model"
 )
 ABOUT = """\
 Turns speech into text on this machine. Begin with one of:
