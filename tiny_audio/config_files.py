@@ -41,27 +41,23 @@ class _Float(float):
         return self.text
 
 
-def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int | str:
-    if ":" in node.value:  # 1:30 is no number, not YAML 1.1's ninety
-        return node.value
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int:
     is_decimal = re.fullmatch(r"[-+]?[0-9][0-9_]*", node.value)  # 010 is ten, not YAML 1.1's octal eight
     number = _Int(int(node.value) if is_decimal else loader.construct_yaml_int(node))
     number.text = node.value
     return number
 
 
-def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float | str:
-    if ":" in node.value:
-        return node.value
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Float:
     number = _Float(node.value if _FLOAT.fullmatch(node.value) else loader.construct_yaml_float(node))
     number.text = node.value
     return number
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern]]]:
-    """YAML 1.1's rules for plain scalars, by first character: without dates, and with 1e-4 as a number."""
+    """YAML 1.1's rules for plain scalars, by first character: without dates and base 60 (1:30), and with 1e-4 as a number."""
     rules = {
-        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+        first: [(tag, re.compile(f"(?!.*:){rule.pattern}", rule.flags)) for tag, rule in rules if not tag.endswith(":timestamp")]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     for first in "-+.0123456789iInN":
