@@ -5,6 +5,7 @@ import sys
 
 from tiny_audio.config import ConfigError
 from tiny_audio.serving.run import run
+from tiny_audio.storage import without_secrets
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tiny_audio.serving", description=run.__doc__.partition("\n")[0])
@@ -12,5 +13,5 @@ if __name__ == "__main__":
     try:
         run(parser.parse_args().config)
     except ConfigError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {without_secrets(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,7 @@ from tiny_audio.config import ConfigError
 from tiny_audio.config_files import load_config
 from tiny_audio.serving.arguments import CONFIG, Arguments, EdgeSettings
 from tiny_audio.serving.keys import Keys
+from tiny_audio.storage import without_secrets
 
 
 def is_serve_run() -> bool:
@@ -32,7 +33,7 @@ def arguments_of(texts: dict[str, str]) -> Arguments:
     try:
         return _checked(texts)
     except ConfigError as error:
-        refusal = click.ClickException(str(error))
+        refusal = click.ClickException(without_secrets(str(error)))
         refusal.exit_code = 2
         raise refusal from None
 
