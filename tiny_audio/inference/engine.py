@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler, Token
 
-SWITCH_S = 0.0005  # that another thread may keep Python from the engine's when it wants it; Python's own 5 ms are half a step
+SWITCH_S = 0.0005  # that another thread may keep Python from one that must not wait; Python's own 5 ms are half a decode step
 Tokens = Callable[[], list[Token]]  # waits for the device; returns a token for each row
 
 

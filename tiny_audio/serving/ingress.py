@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from tiny_audio.config import require
+from tiny_audio.inference.engine import SWITCH_S
 from tiny_audio.ray_names import PROXY_CALLBACK
 from tiny_audio.serving.answers import ANSWERS, Transcription, event, events_of, with_heartbeats
 from tiny_audio.serving.arguments import MIDDLEWARES, Arguments
@@ -24,7 +25,6 @@ from tiny_audio.serving.offer import Offer
 from tiny_audio.serving.realtime.socket import Realtime
 from tiny_audio.serving.recordings import Recordings
 
-SWITCH_S = 0.0005  # that a thread which decodes may keep Python from the event loop; Python's own 5 ms add up over a request
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # for the proxies that stand between
 FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
 
@@ -40,7 +40,7 @@ class Ingress:
     def __init__(self, transcriber: DeploymentHandle, args: Arguments):
         missing = f"Serve was started without its edge; start it with {PROXY_CALLBACK}={MIDDLEWARES}, as serve/config.yaml does"
         require(os.environ.get(PROXY_CALLBACK) == MIDDLEWARES, missing)
-        sys.setswitchinterval(SWITCH_S)
+        sys.setswitchinterval(SWITCH_S)  # threads that decode keep Python from the event loop
         self.model, self.args = ModelCalls(transcriber, args.timeout_s), args
         self.offer = Offer([args.model_name, *args.model_aliases], list(args.models), args.languages)
         self.recordings = Recordings(self.model, args)
