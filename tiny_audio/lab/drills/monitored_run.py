@@ -33,7 +33,7 @@ class MonitoredRun:
         self.submit()
 
     def submit(self) -> None:
-        """Starts the job."""
+        """Submits the run as a job, in a thread that ends with it."""
         self.job = threading.Thread(target=self._submit, daemon=True)
         self.job.start()
 
