@@ -31,6 +31,11 @@ class Window:
     speech_stop: int
 
     @property
+    def offset_s(self) -> float:
+        """Second of the recording at which the window's sound begins."""
+        return self.start / SAMPLE_RATE
+
+    @property
     def start_s(self) -> float:
         """Second of the recording at which the speech in it begins."""
         return self.speech_start / SAMPLE_RATE

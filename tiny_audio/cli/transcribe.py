@@ -81,7 +81,7 @@ def _transcribed(transcriber, path: str, arguments: argparse.Namespace, shown: b
 
 def _as_line(segment: Segment) -> dict:
     transcript, words = segment.transcript, segment.transcript.words
-    words = words and [word_line(word.text, word.start_s, word.end_s) for word in words]
+    words = words and [word_line(word) for word in words]
     of_text = (transcript.text, transcript.complete, transcript.looped, transcript.doubtful, words)
     return segment_line(segment.start_s, segment.end_s, *of_text)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from tiny_audio.audio.clip import SAMPLE_RATE, Clip
+from tiny_audio.audio.clip import Clip
 from tiny_audio.audio.decode import AudioError
 from tiny_audio.audio.windows import Window
 from tiny_audio.data.audio_files import STDIN
@@ -25,6 +25,7 @@ from tiny_audio.inference.journal import Journal
 from tiny_audio.inference.lines import error_line, file_line, segment_line, word_line
 from tiny_audio.inference.output import Output
 from tiny_audio.inference.pool import TranscribeSettings, transcribed_rows
+from tiny_audio.inference.words import Word
 from tiny_audio.model.window import read_model_window_s
 
 NO_SPEECH = Window(0, np.zeros(0, np.int16), 0, 0)
@@ -60,7 +61,7 @@ def _segment_line(row: dict) -> dict:
     """Makes the line of a window from its row, in which the times of words are from the window's beginning."""
     offset_s, words = row["offset_s"], row["words"]
     if words is not None:
-        words = [word_line(word["text"], word["start_s"] + offset_s, word["end_s"] + offset_s) for word in words]
+        words = [word_line(Word(**word).later(offset_s)) for word in words]
     of_text = (row["hypothesis"], row["complete"], row["looped"], row["doubtful"], words)
     return segment_line(row["start_s"], row["end_s"], *of_text)
 
@@ -165,5 +166,5 @@ def file_parts(path: str, data: bytes | None, cutting: Cutting) -> Iterator[Part
 
 
 def _part(path: str, window: Window, cut: CutFile, num_parts: int) -> Part:
-    places = (window.start_s, window.end_s, window.start / SAMPLE_RATE, cut.duration_s)
+    places = (window.start_s, window.end_s, window.offset_s, cut.duration_s)
     return Part(Clip(path, window.pcm, ""), *places, cut.is_long, num_parts)

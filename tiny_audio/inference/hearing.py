@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import jiwer
@@ -13,6 +12,7 @@ from torch.nn.functional import pad
 from torchaudio.functional import forced_align, merge_tokens
 
 from tiny_audio.audio.clip import SAMPLE_RATE, SAMPLES_PER_ENCODER_FRAME
+from tiny_audio.inference.words import Word
 from tiny_audio.model.ctc_head import BLANK, NUM_CLASSES, SPACE, letter_log_probs, spelled, spoken
 
 FRAME_S = SAMPLES_PER_ENCODER_FRAME / SAMPLE_RATE
@@ -39,19 +39,6 @@ def hear(head: nn.Module | None, frames: torch.Tensor, num_frames: list[int]) ->
     if letters.is_cuda:
         letters = torch.empty(letters.shape, dtype=letters.dtype, pin_memory=True).copy_(letters, non_blocking=True)
     return letters.split(num_frames)
-
-
-@dataclass(frozen=True)
-class Word:
-    """Holds a word as the text has it, and when it was said, in seconds from the beginning of the clip or recording."""
-
-    text: str
-    start_s: float
-    end_s: float
-
-    def later(self, offset_s: float) -> Word:
-        """Returns the word of a recording in which the clip begins at `offset_s`."""
-        return replace(self, start_s=self.start_s + offset_s, end_s=self.end_s + offset_s)
 
 
 def align_words(text: str, letters: torch.Tensor) -> list[Word] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tiny_audio.inference.words import Word
+
 
 def joined(texts: Iterable[str]) -> str:
     """Joins the texts of a recording's segments; one without words adds nothing."""
@@ -19,9 +21,9 @@ def segment_line(
     return line if words is None else {**line, "words": words}
 
 
-def word_line(word: str, start_s: float, end_s: float) -> dict:
+def word_line(word: Word) -> dict:
     """Returns a word as an output holds it; its times are from the recording's beginning."""
-    return {"word": word, "start_s": round(start_s, 3), "end_s": round(end_s, 3)}
+    return {"word": word.text, "start_s": round(word.start_s, 3), "end_s": round(word.end_s, 3)}
 
 
 def file_line(path: str, duration_s: float, segments: list[dict], is_long: bool) -> dict:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.windows import Window
 
 if TYPE_CHECKING:
@@ -58,5 +57,5 @@ def transcribe_windows(
 
 def _segment(transcriber: Transcriber, window: Window, future) -> Segment:
     transcript = transcriber.transcript(future.result(), with_words=True)
-    words = transcript.words and [word.later(window.start / SAMPLE_RATE) for word in transcript.words]
+    words = transcript.words and [word.later(window.offset_s) for word in transcript.words]
     return Segment(window.start_s, window.end_s, replace(transcript, words=words))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -59,7 +59,7 @@ class TranscribeRows:
         for name in ("complete", "looped", "doubtful"):
             yield name, [getattr(transcript, name) for transcript in transcripts], pa.bool_()
         yield "heard", [transcript.heard for transcript in transcripts], pa.string()
-        words = [t.words and [asdict(word) for word in t.words] for t in transcripts]
+        words = [t.words and [word._asdict() for word in t.words] for t in transcripts]
         yield "words", words, WORDS
         yield "fallback", [self.transcriber.runner.fallback] * len(transcripts), pa.string()
 

@@ -11,9 +11,10 @@ import numpy as np
 from tiny_audio.audio.clip import SAMPLE_RATE, require_clips
 from tiny_audio.config import one_line
 from tiny_audio.inference.engine import Engine
-from tiny_audio.inference.hearing import DOUBTFUL, Word, align_words, disagreement
+from tiny_audio.inference.hearing import DOUBTFUL, align_words, disagreement
 from tiny_audio.inference.runner import MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS, Runner
 from tiny_audio.inference.scheduler import Answer, Request, Scheduler, Token
+from tiny_audio.inference.words import Word
 from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.ctc_head import heard_text
 from tiny_audio.model.fp8 import freeze_to_fp8, require_fp8

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from tiny_audio.inference.lines import joined
 from tiny_audio.inference.subtitles import Cue, srt, vtt
+from tiny_audio.inference.words import Word
 from tiny_audio.serving.pieces import Piece, as_logprobs
 
 DONE = "data: [DONE]\n\n"
@@ -93,9 +94,9 @@ class Transcription:
         } | ({"words": [word for segment in self.segments for word in segment.words]} if self.with_words else {})
 
 
-def as_word(text: str, start_s: float, end_s: float) -> dict[str, Any]:
+def as_word(word: Word) -> dict[str, Any]:
     """Returns a word as OpenAI's `words` have it, its times in seconds from the recording's beginning."""
-    return {"word": text, "start": round(start_s, 3), "end": round(end_s, 3)}
+    return {"word": word.text, "start": round(word.start_s, 3), "end": round(word.end_s, 3)}
 
 
 def _verbose(number: int, segment: Segment) -> dict[str, Any]:

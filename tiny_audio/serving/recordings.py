@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from tiny_audio.audio.clip import SAMPLE_RATE
 from tiny_audio.audio.windows import Window
 from tiny_audio.inference.file_windows import CutFile, Cutting, cut_long, cut_short
 from tiny_audio.serving.answers import Segment, as_word
@@ -120,6 +119,5 @@ class Recordings:
 
 
 def _segment(window: Window, transcript: dict[str, Any]) -> Segment:
-    offset_s = window.start / SAMPLE_RATE
-    words = [as_word(text, start_s + offset_s, end_s + offset_s) for text, start_s, end_s in transcript["words"] or []]
+    words = [as_word(word.later(window.offset_s)) for word in transcript["words"] or []]
     return Segment(window.start_s, window.end_s, transcript, words)

@@ -99,7 +99,7 @@ class Transcriber:
             "complete": transcript.complete,
             "looped": transcript.looped,
             "doubtful": transcript.doubtful,
-            "words": transcript.words and [(word.text, word.start_s, word.end_s) for word in transcript.words],
+            "words": transcript.words,
             "tokens": self._written(answer.tokens),
             "num_tokens": tokens,
         }

@@ -196,6 +196,6 @@ class Connection:
                     await self._say(delta_event(turn.item_id, space + piece.text, logprobs))
                     space = ""
                 else:
-                    start_s = window.start / SAMPLE_RATE
-                    transcription.segments.append(Segment(start_s, start_s + len(window.pcm) / SAMPLE_RATE, piece, []))
+                    stop_s = window.offset_s + len(window.pcm) / SAMPLE_RATE
+                    transcription.segments.append(Segment(window.offset_s, stop_s, piece, []))
         return transcription
