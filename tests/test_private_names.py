@@ -98,6 +98,7 @@ def test_deepspeeds_optimizers(one_worker, stage):
 
     assert isinstance(deepspeed.ops.__compatible_ops__, dict)
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+    assert isinstance(torch._functorch.config.recompute_views, bool)
     layer = torch.nn.Linear(3, 2)
     engine = Engine(layer, [dict(layer.named_parameters())], OptimizerConfig(), stage)
     flat = engine.zero.fp32_partitioned_groups_flat if stage == 3 else engine.zero.single_partition_of_fp32_groups

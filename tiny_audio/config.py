@@ -298,7 +298,7 @@ class TrainConfig:
     use_gpu: bool = True  # false trains on CPUs
     threads_per_worker: AtLeastOne = 1  # CPU threads of a worker, where there is no GPU
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2  # ZeRO shares out: 1 the optimizer, 2 gradients too, 3 backbones too
-    compile: bool = True  # compiles the layers of the backbones, where there is a GPU and zero_stage is below 3
+    compile: bool = True  # compiles the layers of the backbones, where there is a GPU
     fp8: bool = False  # computes the backbones' linear layers in FP8: faster on Hopper GPUs, slightly inexact
     # host memory of each worker for encoder frames, which saves time where epochs repeat: 1 GiB holds 2.3 hours
     cache_features_gib: NonNegativeFloat = 0.0

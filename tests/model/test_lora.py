@@ -28,6 +28,7 @@ from tiny_audio.model.lora import (
 )
 from tiny_audio.model.packing import pack
 from tiny_audio.model.saved import load_trained, save_model
+from tiny_audio.model.whole_layers import call_whole_layers, whole_layers
 from tiny_audio.training.zero import Engine
 
 CLIPS = [Clip("a", tone(1.0), "the old baker"), Clip("b", tone(2.5, 300), "seven lemons"), Clip("c", tone(0.3), "")]
@@ -138,7 +139,9 @@ def test_it_trains_alike_at_every_stage_and_goes_on_at_another(one_worker, folde
     rates, config = [1e-3, 1e-2], OptimizerConfig(weight_decay=0.1)
 
     def trained(model, stage, num_steps, moments=None, begun=0):
-        engine = Engine(model, model.trained_groups(), config, stage)
+        if stage == 3:
+            call_whole_layers(model)
+        engine = Engine(model, model.trained_groups(), config, stage, whole_layers(model) if stage == 3 else [])
         if moments:
             engine.load_moments(moments, begun)
         for _ in range(num_steps):

@@ -197,7 +197,7 @@ class ASRModel(PreTrainedModel):
         for layer, layer_turns in zip(layers, turns, strict=True):
             hidden = self.layers.decoder(layer, hidden, *layer_turns, batch.clips)
         hidden = self.layers.last_decoder(last, hidden, *last_turns, batch.clips, batch.predicting, batch.answers)
-        return self.layers.losses(decoder.norm, self.decoder.lm_head, hidden, batch.labels)
+        return self.layers.losses(self.decoder.lm_head, decoder.norm(hidden), batch.labels)
 
     def forward(
         self,

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
+from torch.nn.functional import cross_entropy, gelu, linear, scaled_dot_product_attention, silu
 
 from tiny_audio.model.decoders.family import Family
 from tiny_audio.model.prompt import IGNORED_LABEL
@@ -253,9 +253,9 @@ def last_decoder_layer(
     return _mlp(layer, hidden[wanted] + attention.o_proj(attended.flatten(-2)))
 
 
-def label_losses(norm: nn.Module, head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def label_losses(head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Computes the cross entropies of (L,) labels, predicted from (L, D): (L,), zero where a label does not count."""
-    logits = head(norm(hidden)).float()
+    logits = linear(hidden, head.weight).float()
     return cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
 
 
@@ -279,12 +279,17 @@ class Layers(NamedTuple):
     likeliest: Callable
 
 
-def plain_layers(family: Family) -> Layers:
-    """Returns the functions for a decoder of that family."""
-    decoder = (partial(function, family) for function in (decoder_layer, last_decoder_layer))
-    return Layers(encoder_layer, *decoder, label_losses, partial(between_attentions, family), likeliest)
+def plain_layers(family: Family, made: Callable[[Callable], Callable] = lambda function: function) -> Layers:
+    """Returns the functions for a decoder of that family, each as it is `made` of the plain one."""
+    decoder, last_decoder, between = (
+        partial(made(function), family) for function in (decoder_layer, last_decoder_layer, between_attentions)
+    )
+    return Layers(made(encoder_layer), decoder, last_decoder, made(label_losses), between, made(likeliest))
 
 
 def compiled_layers(family: Family) -> Layers:
-    """Compiles each function once for all layers and lengths, at its first use (tens of seconds in all)."""
-    return Layers(*(torch.compile(function, dynamic=True) for function in plain_layers(family)))
+    """Compiles each function once for all layers and lengths, at its first use (tens of seconds in all).
+
+    Torch compiles a function anew at most eight times, and all `partial` ones count together: so the families are bound last.
+    """
+    return plain_layers(family, partial(torch.compile, dynamic=True))

@@ -22,6 +22,7 @@ from tiny_audio.data.batch import WorkerBatch
 from tiny_audio.data.stream import WorkerStream
 from tiny_audio.inference.transcriber import MAX_PASSING_ROWS, texts_in_passing
 from tiny_audio.model.saved import load_trained
+from tiny_audio.model.whole_layers import whole_layers
 from tiny_audio.run.checkpoint import Checkpoint, CheckpointWriter, Progress, latest_checkpoint, load_checkpoint
 from tiny_audio.run.claim import require_claim
 from tiny_audio.run.ledger import LEDGER, Ledger, write_ledger
@@ -31,7 +32,7 @@ from tiny_audio.run.parts import drop_parts_after
 from tiny_audio.run.rejects import NON_FINITE, REJECTS, RejectLog, SkippedRow
 from tiny_audio.storage import said_in_one_line
 from tiny_audio.training.budget import find_micro_batch_s
-from tiny_audio.training.build import build_model
+from tiny_audio.training.build import build_model, compiles
 from tiny_audio.training.collectives import all_min, from_rank_zero, gathered_by_rank_zero
 from tiny_audio.training.feature_cache import FeatureCache
 from tiny_audio.training.feed import Feed, ReadyStep
@@ -64,7 +65,8 @@ class Worker:
         self.packing = self.model.packing(grouped)
         self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
         watchdog.tell(STARTING)
-        self.engine = Engine(self.model, self.model.trained_groups(), config.optimizer, config.zero_stage)
+        whole, compiled = whole_layers(self.model) if config.zero_stage == 3 else [], compiles(config, self.device)
+        self.engine = Engine(self.model, self.model.trained_groups(), config.optimizer, config.zero_stage, whole, compiled)
         if moments:
             self.engine.load_moments(moments, self.progress.step)
         transcribe, rows_at_once = partial(texts_in_passing, self.model), MAX_PASSING_ROWS

@@ -6,14 +6,17 @@ so a checkpoint knows neither the number of workers nor the stage.
 
 DeepSpeed documents no way to put moments back before the first step, nor to keep its collectives from being compiled. So
 this file uses four names of its own: `__compatible_ops__`, `fp32_partitioned_groups_flat`, `single_partition_of_fp32_groups`
-and `_lazy_init_hp_params_optimizer_state`. `tests/test_private_names.py` looks for them in the installed version.
+and `_lazy_init_hp_params_optimizer_state`; and torch's `recompute_views`. `tests/test_private_names.py` looks for them in the
+installed versions.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from tiny_audio.config import OptimizerConfig
@@ -34,12 +37,29 @@ def _deepspeed():
     return deepspeed
 
 
-def _engine_config(optimizer: OptimizerConfig, stage: int) -> dict:
+def compile_for_stage_3() -> None:
+    """Makes what is compiled from now on keep no view of a weight for the backward pass: a view would keep the whole weight."""
+    torch._functorch.config.recompute_views = True
+
+
+def _gather_whole(layers: Sequence[nn.Module], compiled: bool) -> dict:
+    """Makes ZeRO 3 gather the weights of a layer all at once, and the next layer's meanwhile; returns its settings for that."""
+    from deepspeed.utils import set_z3_leaf_module
+
+    for layer in layers:
+        set_z3_leaf_module(layer, True)
+    largest = max(sum(weight.numel() for weight in layer.parameters()) for layer in layers)
+    settings = {"stage3_prefetch_bucket_size": largest, "stage3_param_persistence_threshold": 0}
+    # DeepSpeed's own product keeps no gathered weight for the backward pass, but would be compiled for every layer anew
+    return settings | {"memory_efficient_linear": not compiled}
+
+
+def _engine_config(optimizer: OptimizerConfig, zero: dict) -> dict:
     return {
         "train_micro_batch_size_per_gpu": 1,  # ours are ragged; the loss is normalised by hand
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.max_grad_norm,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -50,9 +70,19 @@ class Engine:
 
     Args:
         groups: the weights that train, by name; each group has a learning rate of its own.
+        whole_layers: at stage 3, modules whose weights are gathered all at once when they are called, not part by part.
+        compiled: whether what they compute is compiled.
     """
 
-    def __init__(self, model: nn.Module, groups: list[dict[str, nn.Parameter]], config: OptimizerConfig, stage: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[dict[str, nn.Parameter]],
+        config: OptimizerConfig,
+        stage: int,
+        whole_layers: Sequence[nn.Module] = (),
+        compiled: bool = False,
+    ):
         deepspeed = _deepspeed()
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         adamw = torch.optim.AdamW(
@@ -63,8 +93,9 @@ class Engine:
         )
         self.stage, self.adamw = stage, adamw
         self.trained = {name: weight for group in groups for name, weight in group.items()}
+        zero = {"stage": stage} | (_gather_whole(whole_layers, compiled) if whole_layers else {})
         self.engine, self.zero, _, _ = deepspeed.initialize(
-            model=model, optimizer=adamw, config=_engine_config(config, stage), dist_init_required=False
+            model=model, optimizer=adamw, config=_engine_config(config, zero), dist_init_required=False
         )
 
         self._begin_moments()

@@ -16,22 +16,18 @@ NUM_STEPS, WARMUP_STEPS = 24, 4
 
 
 def measure(config: BenchmarkConfig) -> list[dict]:
-    """Trains with the same work per GPU on 1, 2, 4 and 8 GPUs, at every ZeRO stage on all; and with all that work on one.
-
-    Stage 3 does not compile its layers, so a run at stage 2 without compiled layers stands beside it, to compare losses with.
-    """
+    """Trains with the same work per GPU on 1, 2, 4 and 8 GPUs, at every ZeRO stage on all; and with all that work on one."""
     num_gpus, inputs, runs_dir = count_gpus(config), make_inputs(config, TRAIN_ROWS), clear_runs(config)
     all_rows = num_gpus * ROWS_PER_GPU
-    runs = [(count, 2, count * ROWS_PER_GPU, True) for count in (1, 2, 4, 8) if count <= num_gpus]
-    runs += [(num_gpus, stage, all_rows, False) for stage in (3, 2)]
-    runs += [(num_gpus, stage, all_rows, True) for stage in (0, 1)] + [(1, 2, all_rows, True)]
+    runs = [(count, 2, count * ROWS_PER_GPU) for count in (1, 2, 4, 8) if count <= num_gpus]
+    runs += [(num_gpus, stage, all_rows) for stage in (3, 0, 1)] + [(1, 2, all_rows)]
     with local_cluster():
         return [_run(inputs, runs_dir, *run) for run in dict.fromkeys(runs)]
 
 
-def _run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int, compiled: bool) -> dict:
-    name = f"scale-{num_workers}-zero{stage}-{batch_rows}{'' if compiled else '-eager'}"
-    changes = {"name": name, "zero_stage": stage, "compile": compiled, "data.batch_rows": batch_rows}
+def _run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int) -> dict:
+    name = f"scale-{num_workers}-zero{stage}-{batch_rows}"
+    changes = {"name": name, "zero_stage": stage, "data.batch_rows": batch_rows}
     changes |= {"max_failures": 0, "num_steps": NUM_STEPS, "log_every": 4}
     config = true_shapes_config(inputs, runs_dir, num_workers, changes)
     train(config)
@@ -45,7 +41,6 @@ def _run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_row
         "name": name,
         "num_gpus": num_workers,
         "zero_stage": stage,
-        "compiled": compiled,
         "batch_rows": batch_rows,
         "samples_per_s": mean("samples_per_s"),
         "audio_s_per_s": mean("audio_s_per_s"),  # to compare by: the clips of two steps differ in length
