@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.decoder import load_decoder
 from tiny_audio.model.encoder import load_encoder
-from tiny_audio.model.layers import encoder_layers, stem
+from tiny_audio.model.layers import encoder_layers, plain_layers, stem
 from tiny_audio.model.packing import pack
 from tiny_audio.model.projectors import MLPProjector
 from tiny_audio.model.prompt import label_ids
@@ -221,3 +222,17 @@ def test_generate_takes_log_mels_of_any_length_and_refuses_lengths_beyond_them(m
     assert (together[1] == model.generate(mels[1:], num_samples[1:], max_new_tokens=3)[0]).all()
     with pytest.raises(ValueError, match="more than the 122 frames"):
         model.generate(mels, torch.tensor([122 * 160, 140 * 160]), max_new_tokens=3)
+
+
+def test_one_compilation_serves_batches_of_any_length(hub_folders):
+    """Torch compiles at most eight times, and then computes as if nothing were compiled, without a word."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = ASRModel(ASRConfig(audio_model_id=hub_folders[0], text_model_id=hub_folders[1]))
+    compiled = plain_layers(model.family, partial(torch.compile, dynamic=True, backend="aot_eager"))
+    model.layers = model.layers._replace(decoder=compiled.decoder, last_decoder=compiled.last_decoder)
+    counts = []
+    for clips in (CLIPS, CLIPS[:2], CLIPS + CLIPS):
+        model(pack(clips, model.packing())).loss_sum.backward()
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert 0 < counts[0] == counts[1] == counts[2]

@@ -190,7 +190,7 @@ def test_log_mels_and_labels_give_the_packed_loss_and_gradients(model, log_mels)
         gradients.append(model.projector.conv.weight.grad.clone())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
     model.zero_grad()
-    with pytest.raises(ValueError, match="see generate for text"):
+    with pytest.raises(ValueError, match="generate gives text"):
         model(input_features=log_mels)
 
 

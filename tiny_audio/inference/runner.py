@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -81,7 +80,7 @@ class Runner:
     def __init__(self, model: PreTrainedModel, max_new_tokens: int, max_slots: int | None = None, graphs: bool = False):
         self.model, self.device = model, model.decoder.device
         self.head = torch.tensor(model.prompt.prefix, dtype=torch.int64)  # ids that begin every prompt; each slot holds them
-        self.packing = replace(model.packing(), prompt=replace(model.prompt, prefix=[]))  # what is read behind them
+        self.packing = model.packing()
         config, attention, dtype = model.decoder.config, model.decoder.model.layers[0].self_attn, model.decoder.dtype
         per_token = self.packing.frames_per_token
         self.longest_frames = per_token * num_audio_tokens(model.window_num_samples, per_token)  # of a clip
@@ -154,16 +153,15 @@ class Runner:
         order = [int(clip.id) for clip in batch.rows]
         slots = np.array([requests[number].slot for number in order])
         num_tokens = np.diff(batch.first_tokens.numpy(), append=len(batch.audio)).tolist()
-        positions = len(self.head) + batch.positions
-        where = torch.from_numpy(np.repeat(slots * self.length, np.diff(batch.clips.bounds.numpy()))) + positions
-        positions, where, slots = map(self._moved, (positions, where, torch.from_numpy(slots)))
+        where = torch.from_numpy(np.repeat(slots * self.length, np.diff(batch.clips.bounds.numpy()))) + batch.positions
+        where, slots = map(self._moved, (where, torch.from_numpy(slots)))
         batch = (batch.pin() if self.on_gpu else batch).to(self.device)
         frames = self.model.encode_batch(batch, self._encode)
         for number, letters in zip(order, hear(self.model.ctc_head, frames, batch.num_frames), strict=True):
             requests[number].letters = letters
         audio = self._project(frames, batch.first_tokens, num_tokens, [requests[number].model for number in order])
         hidden = self.model.decoder.model.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
-        rows, bounds, predicting = slots, batch.clips.bounds, batch.predicting
+        positions, rows, bounds, predicting = batch.positions, slots, batch.clips.bounds, batch.predicting
         if self.graphed:
             num_tokens = next_size(len(hidden), PROMPT_SIZES)
             bounds = padded(bounds, MAX_PREFILL_ROWS + 1, len(hidden))

@@ -188,15 +188,17 @@ class ASRModel(PreTrainedModel):
     def decode(self, audio: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Runs the decoder with the audio tokens (A, D) in their places; returns the loss of each label, (L,).
 
-        Attention is causal within each clip. The last layer and the logits are computed at the predicting positions only.
+        Attention is causal within each clip. What all prompts begin with is computed once, behind the clips; the last layer and
+        the logits are computed at the predicting positions only.
         """
         decoder = self.decoder.model
-        hidden = decoder.embed_tokens(batch.ids).index_copy(0, batch.audio, audio)
-        *turns, last_turns = self.rotations(hidden, batch.positions)
+        hidden = decoder.embed_tokens(torch.cat([batch.ids, batch.head])).index_copy(0, batch.audio, audio)
+        positions = torch.cat([batch.positions, torch.arange(len(batch.head), device=hidden.device)])
+        *turns, last_turns = self.rotations(hidden, positions)
         *layers, last = decoder.layers
         for layer, layer_turns in zip(layers, turns, strict=True):
-            hidden = self.layers.decoder(layer, hidden, *layer_turns, batch.clips)
-        hidden = self.layers.last_decoder(last, hidden, *last_turns, batch.clips, batch.predicting, batch.answers)
+            hidden = self.layers.decoder(layer, hidden, *layer_turns, batch.shared)
+        hidden = self.layers.last_decoder(last, hidden, *last_turns, batch.shared, batch.predicting, batch.answers)
         return self.layers.losses(self.decoder.lm_head, decoder.norm(hidden), batch.labels)
 
     def forward(
@@ -222,9 +224,7 @@ class ASRModel(PreTrainedModel):
         """
         if batch is None:
             if input_features is None or labels is None:
-                raise ValueError(
-                    "forward gives the loss of a packed batch, or of input_features and labels; see generate for text"
-                )
+                raise ValueError("forward gives the loss of a packed batch, or of input_features and labels; generate gives text")
             num_tokens = count_tokens(self, input_features, num_samples, attention_mask)
             batch = packed_log_mels(self, input_features, labels, num_tokens)
         encoded = self.encode_batch(batch)

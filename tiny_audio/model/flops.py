@@ -40,7 +40,8 @@ class FlopCounter:
 
     The encoder runs forward over its window, unless its frames are kept. The projector runs forward and back to its
     weights, the decoder forward and back to its inputs, an adapter forward and back to both. The decoder's last layer and
-    logits count at the label positions only. Padding, recomputing and the gradients of frozen weights do not count.
+    logits count at the label positions only. The head of the prompts, which is computed once for many clips, padding,
+    recomputing and the gradients of frozen weights do not count.
 
     Args:
         model: an `ASRModel` with whole weights; ZeRO 3 may share them out later.
@@ -51,7 +52,7 @@ class FlopCounter:
         self.frames_per_token = model.frames_per_token
         self.num_adapter_weights = sum(weight.numel() for weight in adapter_weights(model.decoder).values())
         self.num_projector_weights = sum(weight.numel() for weight in model.projector.parameters())
-        self.num_prompt_tokens = len(model.prompt.prefix) + len(model.prompt.suffix)
+        self.num_head_tokens, self.num_suffix_tokens = len(model.prompt.prefix), len(model.prompt.suffix)
 
     def of_batch(self, batch: PackedBatch) -> float:
         """Counts what a packed batch needs; clips whose encoder frames are known are not encoded."""
@@ -69,7 +70,7 @@ class FlopCounter:
         """
         tokens, labels = num_tokens.astype(float), num_labels.astype(float)
         projector = 2 * tokens * 2 * self.num_projector_weights
-        adapter = 3 * 2 * (tokens + self.num_prompt_tokens + labels - 1) * self.num_adapter_weights
+        adapter = 3 * 2 * (tokens + self.num_suffix_tokens + labels - 1) * self.num_adapter_weights
         return float((is_encoded * self._encoder(tokens) + projector + adapter + 2 * self._decoder(tokens, labels)).sum())
 
     def _encoder(self, tokens: np.ndarray) -> np.ndarray:
@@ -81,13 +82,13 @@ class FlopCounter:
         return encoder.encoder_layers * layer + stem
 
     def _decoder(self, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Counts a forward pass over each clip's prompt and answer; attention is causal."""
+        """Counts a forward pass over each clip behind the head; attention is causal."""
         decoder, hidden = self.decoder, self.decoder.hidden_size
         head = getattr(decoder, "head_dim", None) or hidden // decoder.num_attention_heads
         width = decoder.num_attention_heads * head
         queries, keys_values = 2 * hidden * width, 2 * hidden * 2 * decoder.num_key_value_heads * head
         rest = queries + 6 * hidden * decoder.intermediate_size
-        length = tokens + self.num_prompt_tokens + labels - 1
-        layer = length * (queries + keys_values + rest) + 2 * length**2 * width
-        last = length * keys_values + labels * (queries + rest) + 4 * labels * length * width
+        length = tokens + self.num_suffix_tokens + labels - 1
+        layer = length * (queries + keys_values + rest) + 4 * length * (self.num_head_tokens + length / 2) * width
+        last = length * keys_values + labels * (queries + rest) + 4 * labels * (self.num_head_tokens + length) * width
         return (decoder.num_hidden_layers - 1) * layer + last + labels * 2 * hidden * decoder.vocab_size

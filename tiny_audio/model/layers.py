@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, gelu, linear, scaled_dot_product_
 
 from tiny_audio.model.decoders.family import Family
 from tiny_audio.model.prompt import IGNORED_LABEL
-from tiny_audio.model.segments import Segments, Slots
+from tiny_audio.model.segments import Segments, SharedHead, Slots
 
 # cuDNN's kernel is the fastest on Hopper where all clips are padded alike; the others follow where it cannot run.
 PADDED_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -225,12 +225,43 @@ def join_projections(decoder: nn.Module) -> None:
         mlp.gate_up_proj = _joined([mlp.gate_proj, mlp.up_proj])
 
 
+class _Behind(torch.autograd.Function):
+    """Puts a copy of the head's keys, or values, before those of each clip: (N + P, key heads, d) -> (K, key heads, d).
+
+    In the gradients that the head gets of its copies, what is not finite counts as zero: it is of a clip that is left out,
+    see `non_finite.py`.
+    """
+
+    @staticmethod
+    def forward(ctx, x, shared):
+        ctx.save_for_backward(shared.own, shared.copies)
+        return x.index_select(0, shared.rows)
+
+    @staticmethod
+    def backward(ctx, gradients):
+        own, copies = ctx.saved_tensors
+        of_copies = gradients.index_select(0, copies.flatten()).unflatten(0, copies.shape)
+        of_head = torch.where(of_copies.isfinite(), of_copies, 0).sum(0)
+        of_clips, of_own_head = gradients.index_select(0, own).split([own.shape[0] - of_head.shape[0], of_head.shape[0]])
+        return torch.cat([of_clips, of_own_head + of_head]), None
+
+
+@torch.compiler.allow_in_graph  # as `fp8.frozen_product`
+def behind_head(x: torch.Tensor, shared: SharedHead) -> torch.Tensor:
+    """Puts a copy of the head's keys, or values, before those of each clip: (N + P, key heads, d) -> (K, key heads, d)."""
+    return _Behind.apply(x, shared)
+
+
 def decoder_layer(
-    family: Family, layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, clips: Segments
+    family: Family, layer: nn.Module, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, shared: SharedHead
 ) -> torch.Tensor:
-    """Computes a decoder's layer: (N, D) -> (N, D). One without rotary positions is given `cos` 1 and `sin` 0."""
+    """Computes a decoder's layer on clips and their head: (N + P, D) -> (N + P, D).
+
+    One without rotary positions is given `cos` 1 and `sin` 0.
+    """
     query, key, value = before_attention(family, layer, hidden, cos, sin)
-    return after_attention(layer, hidden, attend(query, key, value, clips, clips, causal=True))
+    key, value = behind_head(key, shared), behind_head(value, shared)
+    return after_attention(layer, hidden, attend(query, key, value, shared.queries, shared.keys, causal=True))
 
 
 def last_decoder_layer(
@@ -239,16 +270,18 @@ def last_decoder_layer(
     hidden: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    clips: Segments,
+    shared: SharedHead,
     wanted: torch.Tensor,
     answers: Segments,
 ) -> torch.Tensor:
-    """Computes `decoder_layer` at the `wanted` (L,) positions only, each clip's last ones: (N, D) -> (L, D)."""
+    """Computes `decoder_layer` at the `wanted` (L,) positions only, each clip's last ones: (N + P, D) -> (L, D)."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     key, value = _heads(attention.k_proj(normed), attention.head_dim), _heads(attention.v_proj(normed), attention.head_dim)
     query, key = family.norm_heads(attention, _heads(attention.q_proj(normed[wanted]), attention.head_dim), key)
     query, key = _rotate(query, cos[wanted], sin[wanted]), _rotate(key, cos, sin)
+    key, value = (behind_head(x, shared)[: shared.num_clip_keys] for x in (key, value))
+    clips = Segments(shared.keys.bounds[:-1], shared.keys.longest)
     attended = attend(query, key, value, answers, clips, causal=True)
     return _mlp(layer, hidden[wanted] + attention.o_proj(attended.flatten(-2)))
 

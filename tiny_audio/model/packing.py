@@ -32,7 +32,7 @@ from tiny_audio.audio.clip import (
 )
 from tiny_audio.audio.features import estimated_num_samples
 from tiny_audio.model.prompt import IGNORED_LABEL, Prompt, label_ids
-from tiny_audio.model.segments import Segments, bounds_of, move, segments
+from tiny_audio.model.segments import Segments, SharedHead, bounds_of, move, segments, share_head
 
 GROUP_CLIPS = 32  # whose log-mels are made together
 GROUP_S = 480.0  # the most that their padded lengths add up to
@@ -74,10 +74,12 @@ class PackedBatch:
     frames: Segments | None  # where those lie
     masks: MaskSpans | None  # what of their log-mels is hidden from the encoder
     first_tokens: torch.Tensor  # (B,) each clip's first audio token
-    ids: torch.Tensor  # (N,) prompt, audio (any id), answer
-    positions: torch.Tensor  # (N,) within the clip
+    head: torch.Tensor  # (P,) the ids that begin every prompt; all clips share what is computed of them
+    ids: torch.Tensor  # (N,) the rest of the prompt, with audio (any id), and the answer
+    positions: torch.Tensor  # (N,) within the clip, of which the head's are the first
     audio: torch.Tensor  # (A,) where the audio tokens lie in N
     clips: Segments  # where each clip lies in N
+    shared: SharedHead  # how clips attend to the head
     labels: torch.Tensor  # (L,)
     predicting: torch.Tensor  # (L,) the position in N that predicts each label
     answers: Segments  # where each clip's labels lie in L
@@ -98,14 +100,15 @@ class PackedBatch:
         return self._copied(torch.Tensor.pin_memory)
 
     def _copied(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
-        copied = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, torch.Tensor):
-                copied[item.name] = copy(value)
-            elif isinstance(value, Segments):
-                copied[item.name] = value._replace(bounds=copy(value.bounds))
-        return dataclasses.replace(self, **copied)
+        return PackedBatch(*(_copied(getattr(self, item.name), copy) for item in dataclasses.fields(self)))
+
+
+def _copied(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return copy(value)
+    if isinstance(value, Segments | SharedHead):
+        return type(value)(*(_copied(part, copy) for part in value))
+    return value
 
 
 def silence(packing: Packing) -> Clip:
@@ -151,19 +154,19 @@ def frame_index(groups: list[Group], num_frames: Sequence[int]) -> torch.Tensor:
 def _layout(num_tokens: list[int], answers: list[list[int]], prompt: Prompt) -> dict[str, Any]:
     """Makes the fields of a `PackedBatch` that say where prompts, audio tokens and answers lie in the decoder's input."""
     prefix, suffix = prompt.prefix, prompt.suffix
-    parts = [
-        part for n, answer in zip(num_tokens, answers, strict=True) for part in (prefix, np.zeros(n, int), suffix, answer[:-1])
-    ]
-    lengths = [len(prefix) + n + len(suffix) + len(answer) - 1 for n, answer in zip(num_tokens, answers, strict=True)]
+    parts = [part for n, answer in zip(num_tokens, answers, strict=True) for part in (np.zeros(n, int), suffix, answer[:-1])]
+    lengths = [n + len(suffix) + len(answer) - 1 for n, answer in zip(num_tokens, answers, strict=True)]
     num_labels = [len(answer) for answer in answers]
     labels = np.concatenate(answers)
     starts, ends = bounds_of(lengths)[:-1], bounds_of(lengths)[1:]
     return {
         "first_tokens": torch.from_numpy(bounds_of(num_tokens)[:-1]),
+        "head": torch.tensor(prefix, dtype=torch.int64),
         "ids": torch.from_numpy(np.concatenate(parts).astype(np.int64)),
-        "positions": torch.from_numpy(_runs(np.zeros(len(lengths), int), lengths)),
-        "audio": torch.from_numpy(_runs(starts + len(prefix), num_tokens)),
+        "positions": torch.from_numpy(_runs(np.full(len(lengths), len(prefix)), lengths)),
+        "audio": torch.from_numpy(_runs(starts, num_tokens)),
         "clips": segments(lengths),
+        "shared": share_head(lengths, len(prefix)),
         "labels": torch.from_numpy(labels),
         "predicting": torch.from_numpy(_runs(ends - num_labels, num_labels)),
         "answers": segments(num_labels),
