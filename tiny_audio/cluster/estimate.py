@@ -85,8 +85,8 @@ def rows_per_s_per_gpu(config: TrainConfig, mean_clip_s: float, figures: dict[st
     figure, source = _row(figures["step"], name=name), f'step, "{name}"'
     speed = figure["samples_per_s"] if config.model.encoder_window == "full" else figure["audio_s_per_s"] / mean_clip_s
     if config.zero_stage == 3:
-        stages = [_row(figures["scale_4_gpus"], num_gpus=4, zero_stage=stage)["samples_per_s"] for stage in (2, 3)]
-        return speed * stages[1] / stages[0], source + " x scale_4_gpus, ZeRO 3 by ZeRO 2"
+        stages = [_row(figures["zero3_2_gpus"], zero_stage=stage)["audio_s_per_s"] for stage in (2, 3)]
+        return speed * stages[1] / stages[0], source + " x zero3_2_gpus, ZeRO 3 by ZeRO 2"
     return speed, source
 
 
