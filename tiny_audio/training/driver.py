@@ -29,6 +29,7 @@ from tiny_audio.data.labels import make_truecaser
 from tiny_audio.data.stream import ingest_config, train_dataset
 from tiny_audio.data.training_plan import TrainingPlan
 from tiny_audio.model.config import ASRConfig
+from tiny_audio.model.ctc_head import CTC_HEAD_FILE
 from tiny_audio.model.decoder import require_decoder
 from tiny_audio.model.encoder import read_window_s, require_encoder
 from tiny_audio.model.lora import split_adapter
@@ -214,11 +215,18 @@ def _export(run: ResolvedRun) -> dict:
     described = describe_projector(model.projector_type, frames_per_token(model), projector.values())
     with written_folder(run.folder / "model") as folder:
         save_model(model, projector, adapter, folder)
+        _pass_on_ctc_head(config, Path(folder))
         (Path(folder) / MODEL_CARD).write_text(model_card(config, described, describe_adapter(adapter), exported_progress))
     training = {**dataclasses.asdict(progress), "end": run.end_reason(progress), "exported_step": exported_progress.step}
     training["reject_files"] = worst_files(run.folder)
     put(run.folder / "training.json", (json.dumps(training, indent=1) + "\n").encode())
     return training
+
+
+def _pass_on_ctc_head(config: TrainConfig, folder: Path) -> None:
+    """Copies the CTC head of the model that a run began with, if it has one: the head belongs to the encoder, which stays."""
+    if config.init_from and (head := storage_path(config.init_from) / CTC_HEAD_FILE).is_file():
+        (folder / CTC_HEAD_FILE).write_bytes(head.read_bytes())
 
 
 def _resolve_config(config: TrainConfig) -> TrainConfig:
