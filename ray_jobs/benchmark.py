@@ -12,6 +12,7 @@ Prints the figures and writes them as JSON. "The seed" is the training script th
   restart     all GPUs: a worker is killed, and what that costs
   fp8         one GPU: learning in FP8 beside bfloat16
   transcribe  one GPU: the engine, generate, the seed's snippet
+  replicas    all GPUs: the service with a replica on each
   data        no GPU: steps a second of the data stream alone
   plan        no GPU: planning and resuming at 10 million rows
   soak        no GPU: memory over a long training

@@ -19,13 +19,14 @@ SERVE_START_TIMEOUT_S = 180
 
 
 @contextmanager
-def serve_app(cluster: Cluster, folder: Path, args: dict[str, object]) -> Iterator[str]:
+def serve_app(cluster: Cluster, folder: Path, args: dict[str, object], variables: dict[str, str] | None = None) -> Iterator[str]:
     """Runs `serve run` of serve/config.yaml with these `args` beside its own, for as long as the context lasts; yields its URL.
 
     Args:
         cluster: where it runs.
         folder: takes the config, serve.yaml, and the log, serve.log.
         args: the application's arguments.
+        variables: environment variables beside the config's own.
 
     Raises:
         RuntimeError: the server stopped, or was not ready within SERVE_START_TIMEOUT_S.
@@ -33,6 +34,7 @@ def serve_app(cluster: Cluster, folder: Path, args: dict[str, object]) -> Iterat
     config = yaml.safe_load(Path("serve/config.yaml").read_text())
     config["http_options"]["port"] = port = free_port(config["http_options"]["port"])
     config["applications"][0]["args"] |= args
+    config["controller_options"]["runtime_env"]["env_vars"] |= variables or {}
     path, log = folder / "serve.yaml", folder / "serve.log"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     environment = {**os.environ, **WITH_TOKEN, "RAY_ADDRESS": cluster.gcs_address}

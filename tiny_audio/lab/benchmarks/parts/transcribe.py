@@ -45,7 +45,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     """
     count_gpus(config)
     folder = config.output_folder
-    speech = uploads(_loads(""))  # the service gives the model no noise
+    speech = uploads(loads("", CLIENTS))  # the service gives the model no noise
     rows: list[dict] = []
 
     def keep(measured: Iterator[dict]) -> None:
@@ -57,9 +57,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     gc.collect()
     torch.cuda.empty_cache()  # what follows runs in processes of its own
     offline = next(row["audio_s_per_s"] for row in rows if row["name"] == f"engine, {SERVED}")
-    model = folder / "models/trimmed"
-    projector = MLPProjector(WHISPER_LARGE_V3_TURBO["d_model"], SMOLLM3_3B["hidden_size"])
-    save_model(model_config(folder / "inputs/backbones", "trimmed"), projector.state_dict(), None, model)
+    model = served_model(folder)
     shards = write_noise_shards(folder / "inputs/transcribe", JOB_ROWS, seed=0)
     with local_cluster() as cluster:
         served = chain(http_rows(cluster, model, speech, "cuda"), job_rows(model, shards, use_gpu=True))
@@ -67,15 +65,24 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     return rows
 
 
-def _loads(url: str) -> LoadTestConfig:
+def loads(url: str, clients: list[int]) -> LoadTestConfig:
+    """Returns the loads of so many clients, who send clips of LoquaciousSet's durations."""
     times = {"warm_up_s": WARM_UP_S, "duration_s": DURATION_S}
-    return LoadTestConfig(servers={f"{url}/v1": "tiny_audio"}, clients=CLIENTS, mean_s=MEAN_S, longest_s=LONGEST_S, **times)
+    return LoadTestConfig(servers={f"{url}/v1": "tiny_audio"}, clients=clients, mean_s=MEAN_S, longest_s=LONGEST_S, **times)
+
+
+def served_model(folder: Path) -> Path:
+    """Writes a model of true shapes with random weights, which the service can load; returns its folder."""
+    model = folder / "models/trimmed"
+    projector = MLPProjector(WHISPER_LARGE_V3_TURBO["d_model"], SMOLLM3_3B["hidden_size"])
+    save_model(model_config(folder / "inputs/backbones", "trimmed"), projector.state_dict(), None, model)
+    return model
 
 
 def http_rows(cluster: Cluster, model: Path, speech: list[Upload], device: str) -> Iterator[dict]:
     """Yields the speed and the latencies of the HTTP service, for each number of clients."""
     with serve_app(cluster, model, {"model": str(model), "device": device, **ARGS}) as url:
-        for row in load.measure(_loads(url), speech):
+        for row in load.measure(loads(url, CLIENTS), speech):
             yield {"name": f"HTTP, {SERVED}, {row['clients']} clients", **row, **ARGS}
 
 
