@@ -30,7 +30,8 @@ def test_rays_environment_variables():
     assert AUTH_MODE_ENV_VAR == ray_names.AUTH_MODE
     assert ray_names.FILES_FOLDER in inspect.getsource(get_default_system_temp_dir)
     of_serve = (RAY / "serve/_private/constants.py").read_text()
-    settings = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "RAY_SERVE_USE_GRPC_BY_DEFAULT")
+    settings = ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"]
+    settings += ["RAY_SERVE_USE_GRPC_BY_DEFAULT", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"]
     for name in (*settings, ray_names.PROXY_CALLBACK):
         assert name in of_serve
     core = [ray_names.CORE_LOG_LEVEL, ray_names.MAX_STARTING_WORKERS.removeprefix("RAY_")]
