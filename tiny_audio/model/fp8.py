@@ -43,7 +43,6 @@ class _FrozenProduct(torch.autograd.Function):
         return _product(gradient, *ctx.saved_tensors, None), None, None, None, None, None
 
 
-@torch.compiler.allow_in_graph  # torch 2.11's own tracing fails at the second such function in a graph
 def frozen_product(x, weight, weight_scale, turned, turned_scale, bias):
     """Multiplies x (N, K) by a frozen weight (O, K) transposed; `turned` (K, O) takes the gradient back."""
     return _FrozenProduct.apply(x, weight, weight_scale, turned, turned_scale, bias)
@@ -78,6 +77,8 @@ def freeze_to_fp8(model: nn.Module, trains: bool = True) -> None:
 
     Where it `trains`, gradients go through the decoder, on their way to the projector; they never go through the encoder.
     """
+    # Torch 2.11's own tracing fails at the second such function in a graph. To say so imports its compiler, which takes a second.
+    torch.compiler.allow_in_graph(frozen_product)
     for layers, both_ways in ((model.encoder.layers, False), (model.decoder.model.layers, trains)):
         for module in list(layers.modules()):
             for name, child in module.named_children():

@@ -47,7 +47,6 @@ class _LowRank(torch.autograd.Function):
         return inner @ a, torch.where(good, inner, 0).t() @ x, kept.t() @ hidden
 
 
-@torch.compiler.allow_in_graph  # as `fp8.frozen_product`
 def low_rank(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Multiplies x (N, K) by a (r, K) and b (O, r) transposed."""
     return _LowRank.apply(x, a, b)
@@ -97,6 +96,7 @@ def attach_adapter(decoder: nn.Module, rank: int, alpha: float, targets: list[st
     ]
     missing = sorted(set(targets) - {name for _, name in found})
     require(not missing, f"lora.targets: the decoder has no layer {', '.join(missing)}")
+    torch.compiler.allow_in_graph(low_rank)  # as in fp8.py
     for parent, name in found:
         setattr(parent, name, LoraLinear(getattr(parent, name), rank, alpha / rank))
 
