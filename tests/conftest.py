@@ -21,7 +21,10 @@ from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.lab.synthetic.dataset import encode_audio
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else torch's threads spin while they wait for a core that a Ray process has
 os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")  # 10 s is longer than a training here
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train looks every 2 s whether the workers are done
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less; no test drains a node
 S3_PORT = free_port(5000)  # of the `s3` fixture; chosen here because `local_ray` passes its environment to workers at its start
 os.environ |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}", "AWS_DEFAULT_REGION": "us-east-1"}
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}

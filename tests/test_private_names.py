@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import mmap
+import os
 import re
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def test_rays_environment_variables():
 
     assert constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR == ray_names.START_TIMEOUT
     assert constants.WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR == ray_names.HEALTH_TIMEOUT
+    assert {constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR, constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR} < set(
+        os.environ
+    )  # conftest.py
     assert ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE == ray_names.SERVER_ADDRESS
     assert AUTH_MODE_ENV_VAR == ray_names.AUTH_MODE
     assert ray_names.FILES_FOLDER in inspect.getsource(get_default_system_temp_dir)

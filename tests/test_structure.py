@@ -98,7 +98,7 @@ def test_nothing_unsafe_is_loaded():
 
 
 def test_drivers_import_no_models():
-    """They check configs, tokenizers and weight files; transformers' models and torch's compiler would take 2 s and 150 MB more."""
+    """They check configs, tokenizers and weight files; transformers' models and torch's compiler would take 3 s and 150 MB."""
     drivers = "tiny_audio.training.driver, tiny_audio.evaluation.evaluate, tiny_audio.inference.files"
     checks = "encoder.require_encoder(sys.argv[1]); decoder.require_decoder(sys.argv[2])"
     loaded = "print({'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules))"
