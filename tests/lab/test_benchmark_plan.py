@@ -7,6 +7,7 @@ from tiny_audio.lab.benchmarks.parts.plan import PlanSize, plan_figures
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.slow  # it measures; what it calls has tests of its own
 def test_the_plan_is_measured_without_a_gpu_and_without_the_files_it_is_of():
     size = PlanSize(num_files=10, num_footers=2)
     rows = {row["name"]: row for row in ray.get(ray.remote(plan_figures).remote(size))}

@@ -356,7 +356,7 @@ def test_a_run_goes_on_past_bad_rows_and_files_that_break_before_and_after_plann
 
     num_rows = 100 * len(TWENTY) + 4 + 3 * 8
     num_steps = -(-num_rows // 128)
-    config = config_of(bad_folder, num_steps=num_steps // 2, log_every=2)
+    config = config_of(bad_folder, num_steps=num_steps // 2, log_every=2, num_workers=1)
     config.data.batch_rows, config.data.steps_per_window = 128, num_steps
     train(config, harm)
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if ".parquet: " in line]
