@@ -23,13 +23,11 @@ from tiny_audio.audio.clip import SAMPLE_RATE, padded_num_samples
 from tiny_audio.audio.features import log_mel, pad_waveforms
 from tiny_audio.inference.transcriber import MAX_PASSING_ROWS, Transcriber, texts_in_passing
 from tiny_audio.lab.benchmarks.noise import noise_clips
+from tiny_audio.lab.benchmarks.served import NUM_TOKENS, model_config
 from tiny_audio.lab.benchmarks.step_speed import matmul_tflops
-from tiny_audio.lab.random_backbones import write_random_backbones
 from tiny_audio.model.asr import ASRModel
-from tiny_audio.model.config import ASRConfig
 from tiny_audio.model.fp8 import freeze_to_fp8
 
-NUM_TOKENS = 31  # tokens of each text
 NO_END = -1  # an id that no token has, so that no text ends before its limit
 NUM_CLIPS = 1024  # offline
 IN_FLIGHT = 128  # clips at a time, as many as clients of the service give it
@@ -173,15 +171,6 @@ def profiles(name: str, transcriber: Transcriber, rows: int) -> Iterator[dict]:
     yield kernel_shares(f"{name}: decode step of {rows} transcripts", lambda: runner.decode(requests)())
     for request in requests:
         runner.leave(request)
-
-
-def model_config(folder: Path, window: str) -> ASRConfig:
-    """Returns the config of a bfloat16 model of true shapes, whose random weights are written unless they are there."""
-    encoder, decoder = folder / "encoder", folder / "decoder"
-    if not (decoder / "config.json").is_file():
-        write_random_backbones(folder, device="cuda")
-    paths = {"audio_model_id": str(encoder), "text_model_id": str(decoder)}
-    return ASRConfig(**paths, dtype="bfloat16", encoder_window=window, max_new_tokens=NUM_TOKENS)
 
 
 def load_model(folder: Path, window: str) -> ASRModel:

@@ -12,7 +12,7 @@ import torch
 
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 from tiny_audio.lab.benchmarks.inputs import count_gpus, gpu_facts
-from tiny_audio.lab.benchmarks.parts.transcribe import SERVED, loads, served_model
+from tiny_audio.lab.benchmarks.served import SERVED, loads, served_model
 from tiny_audio.lab.load_test import load
 from tiny_audio.lab.load_test.clips import Upload, uploads
 from tiny_audio.lab.local_ray import local_cluster

@@ -16,23 +16,18 @@ from tiny_audio.data.plan import plan_pass
 from tiny_audio.data.stream import clip_dataset
 from tiny_audio.inference.pool import CALLS_AT_ONCE, TranscribeSettings, transcribed_rows
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
-from tiny_audio.lab.benchmarks.engine_speed import model_config, offline_rows
+from tiny_audio.lab.benchmarks.engine_speed import offline_rows
 from tiny_audio.lab.benchmarks.inputs import count_gpus, gpu_facts
 from tiny_audio.lab.benchmarks.noise import write_noise_shards
-from tiny_audio.lab.durations import LONGEST_S, MEAN_S
+from tiny_audio.lab.benchmarks.served import SERVED, loads, served_model
+from tiny_audio.lab.durations import LONGEST_S
 from tiny_audio.lab.load_test import load
 from tiny_audio.lab.load_test.clips import Upload, uploads
-from tiny_audio.lab.load_test.config import LoadTestConfig
 from tiny_audio.lab.local_ray import local_cluster
-from tiny_audio.lab.random_backbones import SMOLLM3_3B, WHISPER_LARGE_V3_TURBO
 from tiny_audio.lab.ray_cli import Cluster
 from tiny_audio.lab.serve_cli import serve_app
-from tiny_audio.model.projectors import MLPProjector
-from tiny_audio.model.saved import save_model
 
-SERVED = "bf16, trimmed"  # the engine that is measured behind HTTP and in a job
 CLIENTS = [1, 32, 128]
-WARM_UP_S, DURATION_S = 3.0, 15.0  # of each number of clients
 ARGS = {"num_ingresses": 8}
 JOB_ROWS, JOB_BATCH_ROWS = 4096, 64
 
@@ -63,20 +58,6 @@ def measure(config: BenchmarkConfig) -> list[dict]:
         served = chain(http_rows(cluster, model, speech, "cuda"), job_rows(model, shards, use_gpu=True))
         keep(row | {"share_of_offline": row["audio_s_per_s"] / offline} for row in served)
     return rows
-
-
-def loads(url: str, clients: list[int]) -> LoadTestConfig:
-    """Returns the loads of so many clients, who send clips of LoquaciousSet's durations."""
-    times = {"warm_up_s": WARM_UP_S, "duration_s": DURATION_S}
-    return LoadTestConfig(servers={f"{url}/v1": "tiny_audio"}, clients=clients, mean_s=MEAN_S, longest_s=LONGEST_S, **times)
-
-
-def served_model(folder: Path) -> Path:
-    """Writes a model of true shapes with random weights, which the service can load; returns its folder."""
-    model = folder / "models/trimmed"
-    projector = MLPProjector(WHISPER_LARGE_V3_TURBO["d_model"], SMOLLM3_3B["hidden_size"])
-    save_model(model_config(folder / "inputs/backbones", "trimmed"), projector.state_dict(), None, model)
-    return model
 
 
 def http_rows(cluster: Cluster, model: Path, speech: list[Upload], device: str) -> Iterator[dict]:
