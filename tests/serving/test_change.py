@@ -15,11 +15,15 @@ from tiny_audio.serving.app import build
 
 @contextmanager
 def steady_load(client: openai.OpenAI, expected: list[str], num_clients: int = 3):
-    """Asks for transcripts without a pause, and never twice for one, until the context ends; then checks every answer."""
-    ended = threading.Event()
+    """Asks for transcripts without a pause, and never twice for one, until the context ends; then checks every answer.
+
+    The context begins once each client has had an answer.
+    """
+    begun, ended = threading.Barrier(num_clients + 1), threading.Event()
 
     def ask(number: int) -> list[bool]:
-        right = []
+        right = [transcribe(client, TONES[number]).text == expected[number]]
+        begun.wait(60)
         while not ended.is_set():
             right.append(transcribe(client, TONES[number]).text == expected[number])
         return right
@@ -27,6 +31,7 @@ def steady_load(client: openai.OpenAI, expected: list[str], num_clients: int = 3
     with ThreadPoolExecutor(num_clients) as pool:
         asking = [pool.submit(ask, number) for number in range(num_clients)]
         try:
+            begun.wait(60)
             yield
         finally:
             ended.set()
