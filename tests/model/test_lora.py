@@ -141,7 +141,7 @@ def test_it_trains_alike_at_every_stage_and_goes_on_at_another(one_worker, folde
     def trained(model, stage, num_steps, moments=None, begun=0):
         if stage == 3:
             call_whole_layers(model)
-        engine = Engine(model, model.trained_groups(), config, stage, whole_layers(model) if stage == 3 else [])
+        engine = Engine(model, model.trained_groups(), config, stage, whole_layers(model))
         if moments:
             engine.load_moments(moments, begun)
         for _ in range(num_steps):

@@ -30,7 +30,7 @@ from tiny_audio.run.checkpoint import (
 )
 from tiny_audio.run.claim import claim_run, require_claim
 from tiny_audio.run.ledger import LEDGER
-from tiny_audio.run.metrics import progress_line, read_metrics
+from tiny_audio.run.metrics import progress_line, read_lines, read_metrics
 from tiny_audio.run.rejects import REJECTS
 from tiny_audio.training.driver import HEALTH_TIMEOUT, START_TIMEOUT, _ray_train_timeouts, resolve, train
 from tiny_audio.training.zero import Engine
@@ -196,12 +196,17 @@ def test_a_run_resumes_with_other_workers_at_another_stage(two_epochs, shards, t
         config.model.encoder_window = "trimmed"
         if number:
             keep_until(config, step)
-        train(config)
+        training = train(config)
         assert losses(config) == pytest.approx(losses(two_epochs), rel=1e-5)
+        assert scores(config) == pytest.approx(scores(two_epochs), rel=1e-5)
+        assert training["step"] == training["exported_step"] == 8
         counts = [json.loads((c.run_dir / "training.json").read_text())["rejects"] for c in (config, two_epochs)]
         assert counts[0] == counts[1]
     trained = [line["num_workers"] for line in read_metrics(config.run_dir) if "loss" in line]
     assert [trained[step] for step, _, _ in starts] == [num_workers for _, num_workers, _ in starts]
+    steps = [line["step"] for line in read_lines(config.run_dir) if "loss" in line]
+    assert [steps.count(step) for step in (2, 3)] == [1, 2]  # what the damaged checkpoint held ran again
+    assert damaged.name in {path.name for path in damaged.parent.glob("step-*")}  # and is saved again
     said = capsys.readouterr().err.splitlines()
     (passed_over,) = [line for line in said if str(damaged) in line]
     assert "this checkpoint is passed over, and step-00000002 taken" in passed_over
@@ -281,8 +286,8 @@ def test_bf16_backbones_train_like_float32_ones(one_worker):
             loss_sum = engine(pack(clips, model.packing())).loss_sum
             losses[dtype].append(loss_sum.item())
             engine.backward(loss_sum, last=True)
-            engine.step([1e-3])
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)  # each step rounds anew: up to 2 % apart
+            engine.step([3e-4])
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["float32"][-1] < 0.95 * losses["float32"][0]
 
 

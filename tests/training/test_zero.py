@@ -51,13 +51,12 @@ def test_whole_layers_are_gathered_at_stage_3_and_one_compilation_serves_them_al
     for stage in (0, 3):
         torch.manual_seed(0)
         model = ASRModel(ASRConfig(audio_model_id=hub_folders[0], text_model_id=hub_folders[1]))
-        whole = whole_layers(model) if stage == 3 else []
         if stage == 3:
             if compiled:
                 compile_for_stage_3()
                 model.layers = plain_layers(model.family, partial(torch.compile, dynamic=True, backend="aot_eager"))
             call_whole_layers(model)
-        engine = Engine(model, model.trained_groups(), OptimizerConfig(), stage, whole, compiled)
+        engine = Engine(model, model.trained_groups(), OptimizerConfig(), stage, whole_layers(model), compiled)
         batch = pack([Clip("a", tone(1.0), "the old baker"), Clip("b", tone(0.4, 200), "lemons")], model.packing())
         losses.append([])
         for _ in range(3):

@@ -65,8 +65,8 @@ class Worker:
         self.packing = self.model.packing(grouped)
         self.micro_batch_s = config.data.micro_batch_s or all_min(find_micro_batch_s(self.model), self.device)
         watchdog.tell(STARTING)
-        whole, compiled = whole_layers(self.model) if config.zero_stage == 3 else [], compiles(config, self.device)
-        self.engine = Engine(self.model, self.model.trained_groups(), config.optimizer, config.zero_stage, whole, compiled)
+        layers, compiled = whole_layers(self.model), compiles(config, self.device)
+        self.engine = Engine(self.model, self.model.trained_groups(), config.optimizer, config.zero_stage, layers, compiled)
         if moments:
             self.engine.load_moments(moments, self.progress.step)
         transcribe, rows_at_once = partial(texts_in_passing, self.model), MAX_PASSING_ROWS

@@ -70,7 +70,7 @@ class Engine:
 
     Args:
         groups: the weights that train, by name; each group has a learning rate of its own.
-        whole_layers: at stage 3, modules whose weights are gathered all at once when they are called, not part by part.
+        whole_layers: modules whose weights stage 3 gathers all at once when they are called, not part by part.
         compiled: whether what they compute is compiled.
     """
 
@@ -93,7 +93,7 @@ class Engine:
         )
         self.stage, self.adamw = stage, adamw
         self.trained = {name: weight for group in groups for name, weight in group.items()}
-        zero = {"stage": stage} | (_gather_whole(whole_layers, compiled) if whole_layers else {})
+        zero = {"stage": stage} | (_gather_whole(whole_layers, compiled) if stage == 3 and whole_layers else {})
         self.engine, self.zero, _, _ = deepspeed.initialize(
             model=model, optimizer=adamw, config=_engine_config(config, zero), dist_init_required=False
         )
