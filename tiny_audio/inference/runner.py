@@ -42,16 +42,8 @@ MAX_PREFILL_ROWS, MAX_PREFILL_TOKENS = 64, 8192  # limits of a prefill: about 0.
 MAX_SLOTS_GPU, MAX_SLOTS_CPU = 512, 32
 CACHE_SHARE = 0.5  # largest share of the GPU's free memory
 
-# Sizes that graphs are captured for, close enough to one another that padding costs little.
-PROMPT_SIZES = (
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    *range(2048, MAX_PREFILL_TOKENS + 1, 512),
-)  # tokens; twice as many frames
+# Sizes that graphs are captured for, close enough to one another that padding costs little: 4 % where 8 clips join.
+PROMPT_SIZES = (*range(128, 3072, 128), *range(3072, MAX_PREFILL_TOKENS + 1, 256))  # tokens; each of two or four frames
 WINDOW_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)  # clips, each padded to the encoder's window
 STEP_SIZES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # slots; 1 would compile the layers again
 

@@ -32,7 +32,7 @@ class Arguments:
     model_name: Text = "tiny_audio"  # name that clients call the model by
     model_aliases: list[Text] = field(default_factory=list)  # further names of it, such as whisper-1 that many apps have built in
     languages: dict[Text, Text] = field(default_factory=lambda: {"en": "english"})  # codes and names of what the model hears
-    max_batch_size: AtLeastOne = 96  # clips that a replica transcribes together: the slots of its cache
+    max_batch_size: AtLeastOne = 112  # clips that a replica transcribes together: the slots of its cache
     max_queued: AtLeastOne = 64  # clips that may wait for a replica; more get a 429
     min_replicas: NonNegativeInt = 1  # replicas of the model; 0: after a silence there is none, and a request waits for its start
     max_replicas: AtLeastOne = 1  # the most replicas of the model, as the audio in hand asks for them

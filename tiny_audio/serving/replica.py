@@ -14,7 +14,7 @@ from tiny_audio.audio.clip import SAMPLE_RATE, num_audio_tokens
 from tiny_audio.serving.metrics import ClipMonitor
 from tiny_audio.serving.pieces import Piece, Written
 
-GROUPS = 12  # in which the slots fill, so that clips end apart, and their callers' next ones come while others run
+GROUPS = 14  # in which the slots fill, so that clips end apart, and their callers' next ones come while others run
 
 
 @serve.deployment
