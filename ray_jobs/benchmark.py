@@ -2,7 +2,8 @@
 
 python -m ray_jobs.benchmark ray_jobs/configs/benchmark.yaml part=step
 
-Prints the figures and writes them as JSON. "The seed" is the training script that this project began with. The parts:
+Prints the figures as they come, and writes them as JSON. "The seed" is the training script that this project began with.
+The parts:
 
   step        one GPU: the seed's step, ours in its variants
   memory      one GPU: budgets for 24 GB, 80 GB and all of it
@@ -28,10 +29,12 @@ from tiny_audio.lab.benchmarks.config import BenchmarkConfig
 def run(config: BenchmarkConfig) -> None:
     output = config.output_folder / f"{config.part}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    rows = import_module(f"tiny_audio.lab.benchmarks.parts.{config.part}").measure(config)
-    output.write_text(json.dumps(rows, indent=1) + "\n")
-    for row in rows:
-        print("  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()))
+    rows = []
+    for row in import_module(f"tiny_audio.lab.benchmarks.parts.{config.part}").measure(config):
+        rows.append(row)
+        output.write_text(json.dumps(rows, indent=1) + "\n")  # each time: a part that is cut off keeps what it measured
+        shown = (f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items())
+        print("  ".join(shown), flush=True)
     print(f"written: {output}")
 
 

@@ -29,7 +29,7 @@ from tiny_audio.model.asr import ASRModel
 from tiny_audio.model.fp8 import freeze_to_fp8
 
 NO_END = -1  # an id that no token has, so that no text ends before its limit
-NUM_CLIPS = 1024  # offline
+NUM_CLIPS, PASSES = 1024, 3  # offline; the median pass counts, for one lasts 4 s and a host may stumble
 IN_FLIGHT = 128  # clips at a time, as many as clients of the service give it
 SEED_CLIPS, CLIENT_CLIPS = 8, 40
 GENERATE_ROWS, GENERATE_CLIPS = 128, 256  # the fastest batch of 64, 128 and 256, on an H100
@@ -195,10 +195,10 @@ def engine_rows(model: ASRModel, kind: str, clips: list[np.ndarray]) -> Iterator
     transcriber, warm_up_s = ready(model)
     engine_ids(transcriber, noise_pcm(NUM_CLIPS, seed=1))  # transforms of many lengths are planned
     alone = [engine_ids(transcriber, [clip])[0] for clip in clips[:COMPARED_CLIPS]]
-    answers: list[list[int]] = []
     figures = {"slots": transcriber.rows_at_once, "cuda_graphs": transcriber.runner.graphed, "warm_up_s": warm_up_s}
-    row = timed(f"engine, {kind}", lambda clips: answers.extend(engine_ids(transcriber, clips)), clips, **figures)
-    yield row | divergence(answers[:COMPARED_CLIPS], alone)
+    passes = [timed(f"engine, {kind}", partial(engine_ids, transcriber), clips, **figures) for _ in range(PASSES)]
+    row = sorted(passes, key=lambda row: row["audio_s_per_s"])[PASSES // 2]
+    yield row | divergence(engine_ids(transcriber, clips)[:COMPARED_CLIPS], alone)
     transcriber.engine.start()
     at_once = partial(ids_in_flight, transcriber, most=IN_FLIGHT)
     yield timed(f"engine, {kind}, {IN_FLIGHT} clips in flight", at_once, clips)

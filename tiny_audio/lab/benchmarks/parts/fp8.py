@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
@@ -12,13 +13,14 @@ from tiny_audio.lab.ray_cli import Cluster, submit_job
 from tiny_audio.run.metrics import read_metrics
 
 
-def measure(config: BenchmarkConfig) -> list[dict]:
+def measure(config: BenchmarkConfig) -> Iterator[dict]:
     """Trains in both formats by jobs; returns their loss curves and validations."""
     count_gpus(config)
     runs_dir = clear_runs(config)
     with local_cluster() as cluster:
         submit_job(cluster, "python", "-m", "ray_jobs.synthesize", str(CONFIGS / "synthetic.yaml"), f"output_dir={runs_dir}/data")
-        return [_learning(cluster, runs_dir, name, fp8) for name, fp8 in (("bf16", False), ("fp8", True))]
+        for name, fp8 in (("bf16", False), ("fp8", True)):
+            yield _learning(cluster, runs_dir, name, fp8)
 
 
 def _learning(cluster: Cluster, runs_dir: Path, name: str, fp8: bool) -> dict:

@@ -22,7 +22,7 @@ from tiny_audio.lab.serve_cli import serve_app
 CLIENTS_PER_REPLICA, INGRESSES_PER_REPLICA = 128, 8
 
 
-def measure(config: BenchmarkConfig) -> list[dict]:
+def measure(config: BenchmarkConfig) -> Iterator[dict]:
     """Serves the same model with more and more replicas, and gives each as many clients.
 
     Raises:
@@ -33,7 +33,8 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     torch.cuda.empty_cache()  # what follows runs in processes of its own
     with local_cluster() as cluster:
         counts = [count for count in (1, 2, 4, 8) if count <= num_gpus]
-        return [row | gpu_facts() for row in replica_rows(cluster, model, speech, "cuda", counts)]
+        for row in replica_rows(cluster, model, speech, "cuda", counts):
+            yield row | gpu_facts()
 
 
 def replica_rows(cluster: Cluster, model: Path, speech: list[Upload], device: str, counts: list[int]) -> Iterator[dict]:

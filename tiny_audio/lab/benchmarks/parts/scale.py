@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from tiny_audio.lab.benchmarks.config import BenchmarkConfig
@@ -15,14 +16,15 @@ TRAIN_ROWS = 4096
 NUM_STEPS, WARMUP_STEPS = 24, 4
 
 
-def measure(config: BenchmarkConfig) -> list[dict]:
+def measure(config: BenchmarkConfig) -> Iterator[dict]:
     """Trains with the same work per GPU on 1, 2, 4 and 8 GPUs, at every ZeRO stage on all; and with all that work on one."""
     num_gpus, inputs, runs_dir = count_gpus(config), make_inputs(config, TRAIN_ROWS), clear_runs(config)
     all_rows = num_gpus * ROWS_PER_GPU
     runs = [(count, 2, count * ROWS_PER_GPU) for count in (1, 2, 4, 8) if count <= num_gpus]
     runs += [(num_gpus, stage, all_rows) for stage in (3, 0, 1)] + [(1, 2, all_rows)]
     with local_cluster():
-        return [_run(inputs, runs_dir, *run) for run in dict.fromkeys(runs)]
+        for run in dict.fromkeys(runs):
+            yield _run(inputs, runs_dir, *run)
 
 
 def _run(inputs: Inputs, runs_dir: Path, num_workers: int, stage: int, batch_rows: int) -> dict:

@@ -32,8 +32,8 @@ ARGS = {"num_ingresses": 8}
 JOB_ROWS, JOB_BATCH_ROWS = 4096, 64
 
 
-def measure(config: BenchmarkConfig) -> list[dict]:
-    """Runs all measurements on one GPU, in several minutes; prints each row as it comes.
+def measure(config: BenchmarkConfig) -> Iterator[dict]:
+    """Runs all measurements on one GPU, in several minutes.
 
     Raises:
         ConfigError: there is no GPU here, or no espeak-ng to make speech.
@@ -41,23 +41,18 @@ def measure(config: BenchmarkConfig) -> list[dict]:
     count_gpus(config)
     folder = config.output_folder
     speech = uploads(loads("", CLIENTS))  # the service gives the model no noise
-    rows: list[dict] = []
-
-    def keep(measured: Iterator[dict]) -> None:
-        for row in measured:
-            rows.append(row | gpu_facts())
-            print(rows[-1], flush=True)
-
-    keep(offline_rows(folder / "inputs/backbones"))
+    audio_s_per_s = {}
+    for row in offline_rows(folder / "inputs/backbones"):
+        audio_s_per_s[row["name"]] = row.get("audio_s_per_s")
+        yield row | gpu_facts()
+    offline = audio_s_per_s[f"engine, {SERVED}"]
     gc.collect()
     torch.cuda.empty_cache()  # what follows runs in processes of its own
-    offline = next(row["audio_s_per_s"] for row in rows if row["name"] == f"engine, {SERVED}")
     model = served_model(folder)
     shards = write_noise_shards(folder / "inputs/transcribe", JOB_ROWS, seed=0)
     with local_cluster() as cluster:
-        served = chain(http_rows(cluster, model, speech, "cuda"), job_rows(model, shards, use_gpu=True))
-        keep(row | {"share_of_offline": row["audio_s_per_s"] / offline} for row in served)
-    return rows
+        for row in chain(http_rows(cluster, model, speech, "cuda"), job_rows(model, shards, use_gpu=True)):
+            yield row | {"share_of_offline": row["audio_s_per_s"] / offline} | gpu_facts()
 
 
 def http_rows(cluster: Cluster, model: Path, speech: list[Upload], device: str) -> Iterator[dict]:
