@@ -43,6 +43,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_first_minute_goes_as_written(local_ray, folder):
     """The training starts a Ray of its own, as it does for the page's reader; to save time, the others join the tests'."""
     environment = {**os.environ, **WITH_TOKEN, "PYTHONPATH": str(ROOT)}

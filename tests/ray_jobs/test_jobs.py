@@ -142,7 +142,7 @@ def test_transcribe_writes_a_line_for_every_file(saved, tmp_path, run_job):
     assert all(line["duration_s"] == 1.0 and isinstance(line["text"], str) for line in lines.values())
 
 
-@pytest.mark.slow  # the quickstart makes and scores such shards, and test_first_minute.py scores others
+@pytest.mark.slow  # the quickstart makes and scores such shards
 def test_synthesize_makes_shards_that_evaluate_scores(local_ray, saved, tmp_path, run_job):
     pytest.importorskip("espeakng_loader", reason="the extra [data] is not installed")
     config = SyntheticConfig(

@@ -391,6 +391,7 @@ def test_a_run_goes_on_past_bad_rows_and_files_that_break_before_and_after_plann
     assert 0 < decode_mib[0] < DECODING_MIB
 
 
+@pytest.mark.slow
 def test_a_run_of_mostly_bad_rows_stops_on_all_workers_with_one_line(local_ray, tmp_path):
     from tiny_audio.training.driver import train
 

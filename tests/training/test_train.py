@@ -275,7 +275,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(shards, tm
 
 
 def test_bf16_backbones_train_like_float32_ones(plain, shards, tmp_path):
-    config = config_of(shards, tmp_path, "bf16", num_workers=2, zero_stage=2)
+    config = config_of(shards, tmp_path, "bf16", zero_stage=2)
     config.model.dtype = "bfloat16"
     train(config)
     assert losses(config) == pytest.approx(losses(plain), rel=0.02)

@@ -268,7 +268,7 @@ def test_stalled_data_end_the_run_with_the_name_of_the_file(local_ray, shards, t
         stalled.unlink()
         os.mkfifo(stalled)
 
-    config = config_of(shards, tmp_path, "stalled", num_steps=12, watchdog_timeout_s=10.0)
+    config = config_of(shards, tmp_path, "stalled", num_steps=12, watchdog_timeout_s=6.0)
     config.data.train = f"{folder}/*.parquet"
     try:
         message = rf"has been waiting for data for \d+ s at step (\d+); step \1, .* is read from .*{stalled}[,;]"
