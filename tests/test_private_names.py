@@ -36,7 +36,7 @@ def test_rays_environment_variables():
     of_serve = (RAY / "serve/_private/constants.py").read_text()
     settings = ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"]
     settings += ["RAY_SERVE_USE_GRPC_BY_DEFAULT", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"]
-    for name in (*settings, ray_names.PROXY_CALLBACK):
+    for name in (*settings, ray_names.PROXY_CALLBACK, ray_names.HAPROXY):
         assert name in of_serve
     core = [ray_names.CORE_LOG_LEVEL, ray_names.MAX_STARTING_WORKERS.removeprefix("RAY_")]
     for name, binary in zip(core, ("_raylet.so", "core/src/ray/raylet/raylet"), strict=True):

@@ -22,6 +22,7 @@ CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # `ray.init(logging_level=...)` quiete
 MAX_STARTING_WORKERS = "RAY_worker_maximum_startup_concurrency"
 FILES_FOLDER = "RAY_TMPDIR"  # of `ray start --temp-dir`, for all commands
 AUTH_MODE = "RAY_AUTH_MODE"
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # has HAProxy take requests, and the ingresses themselves do what proxies do
 
 # The label by which Ray Data counts a group of nodes as its own; `ExecutionOptions.label_selector` selects by it.
 SUBCLUSTER = "ray-subcluster"

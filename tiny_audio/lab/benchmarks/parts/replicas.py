@@ -1,9 +1,14 @@
-"""The HTTP service with a replica on each of 1, 2, 4 and 8 GPUs, behind one port: how its speed grows with them."""
+"""The HTTP service with a replica on each of 1, 2, 4 and 8 GPUs, behind one port: how its speed grows with them.
+
+Serve's proxy is one process on a host, and has its limit; so it is measured again with HAProxy in its place.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,12 +23,13 @@ from tiny_audio.lab.load_test.clips import Upload, uploads
 from tiny_audio.lab.local_ray import local_cluster
 from tiny_audio.lab.ray_cli import Cluster
 from tiny_audio.lab.serve_cli import serve_app
+from tiny_audio.ray_names import HAPROXY
 
 CLIENTS_PER_REPLICA, INGRESSES_PER_REPLICA = 128, 8
 
 
 def measure(config: BenchmarkConfig) -> Iterator[dict]:
-    """Serves the same model with more and more replicas, and gives each as many clients.
+    """Serves the same model with more and more replicas, and gives each as many clients; then again behind HAProxy.
 
     Raises:
         ConfigError: there is no GPU here, or no espeak-ng to make speech.
@@ -31,10 +37,21 @@ def measure(config: BenchmarkConfig) -> Iterator[dict]:
     num_gpus = count_gpus(config)
     speech, model = uploads(loads("", [CLIENTS_PER_REPLICA])), served_model(config.output_folder)
     torch.cuda.empty_cache()  # what follows runs in processes of its own
-    with local_cluster() as cluster:
-        counts = [count for count in (1, 2, 4, 8) if count <= num_gpus]
-        for row in replica_rows(cluster, model, speech, "cuda", counts):
-            yield row | gpu_facts()
+    counts = [count for count in (1, 2, 4, 8) if count <= num_gpus]
+    for balancer in ("proxy", "HAProxy"):
+        with balanced_by(balancer), local_cluster() as cluster:
+            for row in replica_rows(cluster, model, speech, "cuda", counts):
+                yield row | {"balancer": balancer} | gpu_facts()
+
+
+@contextmanager
+def balanced_by(balancer: str) -> Iterator[None]:
+    """Has Rays that start in this context take requests by Serve's proxy or by HAProxy."""
+    os.environ[HAPROXY] = str(int(balancer == "HAProxy"))
+    try:
+        yield
+    finally:
+        del os.environ[HAPROXY]
 
 
 def replica_rows(cluster: Cluster, model: Path, speech: list[Upload], device: str, counts: list[int]) -> Iterator[dict]:
