@@ -84,7 +84,7 @@ def url(ray_serve, saved_model, second_model, tmp_path_factory) -> str:
         "TINY_AUDIO_MAX_UPLOAD_MIB": "1",
         "TINY_AUDIO_UPLOAD_GRACE_S": str(GRACE_S),
     }
-    http_options = CONFIG["http_options"] | {"port": free_port(8000)}
+    http_options = CONFIG["http_options"] | {"port": free_port(8001)}  # 8000 is left to Ray's own command, which takes no other
     serve.start(CONFIG["proxy_location"], http_options, controller_options={"runtime_env": {"env_vars": environment}})
     serve.run(build({"model": saved_model, "models": {"second": second_model}} | ARGS), name="tiny_audio")
     return f"http://127.0.0.1:{http_options['port']}"
