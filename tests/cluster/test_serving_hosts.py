@@ -110,5 +110,6 @@ def test_a_head_that_is_lost_is_not_missed_and_comes_back(hosts):
     hosts.start_head("head", KNOWN_TO_REDIS, f"--redis-password={PASSWORD}")
     wait_for(lambda: status(hosts) == "RUNNING", "the service on the new head", PATIENCE_S, poll_s=2)
     assert ask(hosts, "serve1") == ask(hosts, "serve3") == "200"
+    hosts.start({"serve4": ""}, num_cpus=4, settings=WAITS_FOR_A_HEAD)  # in an update the new replicas come beside the old ones
     deploy(hosts, max_queued=65)
-    assert ask(hosts, "serve1") == "200"
+    assert ask(hosts, "serve4") == "200"
