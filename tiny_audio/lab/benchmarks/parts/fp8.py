@@ -14,7 +14,7 @@ from tiny_audio.run.metrics import read_metrics
 
 
 def measure(config: BenchmarkConfig) -> Iterator[dict]:
-    """Trains in both formats by jobs; returns their loss curves and validations."""
+    """Trains in both formats by jobs; yields their loss curves and validations."""
     count_gpus(config)
     runs_dir = clear_runs(config)
     with local_cluster() as cluster:

@@ -46,7 +46,10 @@ def measure(config: BenchmarkConfig) -> Iterator[dict]:
 
 @contextmanager
 def balanced_by(balancer: str) -> Iterator[None]:
-    """Has Rays that start in this context take requests by Serve's proxy or by HAProxy."""
+    """Has Rays that start in this context take requests by Serve's proxy or by HAProxy.
+
+    Serve's replicas take that from their node's environment; of the config's variables only controller and proxies know.
+    """
     os.environ[HAPROXY] = str(int(balancer == "HAProxy"))
     try:
         yield
