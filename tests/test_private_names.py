@@ -36,7 +36,7 @@ def test_rays_environment_variables():
     of_serve = (RAY / "serve/_private/constants.py").read_text()
     settings = ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"]
     settings += ["RAY_SERVE_USE_GRPC_BY_DEFAULT", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"]
-    for name in (*settings, ray_names.PROXY_CALLBACK, ray_names.HAPROXY):
+    for name in (*settings, ray_names.PROXY_CALLBACK):
         assert name in of_serve
     core = [ray_names.CORE_LOG_LEVEL, ray_names.MAX_STARTING_WORKERS.removeprefix("RAY_")]
     for name, binary in zip(core, ("_raylet.so", "core/src/ray/raylet/raylet"), strict=True):
@@ -50,6 +50,19 @@ def test_serves_proxies_take_hints_by_headers_and_set_their_sockets_in_one_funct
     hints = (constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER, constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER)
     assert tuple(hint.encode() for hint in hints) == ray_names.PROXY_HINTS
     assert "set_socket_reuse_port(sock)" in inspect.getsource(http_util.start_asgi_http_server)
+
+
+def test_serves_proxies_can_be_started_and_drained():
+    from ray.serve._private.http_util import RequestIdMiddleware
+    from ray.serve._private.proxy import HTTPProxy, ProxyActor
+
+    proxy = ProxyActor.__ray_metadata__.modified_class
+    given = {"http_options", "grpc_options", "node_id", "node_ip_address", "logging_config"}
+    assert given < inspect.signature(proxy).parameters.keys()
+    assert list(inspect.signature(proxy.update_draining).parameters)[1] == "draining"
+    assert {"ready", "is_drained"} < vars(proxy).keys()
+    assert {"_is_draining", "_ongoing_requests_start", "_ongoing_requests_end"} < set(dir(HTTPProxy))
+    assert RequestIdMiddleware("the proxy's application")._app == "the proxy's application"
 
 
 def test_rays_process_titles():

@@ -21,7 +21,6 @@ from ray.serve import scripts
 from tests.conftest import ROOT
 from tests.serving.conftest import CONFIG, TONES
 from tiny_audio.config import ConfigError
-from tiny_audio.lab.ray_cli import free_port
 from tiny_audio.serving.run import read_config, require_free_port
 
 COMMAND = [sys.executable, "-m", "tiny_audio.serving"]
@@ -140,27 +139,3 @@ def is_ready(url: str) -> bool:
     with suppress(requests.ConnectionError):
         return requests.get(f"{url}/readyz", timeout=10).ok
     return False
-
-
-@pytest.mark.slow
-def test_sigterm_waits_for_what_was_taken_on(tmp_path, saved_model):
-    config = config_file(tmp_path, http={"port": free_port(8000)}, model=saved_model, skip_silence=False)
-    answers = []
-
-    def ask(url: str, number: int) -> None:
-        form = {"files": {"file": ("clip", TONES[number % len(TONES)])}, "data": {"model": "tiny_audio"}}
-        answers.append(requests.post(f"{url}/v1/audio/transcriptions", **form, timeout=120).status_code)
-
-    with running(config) as (url, server):
-        second = subprocess.run([*COMMAND, config], cwd=ROOT, capture_output=True, text=True)
-        assert (second.returncode, "http_options.port=" in second.stderr) == (2, True)
-        threads = [threading.Thread(target=ask, args=(url, number)) for number in range(20)]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.3)
-        server.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join()
-        assert server.wait(60) == 0
-    assert set(answers) <= {200, 503}
-    assert answers.count(200) > 0

@@ -17,6 +17,7 @@ from tiny_audio.config_files import build
 
 CONFIG = Path(__file__).with_name("config.yaml")  # the service's own Serve config
 MIDDLEWARES = "tiny_audio.serving.proxy:middlewares"  # what Serve's proxies call
+MIDDLEWARES_OF_FURTHER = f"{MIDDLEWARES}_of_further"  # what those call that one of them starts beside it
 PREFIX = "TINY_AUDIO_"  # of the environment variables that set EdgeSettings
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -68,6 +69,7 @@ class Arguments:
 class EdgeSettings:
     """What the environment of Serve's proxies may set, each as TINY_AUDIO_ and its name in capitals."""
 
+    num_proxies: AtLeastOne = 1  # processes of a node that share its port; one passes on some 450 requests a second
     max_upload_mib: AtLeastOne = 25  # largest upload; 25 is OpenAI's limit
     max_held_mib: AtLeastOne = 256  # memory of a proxy for uploads, from their arrival until they are answered
     max_requests: AtLeastOne = 256  # requests that a proxy passes on at a time; more get a 429

@@ -7,17 +7,28 @@ from starlette.middleware.cors import CORSMiddleware
 from tiny_audio.ray_names import refuse_shared_ports
 from tiny_audio.serving.arguments import EdgeSettings
 from tiny_audio.serving.edge import Edge
+from tiny_audio.serving.further_proxies import FurtherProxies
 from tiny_audio.serving.metrics import AnswerMonitor
 from tiny_audio.serving.page.document import Page
 from tiny_audio.serving.readiness import Readiness
 
 
 def middlewares() -> list[Middleware]:
-    """Prepares this process, which is a proxy, and returns its middlewares; the last is the outermost."""
+    """Prepares this process, which is Serve's own proxy of a node, and returns its middlewares; the last is the outermost."""
+    sockets = refuse_shared_ports()
+    settings = EdgeSettings.from_environment()
+    further = Middleware(FurtherProxies, number=settings.num_proxies - 1, sockets=sockets)
+    return [*[further] * (settings.num_proxies > 1), *_own_middlewares(settings)]
+
+
+def middlewares_of_further() -> list[Middleware]:
+    """Prepares this process, which is a further proxy that `FurtherProxies` started, and returns its middlewares."""
+    return _own_middlewares(EdgeSettings.from_environment())
+
+
+def _own_middlewares(settings: EdgeSettings) -> list[Middleware]:
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "tiny_audio.serving.protocol:Protocol"
     uvicorn.config.WS_PROTOCOLS["auto"] = "tiny_audio.serving.protocol:SocketProtocol"
-    refuse_shared_ports()
-    settings = EdgeSettings.from_environment()
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.origins,

@@ -26,10 +26,12 @@ from tiny_audio.config import ConfigError, one_line, require
 from tiny_audio.ray_names import PROXY_CALLBACK
 from tiny_audio.serving.arguments import MIDDLEWARES, PREFIX, Arguments, EdgeSettings
 from tiny_audio.serving.keys import Keys
+from tiny_audio.serving.paths import DRAIN_PATH
 from tiny_audio.storage import require_model, said_in_one_line
 
 APP = "tiny_audio.serving.app:build"
 POLL_S = 0.5
+DRAIN_POLL_S = 0.05
 ERROR_LINE = re.compile(r"[\w.()]*(Error|Exception)[\w.()]*: ")  # the end of a traceback
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
@@ -116,7 +118,7 @@ class Service:
         http = config.http_options
         host = "127.0.0.1" if http.host in ("0.0.0.0", "::") else http.host
         self.url = f"{'https' if http.ssl_certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{http.port}"
-        self.token = config.controller_options.runtime_env["env_vars"][f"{PREFIX}DRAIN_TOKEN"]
+        self.settings = EdgeSettings.from_environment(config.controller_options.runtime_env["env_vars"])
         self.patience_s = http.request_timeout_s or 60
         self.failure = ""
 
@@ -127,13 +129,23 @@ class Service:
         if not self.failure:
             print("no new requests; ends when those that it has are answered", flush=True)
             try:
-                headers = {"Authorization": f"Bearer {self.token}"}
-                with warnings.catch_warnings(action="ignore"):
-                    # The certificate of TLS is for the service's name, and this is the machine itself.
-                    requests.post(f"{self.url}/-/drain", headers=headers, timeout=self.patience_s, verify=False)
-            except requests.RequestException as error:
+                self._drain()
+            except (requests.RequestException, TimeoutError) as error:
                 print(f"not all were answered: {one_line(error)}", flush=True)
         raise KeyboardInterrupt
+
+    def _drain(self) -> None:
+        """Asks on new connections, which Linux deals out to the proxies, until each has said that it has no requests left."""
+        until, in_progress = time.monotonic() + self.patience_s, {}  # by proxy
+        while len(in_progress) < self.settings.num_proxies or any(in_progress.values()):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{sum(in_progress.values())} are left after {self.patience_s:.0f} s")
+            with warnings.catch_warnings(action="ignore"):
+                # The certificate of TLS is for the service's name, and this is the machine itself.
+                headers = {"Authorization": f"Bearer {self.settings.drain_token}"}
+                said = requests.post(f"{self.url}{DRAIN_PATH}", headers=headers, timeout=self.patience_s, verify=False).json()
+            in_progress[said["proxy"]] = said["in_progress"]
+            time.sleep(DRAIN_POLL_S)
 
     def watch(self) -> None:
         """Says when the service answers, and ends it where it cannot start."""
