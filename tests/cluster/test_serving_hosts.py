@@ -40,11 +40,14 @@ def hosts(model, tmp_path_factory) -> Iterator[RayHosts]:
         yield hosts
 
 
-def deploy(hosts: RayHosts, **changes) -> None:
+def deploy(hosts: RayHosts, num_replicas: int = 2, **changes) -> None:
     """Deploys the repository's config for clusters, with what its comments say to edit, as a user does on a laptop."""
     config = yaml.safe_load((ROOT / "serve/cluster.yaml").read_text())
+    config["controller_options"]["runtime_env"]["env_vars"]["TINY_AUDIO_NUM_PROXIES"] = "2"
     (application,) = config["applications"]
-    replicas = {"min_replicas": 2, "max_replicas": 2}
+    (ingress,) = application["deployments"]
+    ingress["num_replicas"] = num_replicas
+    replicas = {"min_replicas": num_replicas, "max_replicas": num_replicas}
     application["args"] |= {"model": str(hosts.served / "model"), "device": "cpu", **replicas, **changes}
     application["args"]["skip_silence"] = False  # its clip is a tone
     path = hosts.served / "cluster.yaml"
@@ -113,3 +116,14 @@ def test_a_head_that_is_lost_is_not_missed_and_comes_back(hosts):
     hosts.start({"serve4": ""}, num_cpus=4, settings=WAITS_FOR_A_HEAD)  # in an update the new replicas come beside the old ones
     deploy(hosts, max_queued=65)
     assert ask(hosts, "serve4") == "200"
+
+
+def test_a_host_without_replicas_drains_and_ends_all_its_proxies(hosts):
+    deploy(hosts, num_replicas=1)
+    used = {*hosts_of(hosts, "ServeReplica:tiny_audio:Ingress"), *hosts_of(hosts, "ServeReplica:tiny_audio:Transcriber")}
+    left = {"serve1", "serve3", "serve4"} - used
+    for name in left:
+        wait_for(lambda name=name: get(hosts, name, "/-/healthz") == "503", "a host that drains", PATIENCE_S)
+        assert {get(hosts, name, "/-/healthz") for _ in range(8)} <= {"503", "000"}
+        wait_for(lambda name=name: {get(hosts, name, "/-/healthz") for _ in range(8)} == {"000"}, "its end", PATIENCE_S)
+    assert {ask(hosts, name) for name in used} == {"200"}
