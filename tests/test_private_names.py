@@ -52,6 +52,14 @@ def test_serves_proxies_take_hints_by_headers_and_set_their_sockets_in_one_funct
     assert "set_socket_reuse_port(sock)" in inspect.getsource(http_util.start_asgi_http_server)
 
 
+def test_an_ingress_asks_a_proxy_by_one_property_of_a_request():
+    from ray.serve._private import common, replica
+
+    assert isinstance(common.StreamingHTTPRequest.receive_asgi_messages, property)
+    assert "request.receive_asgi_messages" in inspect.getsource(replica)
+    assert common.StreamingHTTPRequest({"type": "http"}, proxy_actor_name="x").asgi_scope == {"type": "http"}
+
+
 def test_serves_proxies_can_be_started_and_drained():
     from ray.serve._private.http_util import RequestIdMiddleware
     from ray.serve._private.proxy import HTTPProxy, ProxyActor

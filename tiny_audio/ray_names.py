@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,25 @@ def start_proxy(index: int, variables: dict[str, str]) -> ActorHandle:
         node_ip_address=f"{ray.util.get_node_ip_address()}-{index}",
         logging_config=LoggingConfig(),
     )
+
+
+def spare_calls_to_proxies(key: str) -> None:
+    """Has an ingress in this process not ask a proxy for the messages of requests whose ASGI scope has `key`.
+
+    Serve looks the proxy up and asks it twice for each request, the second time to hear that the client has left. It cancels
+    the request then, too.
+    """
+    from ray.serve._private.common import StreamingHTTPRequest
+
+    of_serve = StreamingHTTPRequest.receive_asgi_messages
+
+    async def no_message(metadata) -> bytes:
+        return await asyncio.Event().wait()
+
+    def receive(request) -> Callable:
+        return no_message if key in request.asgi_scope else of_serve.fget(request)
+
+    StreamingHTTPRequest.receive_asgi_messages = property(receive)
 
 
 def is_draining(app) -> bool:

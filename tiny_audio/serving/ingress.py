@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from tiny_audio.config import require
 from tiny_audio.inference.engine import SWITCH_S
-from tiny_audio.ray_names import PROXY_CALLBACK
+from tiny_audio.ray_names import PROXY_CALLBACK, spare_calls_to_proxies
 from tiny_audio.serving.answers import ANSWERS, Transcription, event, events_of, with_heartbeats
 from tiny_audio.serving.arguments import MIDDLEWARES, Arguments
-from tiny_audio.serving.body import Detach
+from tiny_audio.serving.body import BODY, Detach
 from tiny_audio.serving.errors import APIError
 from tiny_audio.serving.failures import EXPECTED, as_api_error
 from tiny_audio.serving.form import MAX_FIELD_BYTES, TranscriptionForm, form_schema, read_form
@@ -40,6 +40,7 @@ class Ingress:
     def __init__(self, transcriber: DeploymentHandle, args: Arguments):
         missing = f"Serve was started without its edge; start it with {PROXY_CALLBACK}={MIDDLEWARES}, as serve/config.yaml does"
         require(os.environ.get(PROXY_CALLBACK) == MIDDLEWARES, missing)
+        spare_calls_to_proxies(BODY)
         sys.setswitchinterval(SWITCH_S)  # threads that decode keep Python from the event loop
         self.model, self.args = ModelCalls(transcriber, args.timeout_s), args
         self.offer = Offer([args.model_name, *args.model_aliases], list(args.models), args.languages)
