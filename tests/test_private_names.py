@@ -73,6 +73,16 @@ def test_serves_proxies_can_be_started_and_drained():
     assert RequestIdMiddleware("the proxy's application")._app == "the proxy's application"
 
 
+def test_serves_routers_are_told_of_each_request_twice():
+    from ray.serve._private import router
+    from ray.serve.request_router import RequestRouter
+
+    assert {"initialize_state", "choose_replicas", "on_send_request", "on_request_completed"} < vars(RequestRouter).keys()
+    source = inspect.getsource(router)
+    assert ".on_send_request(" in source
+    assert ".on_request_completed(" in source
+
+
 def test_rays_process_titles():
     """A process's title is `ray::` and the name of its actor's class."""
     from ray.data._internal.iterator.stream_split_iterator import SplitCoordinator

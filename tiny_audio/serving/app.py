@@ -6,6 +6,7 @@ A CPU `Ingress` reads multipart uploads, decodes them to int16 clips and answers
 from typing import Any
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from tiny_audio import config_files
 from tiny_audio.serving import serve_run
@@ -13,6 +14,7 @@ from tiny_audio.serving.arguments import Arguments
 from tiny_audio.serving.autoscaling import AudioPolicy
 from tiny_audio.serving.ingress import Ingress
 from tiny_audio.serving.replica import Transcriber
+from tiny_audio.serving.routing import FewestClips
 from tiny_audio.storage import require_model
 
 
@@ -34,6 +36,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": args.num_threads, "num_gpus": int(args.device == "cuda")},
         max_ongoing_requests=in_flight,
         max_queued_requests=args.max_queued,
+        request_router_config=RequestRouterConfig(request_router_class=FewestClips),
         **of_both,
         autoscaling_config={
             "min_replicas": args.min_replicas,
