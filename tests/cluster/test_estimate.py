@@ -38,7 +38,7 @@ def lines(settings, figures):
 
 def test_a_run_on_four_gpus(figures):
     found = lines(config(usd_per_gpu_hour=3.0), figures)
-    share = 552.3625 / 4 / 146.4997
+    share = 582.377 / 4 / 150.9591
     speed = 4 * 95.7 * share
     assert found["rows"].value == "512,000 of 100,000 an epoch"
     assert found["epochs"].value == "5.12"
