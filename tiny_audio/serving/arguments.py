@@ -69,7 +69,7 @@ class Arguments:
 class EdgeSettings:
     """What the environment of Serve's proxies may set, each as TINY_AUDIO_ and its name in capitals."""
 
-    num_proxies: AtLeastOne = 1  # processes of a node that share its port; one passes on 200 to 450 requests a second, by its CPU
+    num_proxies: AtLeastOne = 1  # processes of a node that share its port: as many as the node has GPUs
     max_upload_mib: AtLeastOne = 25  # largest upload; 25 is OpenAI's limit
     max_held_mib: AtLeastOne = 256  # memory of a proxy for uploads, from their arrival until they are answered
     max_requests: AtLeastOne = 256  # requests that a proxy passes on at a time; more get a 429
