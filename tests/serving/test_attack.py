@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.serving.conftest import GOOD, audio_file
-from tests.serving.test_run import config_file, running
+from tests.serving.test_run import ask, config_file, running
 from tiny_audio.lab.ray_cli import free_port
 
 NUM_SLOW, NUM_LARGE = 500, 60
@@ -27,11 +27,6 @@ def service(tmp_path_factory, saved_model) -> str:
     folder = tmp_path_factory.mktemp("attack")
     with running(config_file(folder, http={"port": free_port(8000)}, model=saved_model, skip_silence=False)) as (url, _):
         yield url
-
-
-def ask(url: str, data: bytes) -> requests.Response:
-    form = {"files": {"file": ("clip", data)}, "data": {"model": "tiny_audio"}}
-    return requests.post(f"{url}/v1/audio/transcriptions", **form, timeout=120)
 
 
 def seconds_of(call, *arguments) -> float:

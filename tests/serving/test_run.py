@@ -115,6 +115,12 @@ def running(config: str) -> Iterator[tuple[str, subprocess.Popen]]:
             server.send_signal(signal.SIGTERM)
 
 
+def ask(url: str, data: bytes, timeout_s: float = 120) -> requests.Response:
+    """Asks for a transcript on a connection of its own."""
+    form = {"files": {"file": ("clip", data)}, "data": {"model": "tiny_audio"}}
+    return requests.post(f"{url}/v1/audio/transcriptions", **form, timeout=timeout_s)
+
+
 @pytest.mark.slow
 def test_rays_own_command_serves_behind_our_edge_once_on_a_port(saved_model):
     require_free_port("127.0.0.1", 8000)
@@ -128,8 +134,7 @@ def test_rays_own_command_serves_behind_our_edge_once_on_a_port(saved_model):
                 time.sleep(0.5)
             second = subprocess.run(command, **options, timeout=60)
             assert (second.returncode, second.stderr.count("Error: http_options.port=8000")) == (2, 1)
-            form = {"files": {"file": ("clip", TONES[0])}, "data": {"model": "tiny_audio"}}
-            answer = requests.post("http://127.0.0.1:8000/v1/audio/transcriptions", **form, timeout=60)
+            answer = ask("http://127.0.0.1:8000", TONES[0], timeout_s=60)
             assert (answer.status_code, "x-request-id" in answer.headers) == (200, True)
         finally:
             server.send_signal(signal.SIGINT)

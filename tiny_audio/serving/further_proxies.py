@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from ray.actor import ActorHandle
 
@@ -50,8 +50,9 @@ class FurtherProxies:
     async def _start(self, number: int, sockets: list[socket.socket]) -> list[ActorHandle]:
         for own in sockets:  # it got its port alone, so no stranger has it, and may share it now
             own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        others = await asyncio.to_thread(_start, number)
-        for outcome in await asyncio.gather(*(other.ready.remote() for other in others), return_exceptions=True):
+        variables = {PROXY_CALLBACK: MIDDLEWARES_OF_FURTHER}
+        others = await asyncio.to_thread(lambda: [start_proxy(index, variables) for index in range(1, number + 1)])
+        for outcome in await _outcomes(other.ready.remote() for other in others):
             if isinstance(outcome, Exception):
                 logger.error("a further proxy did not start: %s", one_line(outcome))
         return others
@@ -61,16 +62,17 @@ class FurtherProxies:
 
         Serve ends it, and them with it, when it has no request left; until they have none either, it counts as having one.
         """
-        await asyncio.gather(*(other.update_draining.remote(True) for other in others), return_exceptions=True)
+        await _outcomes(other.update_draining.remote(True) for other in others)
         with counted_as_busy(self.app):
             while is_draining(self.app):
-                if all(await asyncio.gather(*(other.is_drained.remote() for other in others), return_exceptions=True)):
+                if all(await _outcomes(other.is_drained.remote() for other in others)):
                     break  # one that died has no request either
                 await asyncio.sleep(LOOK_EVERY_S)
         while is_draining(self.app):
             await asyncio.sleep(LOOK_EVERY_S)
-        await asyncio.gather(*(other.update_draining.remote(False) for other in others), return_exceptions=True)
+        await _outcomes(other.update_draining.remote(False) for other in others)
 
 
-def _start(number: int) -> list[ActorHandle]:
-    return [start_proxy(index, {PROXY_CALLBACK: MIDDLEWARES_OF_FURTHER}) for index in range(1, number + 1)]
+async def _outcomes(calls: Iterable[Awaitable]) -> list:
+    """Waits for calls; what they return, or raise, as those of a proxy that dies."""
+    return await asyncio.gather(*calls, return_exceptions=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter, defaultdict
-from itertools import count
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
@@ -19,15 +19,16 @@ class FewestClips(FIFOMixin, RequestRouter):
     def initialize_state(self) -> None:
         """Is called by Serve before the first clip."""
         self.num_clips: Counter[ReplicaID] = Counter()
-        self.numbers = count(1)
-        self.taken: defaultdict[ReplicaID, float] = defaultdict(random.random)  # at first, each ingress has its own order
+        self.taken_at: defaultdict[ReplicaID, float] = defaultdict(random.random)  # at first, each ingress has its own order
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Chooses one replica; where that is full, two others at random, of which Serve takes the one with less to do."""
-        fewest, *others = sorted(candidate_replicas, key=lambda one: (self.num_clips[one.replica_id], self.taken[one.replica_id]))
-        self.taken[fewest.replica_id] = next(self.numbers)
+        fewest, *others = sorted(
+            candidate_replicas, key=lambda one: (self.num_clips[one.replica_id], self.taken_at[one.replica_id])
+        )
+        self.taken_at[fewest.replica_id] = time.monotonic()
         return [[fewest], random.sample(others, min(2, len(others)))]
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
