@@ -55,7 +55,7 @@ from tiny_audio.run.tracking import Tracking, require_trackers
 from tiny_audio.storage import put, said_in_one_line, with_absolute_paths, written_folder
 from tiny_audio.training.hang_follower import FailedWorkers, HangFollower
 from tiny_audio.training.places import can_grow, find_lacks, live_nodes, worker_resources, worker_selector
-from tiny_audio.training.process_group import NodeAddressConfig
+from tiny_audio.training.process_group import ProcessGroupConfig
 from tiny_audio.training.resolved import ResolvedRun
 from tiny_audio.training.run_monitor import RunMonitor
 from tiny_audio.training.watchdog import start_watch
@@ -122,7 +122,7 @@ def _trainer(run: ResolvedRun, watch, scratch: str) -> TorchTrainer:
     return TorchTrainer(
         _train_loop,
         train_loop_config={"run": run.for_workers(), "watch": watch, "dev_clips": _start_decoding_dev_clips(config.data)},
-        torch_config=NodeAddressConfig(),
+        torch_config=ProcessGroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=config.use_gpu,

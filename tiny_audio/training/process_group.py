@@ -1,4 +1,7 @@
-"""How the workers' processes meet: Ray Train sets up torch's process group, at addresses that other hosts can reach."""
+"""How the workers' processes begin: what their libraries read from the environment, and how they meet.
+
+Ray Train sets up torch's process group, at addresses that other hosts can reach.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,28 @@ def listen_on_node_address() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
-class NodeAddressConfig(TorchConfig):
-    """Ray Train's set-up of torch's process group, after `listen_on_node_address` on each worker."""
+def keep_memory_whole() -> None:
+    """Has torch and oneDNN keep memory that the next step can use, though no two steps have the same shapes.
+
+    Torch's blocks on a GPU are of the sizes that were asked for. A share that is longer than any before fits none of them, so
+    torch fills the GPU with new ones, and then frees all: every worker waits a quarter of a second for it, and at first one of
+    them is always at it. Segments that grow are long enough for whatever comes. oneDNN, which computes on CPUs, would keep
+    1,024 kernels for shapes that never come again: half a gigabyte.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
+class ProcessGroupConfig(TorchConfig):
+    """Ray Train's set-up of torch's process group, once the environment of each worker is set."""
 
     @property
     def backend_cls(self):
-        class OnNodeAddress(super().backend_cls):
+        class InOurEnvironment(super().backend_cls):
             def on_start(self, worker_group, backend_config):
-                worker_group.execute(listen_on_node_address)
+                for set_environment in (listen_on_node_address, keep_memory_whole):
+                    worker_group.execute(set_environment)
                 super().on_start(worker_group, backend_config)
 
-        return OnNodeAddress
+        return InOurEnvironment

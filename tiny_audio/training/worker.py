@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -302,8 +301,6 @@ def train_to_end(run: ResolvedRun, watchdog: Watchdog, dev_clips: ray.ObjectRef)
     The validation at the start is only logged: an untrained projector's score is no mark to beat, and its model none to keep.
     """
     config = run.config
-    # oneDNN, which computes on CPUs, would keep 1,024 kernels for shapes that never come again: half a gigabyte
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.threads_per_worker)
     stream = WorkerStream(ray.train.get_dataset_shard("train"), ray.train.get_context().get_world_rank())
     worker = Worker(run, watchdog, dev_clips)
