@@ -95,7 +95,7 @@ class LocalNodes:
 
     def start(self) -> None:
         """Starts all nodes, also after `kill`. Other Rays may run on this machine."""
-        gcs_port = free_port(0 if self.orphans else 6379)  # orphans would join a new head on their old head's port
+        gcs_port = free_port(6379 + len(self.orphans))  # orphans would join a new head on their old head's port
         jobs_port = free_port(8265)
         self.cluster = Cluster(f"http://127.0.0.1:{jobs_port}", f"127.0.0.1:{gcs_port}")
         token = [str(BIN / "ray"), "get-auth-token", "--generate"]
