@@ -175,7 +175,7 @@ def cautions(config: TrainConfig, figures: dict[str, Any]) -> list[str]:
     if rows_per_worker < least:
         said.append(f"{rows_per_worker:g} rows a GPU and step are fewer than any measured ({least}): it will be slower")
     if not config.compile:
-        said.append("compile=false was not counted: a quarter slower on two GPUs (scale_2_gpus)")
+        said.append("compile=false was not counted: a quarter slower on two GPUs (scale_2_gpus_earlier)")
     if config.model.audio_model_id.startswith("tiny_audio/"):
         said.append("the figures are of the real backbones; these are far smaller")
     return said

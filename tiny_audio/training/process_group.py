@@ -27,9 +27,9 @@ def keep_memory_whole() -> None:
     """Has torch and oneDNN keep memory that the next step can use, though no two steps have the same shapes.
 
     Torch's blocks on a GPU are of the sizes that were asked for. A share that is longer than any before fits none of them, so
-    torch fills the GPU with new ones, and then frees all: every worker waits a quarter of a second for it, and at first one of
-    them is always at it. Segments that grow are long enough for whatever comes. oneDNN, which computes on CPUs, would keep
-    1,024 kernels for shapes that never come again: half a gigabyte.
+    torch fills the GPU with new ones, and then frees all, for which every worker waits up to 0.22 s (benchmarks/README.md, "More
+    GPUs"). Segments that grow are long enough for whatever comes. oneDNN, which computes on CPUs, would keep 1,024 kernels for
+    shapes that never come again: half a gigabyte.
     """
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
