@@ -95,7 +95,8 @@ class LocalNodes:
 
     def start(self) -> None:
         """Starts all nodes, also after `kill`. Other Rays may run on this machine."""
-        gcs_port = free_port(6379 + len(self.orphans))  # orphans would join a new head on their old head's port
+        # orphans would join a new head on their old head's port, and their calls take ports that the system chooses
+        gcs_port = free_port(6379 + len(self.orphans))
         jobs_port = free_port(8265)
         self.cluster = Cluster(f"http://127.0.0.1:{jobs_port}", f"127.0.0.1:{gcs_port}")
         token = [str(BIN / "ray"), "get-auth-token", "--generate"]

@@ -24,7 +24,7 @@ def listen_on_node_address() -> None:
 
 
 def keep_memory_whole() -> None:
-    """Has torch and oneDNN keep memory that the next step can use, though no two steps have the same shapes.
+    """Sets how torch and oneDNN keep memory, for no two steps have the same shapes; what the environment sets already stays.
 
     Torch's blocks on a GPU are of the sizes that were asked for. A share that is longer than any before fits none of them, so
     torch fills the GPU with new ones, and then frees all, for which every worker waits up to 0.22 s (benchmarks/README.md, "More
@@ -36,15 +36,20 @@ def keep_memory_whole() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
+def set_environment() -> None:
+    """Sets what a worker's libraries read from its environment before they begin."""
+    listen_on_node_address()
+    keep_memory_whole()
+
+
 class ProcessGroupConfig(TorchConfig):
-    """Ray Train's set-up of torch's process group, once the environment of each worker is set."""
+    """Ray Train's set-up of torch's process group, after `set_environment` on each worker."""
 
     @property
     def backend_cls(self):
         class InOurEnvironment(super().backend_cls):
             def on_start(self, worker_group, backend_config):
-                for set_environment in (listen_on_node_address, keep_memory_whole):
-                    worker_group.execute(set_environment)
+                worker_group.execute(set_environment)
                 super().on_start(worker_group, backend_config)
 
         return InOurEnvironment
